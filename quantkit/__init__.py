@@ -1,0 +1,30 @@
+"""quantkit: fused quantize and dequantize kernels that return, bit for bit, what a readable pure-torch
+reference (``quantkit.reference``) returns."""
+
+from . import reference
+from ._load import backend
+from .ops import (
+    dequantize_tensor,
+    dynamic_quantize,
+    fake_quantize,
+    get_asymmetric_qparams,
+    get_symmetric_qparams,
+    quantize_dequant,
+    quantize_tensor,
+)
+from .params import QuantizationParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "QuantizationParams",
+    "backend",
+    "dequantize_tensor",
+    "dynamic_quantize",
+    "fake_quantize",
+    "get_asymmetric_qparams",
+    "get_symmetric_qparams",
+    "quantize_dequant",
+    "quantize_tensor",
+    "reference",
+]

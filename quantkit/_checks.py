@@ -1,0 +1,265 @@
+"""Every refusal of the contract, once for Python: the reference, the fallback and the fake kernels.
+
+``csrc/checks.h`` says the same in the same words for the compiled operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+REAL_DTYPES = (
+    *FLOAT_DTYPES,
+    torch.bool,
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.uint16,
+    torch.int32,
+    torch.uint32,
+    torch.int64,
+    torch.uint64,
+)
+_LIMITS = {torch.int8: (-128, 127), torch.uint8: (0, 255), torch.int16: (-32768, 32767)}
+
+
+def tensor(name: str, value: object, dtypes: Sequence[torch.dtype] = REAL_DTYPES) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(f"{name}: expected a dense (strided) tensor, got a nested tensor")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense (strided) tensor, got layout {value.layout}")
+    if value.dtype not in dtypes:
+        kinds = "a floating dtype" if dtypes is FLOAT_DTYPES else "a real dtype"
+        raise TypeError(
+            f"{name}: expected {kinds} of at least 16 bits if floating, got {value.dtype}"
+        )
+
+
+def limits(dtype: torch.dtype) -> tuple[int, int]:
+    found = _LIMITS.get(dtype) if isinstance(dtype, torch.dtype) else None
+    if found is None:
+        raise TypeError(f"dtype: expected torch.int8, torch.uint8 or torch.int16, got {dtype}")
+    return found
+
+
+def q_range(q_min: int, q_max: int, dtype: torch.dtype = torch.int16) -> None:
+    for name, value in (("q_min", q_min), ("q_max", q_max)):
+        if not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    low, high = limits(dtype)
+    if q_min > q_max:
+        raise ValueError(f"q_min, q_max: expected q_min <= q_max, got {q_min} > {q_max}")
+    if q_min < low or q_max > high:
+        raise ValueError(
+            f"q_min, q_max: [{q_min}, {q_max}] is outside the limits [{low}, {high}] of {dtype}"
+        )
+
+
+def smallest_dtype(q_min: int, q_max: int) -> torch.dtype:
+    """The integer dtype of parameters that name none: int8 where the range fits, else uint8, int16."""
+    q_range(q_min, q_max)
+    return next(d for d, (low, high) in _LIMITS.items() if low <= q_min and q_max <= high)
+
+
+def _fits(shape: Sequence[int], x_shape: Sequence[int]) -> bool:
+    if len(shape) == len(x_shape):
+        return all(
+            p == 1 or (p == n if n == 0 or p == 0 else n % p == 0)
+            for p, n in zip(shape, x_shape, strict=True)
+        )
+    inner = x_shape[len(x_shape) - len(shape) :]
+    return len(shape) < len(x_shape) and all(
+        p == 1 or p == n for p, n in zip(shape, inner, strict=True)
+    )
+
+
+def parameters(
+    x_name: str, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor
+) -> None:
+    """scale and zero_point against the tensor they belong to: kind, device, shape."""
+    tensor(x_name, x)
+    tensor("scale", scale, FLOAT_DTYPES)
+    tensor("zero_point", zero_point)
+    for name, p in (("scale", scale), ("zero_point", zero_point)):
+        if p.device != x.device and not (p.dim() == 0 and p.device.type == "cpu"):
+            raise RuntimeError(
+                f"{name}: expected device {x.device}, that of {x_name}, got {p.device}"
+            )
+        if not _fits(p.shape, x.shape):
+            raise ValueError(
+                f"{name}: shape {tuple(p.shape)} does not fit {x_name} of shape {tuple(x.shape)}: "
+                f"every size must divide {x_name}'s, or the shape broadcast to {x_name}'s"
+            )
+    if not _fits_each_other(scale.shape, zero_point.shape):
+        raise ValueError(
+            f"scale, zero_point: shapes {tuple(scale.shape)} and {tuple(zero_point.shape)} "
+            "do not broadcast with each other"
+        )
+
+
+def _fits_each_other(a: Sequence[int], b: Sequence[int]) -> bool:
+    pairs = zip(reversed(a), reversed(b), strict=False)
+    return all(m == n or m == 1 or n == 1 for m, n in pairs)
+
+
+def choose_qparams(
+    x: torch.Tensor,
+    block_size: Sequence[int] | None,
+    q_min: int,
+    q_max: int,
+    eps: float,
+    symmetric: bool,
+    include_zero: bool = False,
+) -> None:
+    tensor("x", x)
+    q_range(q_min, q_max)
+    if not isinstance(eps, (int, float, torch.SymFloat)):
+        raise TypeError(f"eps: expected a float, got {type(eps).__name__}")
+    if not eps > 0:
+        raise ValueError(f"eps: expected a number above 0, got {eps}")
+    if include_zero and symmetric:
+        raise ValueError(
+            "include_zero: only the asymmetric scheme takes it, but the symmetric one was asked for"
+        )
+    if block_size is not None:
+        blocks(block_size, x.shape)
+    if x.numel() == 0:
+        raise ValueError(
+            f"x: expected at least one element to choose parameters from, "
+            f"got an empty tensor of shape {tuple(x.shape)}"
+        )
+
+
+def dynamic_quantize(
+    x: torch.Tensor,
+    block_size: Sequence[int] | None,
+    q_min: int,
+    q_max: int,
+    eps: float,
+    symmetric: bool,
+    dtype: torch.dtype,
+    include_zero: bool = False,
+) -> None:
+    q_range(q_min, q_max, dtype)
+    choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero)
+
+
+def quantize(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    q_min: int,
+    q_max: int,
+    dtype: torch.dtype = torch.int16,
+) -> None:
+    q_range(q_min, q_max, dtype)
+    parameters("x", x, scale, zero_point)
+
+
+def dequantize(q: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
+    parameters("q", q, scale, zero_point)
+
+
+def blocks(block_size: Sequence[int], shape: Sequence[int]) -> None:
+    if not isinstance(block_size, (list, tuple)) or not all(
+        isinstance(b, (int, torch.SymInt)) for b in block_size
+    ):
+        raise TypeError(f"block_size: expected a list of ints or None, got {block_size!r}")
+    if len(block_size) != len(shape):
+        raise ValueError(
+            f"block_size: expected {len(shape)} sizes, one per dimension of x "
+            f"of shape {tuple(shape)}, got {list(block_size)}"
+        )
+    for dim, (b, n) in enumerate(zip(block_size, shape, strict=True)):
+        if b == 0 or b < -1:
+            raise ValueError(
+                "block_size: expected sizes of at least 1, or -1 for a whole dimension, "
+                f"got {list(block_size)}"
+            )
+        if b != -1 and n % b != 0:
+            raise ValueError(f"block_size: {b} does not divide {n}, the size of dimension {dim} of x")
+
+
+def fake_quantize_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    q_min: int,
+    q_max: int,
+) -> None:
+    quantize(x, scale, zero_point, q_min, q_max)
+    tensor("grad", grad, FLOAT_DTYPES)
+    if grad.dtype != x.dtype:
+        raise TypeError(f"grad: expected dtype {x.dtype}, that of x, got {grad.dtype}")
+    if tuple(grad.shape) != tuple(x.shape):
+        raise ValueError(f"grad: expected shape {tuple(x.shape)}, got {tuple(grad.shape)}")
+    if grad.device != x.device:
+        raise RuntimeError(f"grad: expected device {x.device}, that of x, got {grad.device}")
+
+
+def outputs(
+    outs: dict[str, torch.Tensor],
+    like: Sequence[tuple[Sequence[int], torch.dtype, torch.device]],
+    inputs: dict[str, torch.Tensor],
+    in_place: str | None = None,
+) -> None:
+    """``out=`` tensors: shape, dtype and device of the result, no memory in common with anything.
+
+    in_place names an input that an output may be, element on element.
+    """
+    for (name, out), (shape, dtype, device) in zip(outs.items(), like, strict=True):
+        tensor(name, out)
+        if out.dtype != dtype:
+            raise TypeError(f"{name}: expected dtype {dtype}, got {out.dtype}")
+        if out.device != device:
+            raise ValueError(f"{name}: expected device {device}, got {out.device}")
+        if tuple(out.shape) != tuple(shape):
+            raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(out.shape)}")
+    if any(t.device.type == "meta" or _is_fake(t) for t in (*outs.values(), *inputs.values())):
+        return
+    for name, out in outs.items():
+        own = _addresses(out)
+        if own.unique().numel() != own.numel():
+            raise ValueError(f"{name}: its elements overlap each other in memory")
+    names = list(outs)
+    for i, name in enumerate(names):
+        others = inputs | {other: outs[other] for other in names[:i]}
+        for other, t in others.items():
+            if other == in_place and _same_elements(outs[name], t):
+                continue
+            if _overlap(outs[name], t):
+                raise ValueError(f"{name}: overlaps {other} in memory")
+
+
+def _is_fake(t: torch.Tensor) -> bool:
+    return isinstance(t, torch._subclasses.FakeTensor)
+
+
+def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.stride() == b.stride()
+
+
+def _addresses(t: torch.Tensor) -> torch.Tensor:
+    """The address of every element, flat."""
+    at = torch.zeros(t.shape, dtype=torch.int64)
+    for dim, (size, stride) in enumerate(zip(t.shape, t.stride(), strict=True)):
+        steps = torch.arange(size) * (stride * t.element_size())
+        at = at + steps.view([-1 if d == dim else 1 for d in range(t.dim())])
+    return at.flatten() + t.data_ptr()
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.device != b.device or a.numel() == 0 or b.numel() == 0:
+        return False
+    a_at, b_at = _addresses(a), _addresses(b)
+    a_end, b_end = a_at.max() + a.element_size(), b_at.max() + b.element_size()
+    if a_at.min() >= b_end or b_at.min() >= a_end:
+        return False
+    a_bytes = (a_at[:, None] + torch.arange(a.element_size())).flatten()
+    b_bytes = (b_at[:, None] + torch.arange(b.element_size())).flatten()
+    return bool(torch.isin(a_bytes, b_bytes).any())

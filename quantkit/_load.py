@@ -1,0 +1,245 @@
+"""Finds the compiled extension, or registers the reference as the operators' implementation.
+
+Either way ``torch.ops.quantkit.*`` exists afterwards with the same schemas, fake kernels and autograd.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from . import _checks, _fake, reference
+
+CONTRACT = 1
+_TORCH_FLOOR = (2, 13)
+
+_CHOOSE = (
+    "Tensor x, int[]? block_size, int q_min, int q_max, float eps, bool symmetric, "
+    "{dtype}bool include_zero=False"
+)
+_DYNAMIC = _CHOOSE.format(dtype="ScalarType dtype, ")
+_GIVEN = "Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max"
+
+# name: (arguments, results, reference, fake); csrc/ops.cpp has the same schemas.
+_OPERATORS = {
+    "choose_qparams": (
+        _CHOOSE.format(dtype=""),
+        ("scale", "zero_point"),
+        reference.choose_qparams_op,
+        _fake.choose_qparams,
+    ),
+    "quantize": (
+        _GIVEN + ", ScalarType dtype", ("out",), reference.quantize_op, _fake.quantize,
+    ),
+    "dequantize": (
+        "Tensor q, Tensor scale, Tensor zero_point",
+        ("out",),
+        reference.dequantize_op,
+        _fake.dequantize,
+    ),
+    "dynamic_quantize": (
+        _DYNAMIC,
+        ("q", "scale", "zero_point"),
+        reference.dynamic_quantize_op,
+        _fake.dynamic_quantize,
+    ),
+    "quantize_dequantize": (
+        _DYNAMIC,
+        ("q", "x_hat", "scale", "zero_point"),
+        reference.quantize_dequantize_op,
+        _fake.quantize_dequantize,
+    ),
+    "fake_quantize": (_GIVEN, ("out",), reference.fake_quantize_op, _fake.fake_quantize),
+    # The same without a gradient (register_autograd costs every call), and the gradient itself.
+    "_fake_quantize": (_GIVEN, ("out",), reference.fake_quantize_op, _fake.fake_quantize),
+    "_fake_quantize_backward": (
+        "Tensor grad, " + _GIVEN,
+        ("out",),
+        reference.fake_quantize_backward_op,
+        _fake.fake_quantize_backward,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What runs behind the public functions and ``torch.ops.quantkit``.
+
+    extension: whether the compiled kernels run; reason: why not, where they do not.
+    isa: the instruction set in use, "reference" without the extension; isas: those this machine runs.
+    cuda_archs: the GPU architectures compiled in. threads: how many a call may use.
+    contract: the version of docs/numerics.md that is implemented.
+    """
+
+    extension: bool
+    reason: str
+    isa: str
+    isas: tuple[str, ...]
+    cuda_archs: tuple[str, ...]
+    threads: int
+    contract: int
+
+    def __str__(self) -> str:
+        kind = f"extension, {self.isa}" if self.extension else f"reference ({self.reason})"
+        cuda = f"CUDA {' '.join(self.cuda_archs)}" if self.cuda_archs else "no CUDA kernels"
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        return f"quantkit: {kind}, {cuda}, {threads}, contract {self.contract}"
+
+
+def backend() -> Backend:
+    """Tell which code runs: compiled kernels and their instruction set, or the reference, and why."""
+    threads = torch.get_num_threads()
+    if extension is None:
+        return Backend(False, reason, "reference", (), (), threads, CONTRACT)
+    isas, archs = tuple(extension.isas()), tuple(extension.cuda_archs())
+    return Backend(True, "", extension.isa(), isas, archs, threads, CONTRACT)
+
+
+def _check_torch() -> None:
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < _TORCH_FLOOR:
+        raise ImportError(
+            f"quantkit needs torch {'.'.join(map(str, _TORCH_FLOOR))} or newer, found "
+            f"{torch.__version__}; remedy: pip install --upgrade torch"
+        )
+
+
+def _load():
+    """(the extension's module, "") or (None, why it is not used)."""
+    wanted = os.environ.get("QUANTKIT_REFERENCE", "")
+    if wanted not in ("", "0", "1"):
+        raise ImportError(f"QUANTKIT_REFERENCE: expected 0 or 1, got {wanted!r}")
+    forced_isa = os.environ.get("QUANTKIT_ISA", "")
+    if wanted == "1":
+        if forced_isa:
+            raise ImportError(
+                f"QUANTKIT_REFERENCE=1 and QUANTKIT_ISA={forced_isa} exclude each other: unset one"
+            )
+        return None, "QUANTKIT_REFERENCE=1"
+    remedy = "remedy: reinstall quantkit for this Python and torch (pip install --force-reinstall "
+    remedy += "--no-deps .), or set QUANTKIT_REFERENCE=1 to run the slow reference"
+    if find_spec("quantkit._C") is None:
+        foreign = sorted(path.name for path in Path(__file__).parent.glob("_C*.so"))
+        if foreign:
+            raise ImportError(
+                f"quantkit's extension was built for another Python ({', '.join(foreign)}); {remedy}"
+            )
+        if forced_isa:
+            raise ImportError(
+                f"QUANTKIT_ISA={forced_isa}: there is no compiled extension; "
+                "remedy: build it (pip install .)"
+            )
+        return None, "the extension is not built"
+    try:
+        module = importlib.import_module("quantkit._C")
+    except ImportError as error:
+        raise ImportError(f"quantkit's extension does not load: {error}; {remedy}") from error
+    module.isa()  # chooses the instruction set now: QUANTKIT_ISA may name one that cannot run
+    return module, ""
+
+
+def _schemas(name: str) -> tuple[str, str]:
+    """The functional schema and that of the ``out`` overload."""
+    arguments, results, *_ = _OPERATORS[name]
+    returns = "Tensor" if len(results) == 1 else f"({', '.join(['Tensor'] * len(results))})"
+    outs = ", ".join(f"Tensor({chr(97 + i)}!) {result}" for i, result in enumerate(results))
+    return f"{name}({arguments}) -> {returns}", f"{name}.out({arguments}, *, {outs}) -> ()"
+
+
+def _as_operator(function):
+    """An operator raises RuntimeError where the Python functions raise TypeError, as from C++."""
+
+    def kernel(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:
+            raise RuntimeError(str(error)) from None
+
+    return kernel
+
+
+def _out_overload(name: str, function, write: bool):
+    """The ``out`` overload of a functional implementation (or, without writing, of a fake one)."""
+    _, names, *_ = _OPERATORS[name]
+    signature = inspect.signature(function)
+
+    def kernel(*args, **kwargs):
+        outs = {name: kwargs.pop(name) for name in names}
+        arguments = signature.bind(*args, **kwargs).arguments
+        results = function(**arguments)
+        results = results if isinstance(results, tuple) else (results,)
+        inputs = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+        _checks.outputs(
+            outs,
+            [(r.shape, r.dtype, r.device) for r in results],
+            inputs,
+            in_place="x" if name.endswith("fake_quantize") else None,
+        )
+        if write:
+            for out, result in zip(outs.values(), results, strict=True):
+                out.detach().copy_(result)
+
+    return kernel
+
+
+def _register_fallback(library: torch.library.Library) -> None:
+    for name, (_, _, function, _) in _OPERATORS.items():
+        for schema in _schemas(name):
+            library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        out = _out_overload(name, function, write=True)
+        library.impl(name, _as_operator(function), "CompositeExplicitAutograd")
+        library.impl(f"{name}.out", _as_operator(out), "CompositeExplicitAutograd")
+
+
+def _register_shared(library: torch.library.Library) -> None:
+    """Fake kernels and autograd: the same for the extension and the fallback."""
+    for name, (_, _, _, fake) in _OPERATORS.items():
+        torch.library.register_fake(f"quantkit::{name}", fake, lib=library)
+        torch.library.register_fake(
+            f"quantkit::{name}.out", _out_overload(name, fake, write=False), lib=library
+        )
+        # Without a kernel on this key results would claim requires_grad=True.
+        if name not in ("fake_quantize", "_fake_quantize_backward"):
+            library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        library.impl(f"{name}.out", torch.library.fallthrough_kernel, "Autograd")
+
+    def setup(skip):
+        def setup_context(ctx, inputs, output):
+            x, scale, zero_point, *ctx.limits = inputs[skip:]
+            ctx.save_for_backward(x, scale, zero_point)
+
+        return setup_context
+
+    def gradient(ctx, grad):
+        return torch.ops.quantkit._fake_quantize_backward(grad, *ctx.saved_tensors, *ctx.limits)
+
+    torch.library.register_autograd(
+        "quantkit::fake_quantize",
+        lambda ctx, grad: (gradient(ctx, grad), None, None, None, None),
+        setup_context=setup(0),
+        lib=library,
+    )
+    torch.library.register_autograd(
+        "quantkit::_fake_quantize_backward",  # linear in grad: its gradient is itself
+        lambda ctx, grad: (gradient(ctx, grad), None, None, None, None, None),
+        setup_context=setup(1),
+        lib=library,
+    )
+
+
+_check_torch()
+extension, reason = _load()
+_library = torch.library.Library("quantkit", "DEF" if extension is None else "FRAGMENT")
+if extension is None:
+    _register_fallback(_library)
+    warnings.warn(
+        f"quantkit runs its slow pure-torch reference: {reason}", UserWarning, stacklevel=3
+    )
+_register_shared(_library)

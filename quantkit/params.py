@@ -1,0 +1,83 @@
+"""The parameters of an affine quantization, and the arguments that stand for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from . import _checks
+
+
+@dataclass
+class QuantizationParams:
+    """What ``q = clip(round(x / scale + zero_point), q_min, q_max)`` needs.
+
+    scale, zero_point: tensors (or numbers, taken as 0-dim float64 tensors) whose shapes say the
+        granularity: 0-dim for the whole tensor, else x's rank, each size dividing x's; element i of a
+        dimension uses index ``i // (x.size / scale.size)``.
+    q_min, q_max: the inclusive limits of the integer codes.
+    dtype: the integer dtype of the codes. None means int8 where [q_min, q_max] fits it, else uint8,
+        else int16.
+    """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+    q_min: int
+    q_max: int
+    dtype: torch.dtype | None = field(default=None, repr=False, kw_only=True)
+
+
+def unpack(
+    qparams: QuantizationParams,
+) -> tuple[torch.Tensor, torch.Tensor, int, int, torch.dtype]:
+    """scale and zero_point as tensors, the limits, and the integer dtype spelled out."""
+    try:
+        scale, zero_point = qparams.scale, qparams.zero_point
+        q_min, q_max, dtype = qparams.q_min, qparams.q_max, qparams.dtype
+    except AttributeError:
+        raise TypeError(
+            f"qparams: expected a QuantizationParams, got {type(qparams).__name__}"
+        ) from None
+    if isinstance(scale, (int, float)):
+        scale = torch.tensor(scale, dtype=torch.float64)
+    if isinstance(zero_point, (int, float)):
+        zero_point = torch.tensor(zero_point, dtype=torch.float64)
+    if dtype is None:
+        dtype = _checks.smallest_dtype(q_min, q_max)
+    return scale, zero_point, q_min, q_max, dtype
+
+
+def block_size_of(
+    x: torch.Tensor, per_channel: bool, channel_dim: int, block_size: list[int] | None
+) -> list[int] | None:
+    """The operators' ``block_size`` for the public arguments."""
+    if not per_channel:
+        return block_size
+    if block_size is not None:
+        raise ValueError(
+            f"block_size: cannot be given together with per_channel=True, got {list(block_size)}"
+        )
+    _checks.tensor("x", x)
+    rank = x.dim()
+    if rank == 0:
+        return None
+    if not -rank <= channel_dim < rank:
+        raise IndexError(
+            f"channel_dim: expected a value in [{-rank}, {rank - 1}] "
+            f"for x of shape {tuple(x.shape)}, got {channel_dim}"
+        )
+    blocks = [-1] * rank
+    if rank > 1:  # a vector is one channel: the teaching module reduces over it whole
+        blocks[channel_dim] = 1
+    return blocks
+
+
+def limits(dtype: torch.dtype, q_min: int | None, q_max: int | None) -> tuple[int, int]:
+    """[q_min, q_max] within dtype's limits, which stand where none was given."""
+    low, high = _checks.limits(dtype)
+    if q_min is None and q_max is None:
+        return low, high
+    q_min, q_max = low if q_min is None else q_min, high if q_max is None else q_max
+    _checks.q_range(q_min, q_max, dtype)
+    return q_min, q_max
