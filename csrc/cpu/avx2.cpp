@@ -1,0 +1,3 @@
+#include "loops.h"
+
+QUANTKIT_EXPORT_TABLE(avx2)

@@ -1,0 +1,21 @@
+// Which instruction set's kernels run.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../kernels.h"
+
+namespace quantkit {
+
+// The table in use: the best this machine runs, or the one that QUANTKIT_ISA names. Throws
+// std::runtime_error where the machine or the build lacks that one.
+const KernelTable& kernels();
+
+// Those built in that this machine runs, worst first.
+std::vector<std::string> available_isas();
+
+// For tests: switches every later call. Throws std::runtime_error as kernels() does.
+void set_isa(const std::string& name);
+
+}  // namespace quantkit

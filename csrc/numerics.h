@@ -1,0 +1,237 @@
+// The arithmetic of docs/numerics.md, once, for host and device. No torch, no SIMD, no standard library
+// templates: everything here has internal linkage, so that no object built with one instruction set
+// lends code to another. Compiled with -ffp-contract=off (nvcc: --fmad=false -prec-div=true -ftz=false).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define QK_INLINE __host__ __device__ __forceinline__
+#else
+#define QK_INLINE [[maybe_unused]] inline
+#endif
+
+namespace quantkit {
+
+// How parameters are chosen.
+struct Scheme {
+  int32_t q_min, q_max;
+  bool symmetric, include_zero;
+  double eps;
+};
+
+namespace {
+
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
+
+template <class To, class From>
+QK_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// ---- storage types and the type their arithmetic runs in ------------------------------------------
+
+template <class T>
+struct Traits;  // Wide: computes in it. Bits: of the same size as T.
+template <>
+struct Traits<f16> {
+  using Wide = float;
+  using Bits = int16_t;
+};
+template <>
+struct Traits<bf16> {
+  using Wide = float;
+  using Bits = int16_t;
+};
+template <>
+struct Traits<float> {
+  using Wide = float;
+  using Bits = int32_t;
+};
+template <>
+struct Traits<double> {
+  using Wide = double;
+  using Bits = int64_t;
+};
+template <class T>
+using Wide = typename Traits<T>::Wide;
+
+template <class T>
+QK_INLINE T widen(T v) {
+  return v;
+}
+QK_INLINE float widen(bf16 v) { return bit_cast<float>(uint32_t(v.bits) << 16); }
+QK_INLINE float widen(f16 v) {
+  const uint32_t magnitude = v.bits & 0x7fffu, sign = uint32_t(v.bits & 0x8000u) << 16;
+  // A subnormal m is the float m * 2^-24: put m under the exponent of 0.5, take 0.5 away (exact).
+  const float subnormal = bit_cast<float>(magnitude | 0x3f000000u) - 0.5f;
+  const uint32_t exponent = magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u;
+  const uint32_t normal = (magnitude << 13) + exponent;
+  return bit_cast<float>((magnitude < 0x400u ? bit_cast<uint32_t>(subnormal) : normal) | sign);
+}
+
+// v rounded to T (half to even, overflow to inf), still in the wide type. NaN stays NaN.
+template <class T>
+QK_INLINE Wide<T> rounded(Wide<T> v) {
+  return v;
+}
+template <>
+QK_INLINE float rounded<bf16>(float v) {
+  const uint32_t bits = bit_cast<uint32_t>(v);
+  const float r = bit_cast<float>((bits + 0x7fffu + ((bits >> 16) & 1)) & 0xffff0000u);
+  return v == v ? r : v;
+}
+template <>
+QK_INLINE float rounded<f16>(float v) {
+  const uint32_t bits = bit_cast<uint32_t>(v), sign = bits & 0x80000000u;
+  const float magnitude = bit_cast<float>(bits & 0x7fffffffu);
+  // Adding 2^13 times v's power of two leaves float just the bits that float16 has; below 2^-14
+  // float16 has a fixed step of 2^-24, which is what 0.5 leaves.
+  const float power = bit_cast<float>((bits & 0x7f800000u) + (13u << 23));
+  const float shifter = magnitude < 0x1p-14f ? 0.5f : power;
+  const float r = (magnitude + shifter) - shifter;
+  const float limited = magnitude >= 65520.0f ? __builtin_inff() : r;
+  return bit_cast<float>(bit_cast<uint32_t>(limited) | sign);
+}
+
+template <class T>
+QK_INLINE T narrow(Wide<T> v) {
+  return v;
+}
+template <>
+QK_INLINE bf16 narrow<bf16>(float v) {
+  const uint32_t bits = bit_cast<uint32_t>(v);
+  const uint32_t r = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+  return bf16{uint16_t(v == v ? r : 0x7fc0u)};
+}
+template <>
+QK_INLINE f16 narrow<f16>(float v) {
+  const uint32_t bits = bit_cast<uint32_t>(v), sign = (bits >> 16) & 0x8000u;
+  const uint32_t absolute = bits & 0x7fffffffu;
+  const float magnitude = bit_cast<float>(absolute);
+  const uint32_t normal = (absolute - 0x38000000u + 0xfffu + ((absolute >> 13) & 1)) >> 13;
+  const uint32_t subnormal = bit_cast<uint32_t>(magnitude + 0.5f) - 0x3f000000u;
+  uint32_t r = absolute < 0x38800000u ? subnormal : normal;
+  r = absolute >= 0x477ff000u ? 0x7c00u : r;
+  r = absolute > 0x7f800000u ? 0x7e00u : r;
+  return f16{uint16_t(r | sign)};
+}
+
+// ---- quantize and dequantize ----------------------------------------------------------------------
+
+// x / scale + zero_point: the quotient rounded to D1, the sum to D2 (the dtypes of the two steps).
+template <class D1, class D2>
+QK_INLINE Wide<D2> affine(Wide<D1> x, Wide<D1> scale, Wide<D2> zero_point) {
+  return rounded<D2>(Wide<D2>(rounded<D1>(x / scale)) + zero_point);
+}
+
+// 1.5 * 2^(mantissa bits): adding it to |v| < 2^22 rounds v half to even into the low mantissa bits.
+template <class V>
+struct Shifter;
+template <>
+struct Shifter<float> {
+  static constexpr float value = 0x1.8p23f;
+};
+template <>
+struct Shifter<double> {
+  static constexpr double value = 0x1.8p52;
+};
+
+template <class V>
+QK_INLINE V clamp(V v, V low, V high) {
+  v = v > low ? v : low;
+  return v < high ? v : high;
+}
+
+// clip(round(v), q_min, q_max), NaN to 0; the limits are integers, so clipping first is the same.
+QK_INLINE int32_t code(float v, float q_min, float q_max) {
+  const float shifted = clamp(v, q_min, q_max) + Shifter<float>::value;
+  const int32_t r = bit_cast<int32_t>(shifted) - bit_cast<int32_t>(Shifter<float>::value);
+  return v == v ? r : 0;
+}
+QK_INLINE int32_t code(double v, double q_min, double q_max) {
+  const double shifted = clamp(v, q_min, q_max) + Shifter<double>::value;
+  const int64_t r = bit_cast<int64_t>(shifted) - bit_cast<int64_t>(Shifter<double>::value);
+  return v == v ? int32_t(r) : 0;
+}
+
+// q_min <= round(v) <= q_max before clipping; false at NaN, which clamp() takes to q_min - 1.
+template <class V>
+QK_INLINE bool in_range(V v, V q_min, V q_max) {
+  const V r = (clamp(v, q_min - 1, q_max + 1) + Shifter<V>::value) - Shifter<V>::value;
+  return (r >= q_min) & (r <= q_max);
+}
+
+// (q - zero_point) * scale: the difference in E1, the product in E2.
+template <class E1, class E2>
+QK_INLINE E2 dequantized(float q, E1 zero_point, E2 scale) {
+  return E2(E1(q) - zero_point) * scale;
+}
+
+// ---- choosing parameters --------------------------------------------------------------------------
+
+// Keys are integers ordered as the values are, with every NaN above (or below) the infinities and
+// -0.0 below 0.0: maxima and minima of keys do not depend on the order, and a NaN wins by itself.
+template <class T>
+QK_INLINE typename Traits<T>::Bits magnitude_key(T v) {
+  using Bits = typename Traits<T>::Bits;
+  return Bits(bit_cast<Bits>(v) & Bits(~(Bits(1) << (sizeof(T) * 8 - 1))));
+}
+template <class T>
+QK_INLINE typename Traits<T>::Bits order_key(T v) {
+  using Bits = typename Traits<T>::Bits;
+  const Bits bits = bit_cast<Bits>(v), sign = Bits(bits >> (sizeof(T) * 8 - 1));
+  return Bits(bits ^ (sign & Bits(~(Bits(1) << (sizeof(T) * 8 - 1)))));
+}
+template <class T>
+QK_INLINE T from_order_key(typename Traits<T>::Bits key) {
+  return bit_cast<T>(order_key<T>(bit_cast<T>(key)));  // the map is its own inverse
+}
+
+// eps in P, for half precision through float.
+template <class P>
+QK_INLINE Wide<P> smallest_scale(double eps) {
+  return rounded<P>(Wide<P>(eps));
+}
+
+// extent / n in P, raised to eps; n is never rounded to half precision. NaN stays NaN.
+template <class P>
+QK_INLINE Wide<P> scale_of(Wide<P> extent, int32_t n, double eps) {
+  const Wide<P> scale = rounded<P>(extent / Wide<P>(n > 1 ? n : 1)), least = smallest_scale<P>(eps);
+  return scale < least ? least : scale;
+}
+template <class P>
+QK_INLINE Wide<P> symmetric_scale(Wide<P> max_abs, const Scheme& s) {
+  return scale_of<P>(max_abs, s.q_max, s.eps);
+}
+template <class P>
+QK_INLINE Wide<P> asymmetric_scale(Wide<P>& x_min, Wide<P> x_max, const Scheme& s) {
+  if (s.include_zero) {  // a NaN fails both comparisons and stays
+    x_min = x_min > 0 ? 0 : x_min;
+    x_max = x_max < 0 ? 0 : x_max;
+  }
+  return scale_of<P>(rounded<P>(x_max - x_min), s.q_max - s.q_min, s.eps);
+}
+template <class P>
+QK_INLINE Wide<P> asymmetric_zero_point(Wide<P> x_min, Wide<P> scale, const Scheme& s) {
+  const Wide<P> quotient = rounded<P>(x_min / scale);
+  const Wide<P> q_min = Wide<P>(s.q_min), q_max = Wide<P>(s.q_max);
+  // Integral values from 2^(mantissa bits) on: nothing to round, and clipping decides before that.
+  const bool small = (quotient > -0x1p21f) & (quotient < 0x1p21f);
+  const Wide<P> shifter = Shifter<Wide<P>>::value;
+  const Wide<P> round = small ? (quotient + shifter) - shifter : quotient;
+  const Wide<P> zero_point = rounded<P>(q_min - round);
+  return zero_point != zero_point ? zero_point : clamp(zero_point, q_min, q_max);
+}
+
+}  // namespace
+}  // namespace quantkit

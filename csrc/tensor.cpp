@@ -1,0 +1,277 @@
+#include "tensor.h"
+
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/csrc/stable/stableivalue_conversions.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace quantkit {
+namespace {
+
+struct Dtypes {
+  std::array<int, 128> types;
+  std::array<int32_t, 13> numbers;
+
+  Dtypes() {
+    types.fill(-1);
+    const std::array<std::pair<Type, int32_t>, 13> known = {{
+        {Type::f16, aoti_torch_dtype_float16()},
+        {Type::bf16, aoti_torch_dtype_bfloat16()},
+        {Type::f32, aoti_torch_dtype_float32()},
+        {Type::f64, aoti_torch_dtype_float64()},
+        {Type::i8, aoti_torch_dtype_int8()},
+        {Type::u8, aoti_torch_dtype_uint8()},
+        {Type::i16, aoti_torch_dtype_int16()},
+        {Type::u16, aoti_torch_dtype_uint16()},
+        {Type::i32, aoti_torch_dtype_int32()},
+        {Type::u32, aoti_torch_dtype_uint32()},
+        {Type::i64, aoti_torch_dtype_int64()},
+        {Type::u64, aoti_torch_dtype_uint64()},
+        {Type::boolean, aoti_torch_dtype_bool()},
+    }};
+    for (const auto& [type, number] : known) {
+      types[number] = static_cast<int>(type);
+      numbers[static_cast<int>(type)] = number;
+    }
+  }
+};
+
+const Dtypes& dtypes() {
+  static const Dtypes table;
+  return table;
+}
+
+}  // namespace
+
+int type_of(int32_t dtype) { return dtype >= 0 && dtype < 128 ? dtypes().types[dtype] : -1; }
+int32_t dtype_of(Type type) { return dtypes().numbers[static_cast<int>(type)]; }
+
+std::string dtype_name(int32_t dtype) {
+  static const char* const names[] = {
+      "uint8",         "int8",            "int16",         "int32",         "int64",
+      "float16",       "float32",         "float64",       "complex32",     "complex64",
+      "complex128",    "bool",            "qint8",         "quint8",        "qint32",
+      "bfloat16",      "quint4x2",        "quint2x4",      "bits1x8",       "bits2x4",
+      "bits4x2",       "bits8",           "bits16",        "float8_e5m2",   "float8_e4m3fn",
+      "float8_e5m2fnuz", "float8_e4m3fnuz", "uint16",      "uint32",        "uint64",
+      "uint1",         "uint2",           "uint3",         "uint4",         "uint5",
+      "uint6",         "uint7",           "int1",          "int2",          "int3",
+      "int4",          "int5",            "int6",          "int7",          "float8_e8m0fnu",
+      "float4_e2m1fn_x2"};
+  constexpr int32_t count = sizeof(names) / sizeof(*names);
+  return dtype >= 0 && dtype < count ? std::string("torch.") + names[dtype]
+                                     : "dtype number " + std::to_string(dtype);
+}
+
+View::View(const char* name_, const Tensor& tensor) : name(name_), handle(tensor.get()) {
+  int64_t *sizes_ = nullptr, *strides_ = nullptr;
+  void* data_ = nullptr;
+  check_shim(aoti_torch_get_dtype(handle, &dtype));
+  check_shim(aoti_torch_get_dim(handle, &dim));
+  check_shim(aoti_torch_get_numel(handle, &numel));
+  check_shim(aoti_torch_get_sizes(handle, &sizes_));
+  check_shim(aoti_torch_get_strides(handle, &strides_));
+  check_shim(aoti_torch_get_device_type(handle, &device_type));
+  check_shim(aoti_torch_get_device_index(handle, &device_index));
+  check_shim(aoti_torch_get_data_ptr(handle, &data_));
+  sizes = sizes_;
+  strides = strides_;
+  type = type_of(dtype);
+  data = static_cast<char*>(data_);
+}
+
+std::string tuple_text(const int64_t* sizes, int64_t n) {
+  std::string text = "(";
+  for (int64_t i = 0; i < n; ++i) text += (i > 0 ? ", " : "") + std::to_string(sizes[i]);
+  return text + (n == 1 ? ",)" : ")");
+}
+
+std::string View::shape_text() const { return tuple_text(sizes, dim); }
+
+std::string View::device_text() const {
+  if (device_type == aoti_torch_device_type_cpu()) return "cpu";
+  if (device_type == aoti_torch_device_type_meta()) return "meta";
+  const bool cuda = device_type == aoti_torch_device_type_cuda();
+  return (cuda ? "cuda:" : "device " + std::to_string(device_type) + ":") +
+         std::to_string(device_index);
+}
+
+// ---- allocation -----------------------------------------------------------------------------------
+
+namespace {
+
+// Page faults are most of the time of writing a large fresh tensor.
+void advise_huge_pages([[maybe_unused]] AtenTensorHandle t, [[maybe_unused]] int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr int64_t kHuge = int64_t(2) << 20;
+  static const bool enabled = [] {
+    const char* setting = std::getenv("QUANTKIT_HUGEPAGES");
+    return setting == nullptr || std::strcmp(setting, "0") != 0;
+  }();
+  if (!enabled || bytes < 2 * kHuge) return;
+  void* data = nullptr;
+  check_shim(aoti_torch_get_data_ptr(t, &data));
+  const auto begin = (reinterpret_cast<intptr_t>(data) + kHuge - 1) & -kHuge;
+  const auto end = (reinterpret_cast<intptr_t>(data) + bytes) & -kHuge;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+Tensor empty_strided(const View& on, const int64_t* sizes, const int64_t* strides, int64_t dim,
+                     int64_t numel, int32_t dtype) {
+  AtenTensorHandle handle = nullptr;
+  check_shim(aoti_torch_empty_strided(dim, sizes, strides, dtype, on.device_type, on.device_index,
+                                      &handle));
+  Tensor tensor(handle);
+  if (on.device_type == aoti_torch_device_type_cpu())
+    advise_huge_pages(handle, numel * aoti_torch_dtype_element_size(dtype));
+  return tensor;
+}
+
+// Dimensions with more than one element by descending stride; the dimension first where they tie.
+std::vector<int64_t> by_stride(const View& t) {
+  std::vector<int64_t> order;
+  for (int64_t d = 0; d < t.dim; ++d)
+    if (t.sizes[d] != 1) order.push_back(d);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return t.strides[a] > t.strides[b]; });
+  return order;
+}
+
+// Whether the elements fill one piece of memory, each address once.
+bool is_dense(const View& t) {
+  bool contiguous = false;
+  check_shim(aoti_torch_is_contiguous(t.handle, &contiguous));
+  if (contiguous) return true;
+  const std::vector<int64_t> order = by_stride(t);
+  int64_t expected = 1;
+  for (auto d = order.rbegin(); d != order.rend(); ++d) {
+    if (t.strides[*d] != expected) return false;
+    expected *= t.sizes[*d];
+  }
+  return true;
+}
+
+}  // namespace
+
+Tensor empty_contiguous(const View& on, const int64_t* sizes, int64_t dim, int32_t dtype) {
+  std::vector<int64_t> strides(dim);
+  int64_t numel = 1;
+  for (int64_t d = dim - 1; d >= 0; --d) {
+    strides[d] = numel;
+    numel *= sizes[d];
+  }
+  return empty_strided(on, sizes, strides.data(), dim, numel, dtype);
+}
+
+Tensor empty_like(const View& like, int32_t dtype) {
+  if (like.numel > 0 && is_dense(like))
+    return empty_strided(like, like.sizes, like.strides, like.dim, like.numel, dtype);
+  // Which order torch gives to other strides is its own affair: ask it.
+  AtenTensorHandle self = nullptr;
+  check_shim(aoti_torch_new_tensor_handle(like.handle, &self));
+  const auto boxed = [](auto v) { return torch::stable::detail::from(v); };
+  std::array<StableIValue, 6> stack{boxed(self),         boxed(std::make_optional(dtype)),
+                                    boxed(std::nullopt), boxed(std::nullopt),
+                                    boxed(std::nullopt), boxed(std::nullopt)};
+  check_shim(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  Tensor tensor = torch::stable::detail::to<Tensor>(stack[0]);
+  if (like.device_type == aoti_torch_device_type_cpu())
+    advise_huge_pages(tensor.get(), like.numel * aoti_torch_dtype_element_size(dtype));
+  return tensor;
+}
+
+// ---- overlap --------------------------------------------------------------------------------------
+
+namespace {
+
+struct Span {
+  const char *begin, *end;
+};
+
+int64_t element_size(const View& t) { return aoti_torch_dtype_element_size(t.dtype); }
+
+Span span(const View& t) {
+  int64_t last = 0;
+  for (int64_t d = 0; d < t.dim; ++d) last += (t.sizes[d] - 1) * t.strides[d];
+  return {t.data, t.data + (last + 1) * element_size(t)};
+}
+
+// Calls body(address) for every element until it returns true; whether it did.
+template <class Body>
+bool any_element(const View& t, Body body) {
+  std::vector<int64_t> index(t.dim, 0);
+  const char* at = t.data;
+  const int64_t size = element_size(t);
+  for (int64_t i = 0; i < t.numel; ++i) {
+    if (body(at)) return true;
+    for (int64_t d = t.dim - 1; d >= 0; --d) {
+      at += t.strides[d] * size;
+      if (++index[d] < t.sizes[d]) break;
+      at -= t.sizes[d] * t.strides[d] * size;
+      index[d] = 0;
+    }
+  }
+  return false;
+}
+
+// The bytes of a piece of memory that elements were seen on.
+struct Marks {
+  Span over;
+  std::vector<bool> seen;
+
+  explicit Marks(Span s) : over(s), seen(s.end - s.begin) {}
+  // Marks an element's bytes, or only looks; whether one was marked before.
+  bool meets(const char* at, int64_t size, bool mark) {
+    bool met = false;
+    for (const char* b = std::max(at, over.begin); b < std::min(at + size, over.end); ++b) {
+      met = met || seen[b - over.begin];
+      if (mark) seen[b - over.begin] = true;
+    }
+    return met;
+  }
+};
+
+}  // namespace
+
+bool overlaps_itself(const View& t) {
+  if (t.numel < 2) return false;
+  int64_t reach = 0;  // of the dimensions with smaller strides
+  bool certain = true;
+  const std::vector<int64_t> order = by_stride(t);
+  for (auto d = order.rbegin(); d != order.rend(); ++d) {
+    if (t.strides[*d] == 0) return true;
+    certain = certain && t.strides[*d] > reach;
+    reach += (t.sizes[*d] - 1) * t.strides[*d];
+  }
+  if (certain) return false;
+  Marks marks(span(t));
+  const int64_t size = element_size(t);
+  return any_element(t, [&](const char* at) { return marks.meets(at, size, true); });
+}
+
+bool overlap(const View& a, const View& b) {
+  if (a.numel == 0 || b.numel == 0 || !a.same_device(b)) return false;
+  const Span sa = span(a), sb = span(b);
+  const Span common{std::max(sa.begin, sb.begin), std::min(sa.end, sb.end)};
+  if (common.begin >= common.end) return false;
+  if (is_dense(a) && is_dense(b)) return true;
+  Marks marks(common);
+  const int64_t a_size = element_size(a), b_size = element_size(b);
+  any_element(a, [&](const char* at) {
+    marks.meets(at, a_size, true);
+    return false;
+  });
+  return any_element(b, [&](const char* at) { return marks.meets(at, b_size, false); });
+}
+
+}  // namespace quantkit

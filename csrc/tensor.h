@@ -1,0 +1,56 @@
+// A tensor as this code reads it: through the C shim once, then plain fields.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace quantkit {
+
+using torch::stable::Tensor;
+
+inline void check_shim(AOTITorchError error) {
+  if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error("quantkit: a call into torch failed");
+}
+
+// torch's number of a dtype, our Type of it (-1: none), and its name.
+int type_of(int32_t dtype);
+int32_t dtype_of(Type type);
+std::string dtype_name(int32_t dtype);
+
+constexpr bool is_floating(int type) { return type >= 0 && type <= static_cast<int>(Type::f64); }
+
+struct View {
+  const char* name;
+  AtenTensorHandle handle;
+  int64_t dim, numel;
+  const int64_t *sizes, *strides;
+  int32_t dtype, device_type, device_index;
+  int type;  // a Type, or -1
+  char* data;
+
+  View(const char* name, const Tensor& tensor);
+
+  Type kind() const { return static_cast<Type>(type); }
+  bool same_device(const View& other) const {
+    return device_type == other.device_type && device_index == other.device_index;
+  }
+  std::string shape_text() const;
+  std::string device_text() const;
+};
+
+std::string tuple_text(const int64_t* sizes, int64_t n);
+
+// Fresh tensors; large ones on the CPU get huge pages before they are first written.
+Tensor empty_contiguous(const View& device_of, const int64_t* sizes, int64_t dim, int32_t dtype);
+Tensor empty_like(const View& like, int32_t dtype);  // the strides of torch.empty_like
+
+// Whether two elements of t share memory; whether a and b do.
+bool overlaps_itself(const View& t);
+bool overlap(const View& a, const View& b);
+
+}  // namespace quantkit
