@@ -4,6 +4,7 @@ Nothing here needs torch to be a build requirement: its headers and libraries co
 that will run quantkit, also where pip isolates the build.
 """
 
+import filecmp
 import os
 import platform
 import shutil
@@ -13,7 +14,9 @@ import sysconfig
 from pathlib import Path
 
 if sys.version_info < (3, 11):  # before any import that an older Python may lack
-    sys.exit(f"quantkit cannot be built: it needs Python 3.11 or newer, this is {sys.version.split()[0]}")
+    sys.exit(
+        f"quantkit cannot be built: it needs Python 3.11 or newer, this is {sys.version.split()[0]}"
+    )
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -81,7 +84,7 @@ class NinjaBuild(build_ext):
         package = ROOT if self.inplace else Path(self.build_lib)
         destination = package / "quantkit" / target.name
         destination.parent.mkdir(parents=True, exist_ok=True)
-        if not destination.exists() or destination.stat().st_mtime < target.stat().st_mtime:
+        if not destination.exists() or not filecmp.cmp(target, destination, shallow=False):
             # A new file: processes that have the old one mapped keep it.
             partial = destination.with_suffix(".partial")
             shutil.copy2(target, partial)

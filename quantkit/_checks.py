@@ -77,9 +77,7 @@ def _fits(shape: Sequence[int], x_shape: Sequence[int]) -> bool:
     )
 
 
-def parameters(
-    x_name: str, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor
-) -> None:
+def parameters(x_name: str, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
     """scale and zero_point against the tensor they belong to: kind, device, shape."""
     tensor(x_name, x)
     tensor("scale", scale, FLOAT_DTYPES)
@@ -181,7 +179,9 @@ def blocks(block_size: Sequence[int], shape: Sequence[int]) -> None:
                 f"got {list(block_size)}"
             )
         if b != -1 and n % b != 0:
-            raise ValueError(f"block_size: {b} does not divide {n}, the size of dimension {dim} of x")
+            raise ValueError(
+                f"block_size: {b} does not divide {n}, the size of dimension {dim} of x"
+            )
 
 
 def fake_quantize_backward(

@@ -26,9 +26,7 @@ def choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero=Fal
     _checks.choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero)
     shape: Sequence[int] = []
     if block_size is not None:
-        shape = [
-            n // b for n, b in zip(x.shape, block_shape(x.shape, block_size), strict=True)
-        ]
+        shape = [n // b for n, b in zip(x.shape, block_shape(x.shape, block_size), strict=True)]
     dtype = first_dtype(x, q_min, q_max)
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
@@ -50,9 +48,7 @@ def dynamic_quantize(x, block_size, q_min, q_max, eps, symmetric, dtype, include
 
 
 def quantize_dequantize(x, block_size, q_min, q_max, eps, symmetric, dtype, include_zero=False):
-    q, *params = dynamic_quantize(
-        x, block_size, q_min, q_max, eps, symmetric, dtype, include_zero
-    )
+    q, *params = dynamic_quantize(x, block_size, q_min, q_max, eps, symmetric, dtype, include_zero)
     return q, _result(q, _dequantized_dtype(q, *params)), *params
 
 

