@@ -331,4 +331,5 @@ def dynamic_quantize(
 def fake_quantize(x, qparams):
     """See :func:`quantkit.fake_quantize`."""
     scale, zero_point, q_min, q_max, _ = unpack(qparams)
-    return _FakeQuantize.apply(x, scale, zero_point, q_min, q_max)
+    _checks.quantize(x, scale, zero_point, q_min, q_max)
+    return _FakeQuantize.apply(x, scale.detach(), zero_point.detach(), q_min, q_max)

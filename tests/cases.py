@@ -1,0 +1,122 @@
+"""One table of cases, and the one comparison, that all tests share."""
+
+import itertools
+import math
+
+import torch
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+CODES = {torch.int8: (-128, 127), torch.uint8: (0, 255), torch.int16: (-32768, 32767)}
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-40, 6e-8, 3.3e38, -65504.0, 0.5, 1.5, -2.5)
+
+
+def assert_same(actual, expected):
+    """The contract's equality: bits of values (any NaN equals any NaN), dtype, shape and strides."""
+    if isinstance(expected, tuple):
+        assert len(actual) == len(expected)
+        for a, e in zip(actual, expected, strict=True):
+            assert_same(a, e)
+        return
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    strides = [
+        (a, e)
+        for n, a, e in zip(actual.shape, actual.stride(), expected.stride(), strict=True)
+        if n != 1
+    ]
+    assert all(a == e for a, e in strides), f"strides {actual.stride()}, not {expected.stride()}"
+    if expected.dtype.is_floating_point:
+        nan = expected.isnan()
+        assert torch.equal(actual.isnan(), nan), "NaN elsewhere"
+        bits = BITS[expected.element_size()]
+        actual, expected = (t.masked_fill(nan, 0.0).contiguous().view(bits) for t in (actual, expected))
+    assert torch.equal(actual, expected), f"{int((actual != expected).sum())} elements differ"
+
+
+def bits_of(t):
+    """A copy of t's bits, to show later that nothing was written."""
+    return t.clone() if not t.is_floating_point() else t.clone().view(BITS[t.element_size()])
+
+
+def params(qparams):
+    return qparams.scale, qparams.zero_point
+
+
+# ---- inputs ---------------------------------------------------------------------------------------
+
+
+def values(shape, dtype, seed=0, special=False, spread=3.0):
+    """Normal values with many ties at scale 0.5, and special ones where asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64) * spread
+    x = torch.where(torch.rand(shape, generator=generator) < 0.3, torch.round(x * 4) / 4, x)
+    if special and x.numel():
+        flat = x.view(-1)
+        for i, value in enumerate(SPECIAL):
+            flat[(i * 7 + seed) % flat.numel()] = value
+    return x.to(torch.float32).to(dtype) if dtype in FLOATS[2:] else x.to(dtype)
+
+
+def offset(x, by):
+    """The same tensor, `by` elements into its memory: aligned to its element only."""
+    base = torch.empty(x.numel() + by, dtype=x.dtype)
+    view = base[by:].view(x.shape)
+    return view.copy_(x)
+
+
+def _strided(x):
+    wide = torch.zeros(*x.shape[:-1], x.shape[-1] * 3, dtype=x.dtype)
+    wide[..., ::3] = x
+    return wide[..., ::3]
+
+
+def _sliced(x):
+    wide = torch.zeros(*x.shape[:-1], x.shape[-1] + 5, dtype=x.dtype)
+    wide[..., 2:-3] = x
+    return wide[..., 2:-3]
+
+
+STRIDES = {
+    "contiguous": lambda x: x,
+    "misaligned": lambda x: offset(x, 3),
+    "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "permuted": lambda x: x.permute(1, 2, 0).contiguous().permute(2, 0, 1) if x.dim() == 3 else x,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x,
+    "sliced": _sliced,
+    "strided": _strided,
+    "every other row": lambda x: x.repeat_interleave(2, 0)[::2],
+    "expanded": lambda x: x[:1].expand(x.shape),
+}
+
+# x's shape and the block sizes that give every granularity: None is per tensor.
+GRANULARITIES = [
+    ((7,), [None, [-1], [1], [7]]),
+    ((12, 40), [None, [1, -1], [-1, 1], [1, 8], [4, 10], [3, -1], [1, 1], [12, 40]]),
+    ((6, 5, 33), [None, [1, -1, -1], [-1, 1, -1], [-1, -1, 1], [2, 5, 11], [-1, 1, 3], [1, 1, -1]]),
+    ((4, 6, 3, 3), [None, [1, -1, -1, -1], [-1, 1, -1, -1], [1, 1, -1, -1], [2, 3, 1, 3]]),
+    ((2, 1, 300), [None, [1, -1, -1], [-1, -1, 1], [1, 1, 100]]),
+]
+LAYOUTS = [
+    (shape, blocks, name)
+    for (shape, every), name in itertools.product(GRANULARITIES, STRIDES)
+    for blocks in every
+]
+
+
+def parameter_shape(shape, block_size):
+    """The shape of scale for block_size."""
+    if block_size is None:
+        return ()
+    return tuple(1 if b == -1 else n // b for n, b in zip(shape, block_size, strict=True))
+
+
+def given(shape, block_size, dtype, seed=0, scale=None, integral=True):
+    """A scale and a zero point of one granularity."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    size = parameter_shape(shape, block_size)
+    s = torch.rand(size, generator=generator) * 0.2 + 0.01
+    s = s if scale is None else torch.full(size, scale, dtype=torch.float64)
+    z = torch.randint(-20, 20, size, generator=generator).to(torch.float32)
+    z = z if integral else z + 0.3
+    return (t.to(torch.float32).to(dtype) if dtype in FLOATS[2:] else t.to(dtype) for t in (s, z))

@@ -1,0 +1,43 @@
+"""Which code the tests run on: every instruction set of the machine, or the fallback."""
+
+import os
+
+import pytest
+
+import quantkit
+from quantkit import _load
+
+FALLBACK = os.environ.get("QUANTKIT_REFERENCE") == "1"
+ISAS = ("reference",) if _load.extension is None else quantkit.backend().isas
+
+
+def pytest_configure(config):
+    """A suite that compares the reference with itself proves nothing: refuse to."""
+    if _load.extension is None and not FALLBACK:
+        raise pytest.UsageError("the extension is not built: run `make build`")
+    if os.environ.get("QUANTKIT_REQUIRE_EXTENSION") == "1" and not quantkit.backend().extension:
+        raise pytest.UsageError(f"QUANTKIT_REQUIRE_EXTENSION=1, but {quantkit.backend()}")
+
+
+def pytest_report_header():
+    return str(quantkit.backend())
+
+
+def pytest_collection_modifyitems(config, items):
+    if FALLBACK and any("fallback" not in item.keywords for item in items):
+        chosen = [item for item in items if "fallback" in item.keywords]
+        config.hook.pytest_deselected(items=[i for i in items if i not in chosen])
+        items[:] = chosen
+
+
+@pytest.fixture(params=ISAS)
+def backend(request):
+    """Runs the test once with each instruction set; its value is the name."""
+    if _load.extension is None:
+        yield request.param
+        return
+    before = _load.extension.isa()
+    _load.extension.set_isa(request.param)
+    assert quantkit.backend().isa == request.param
+    yield request.param
+    _load.extension.set_isa(before)

@@ -1,0 +1,238 @@
+"""Every kernel against the reference, to the bit, on every instruction set."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from cases import (
+    CODES,
+    FLOATS,
+    LAYOUTS,
+    SPECIAL,
+    STRIDES,
+    assert_same,
+    given,
+    offset,
+    parameter_shape,
+    values,
+)
+
+import quantkit
+from quantkit import reference
+
+ops = torch.ops.quantkit
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+def check_given(x, scale, zero_point, q_min, q_max, code):
+    """The operators that take parameters, and the gradient, on one input."""
+    args = (x, scale, zero_point, q_min, q_max)
+    q = reference.quantize_op(*args, code)
+    assert_same(ops.quantize(*args, code), q)
+    assert_same(ops.dequantize(q, scale, zero_point), reference.dequantize_op(q, scale, zero_point))
+    assert_same(ops.fake_quantize(*args), reference.fake_quantize_op(*args))
+    grad = torch.linspace(-2, 2, max(x.numel(), 1), dtype=x.dtype)[: x.numel()].view(x.shape)
+    for g in (grad, torch.ones((), dtype=x.dtype).expand(x.shape), grad.flip(0) if x.dim() else grad):
+        assert_same(
+            ops._fake_quantize_backward(g, *args), reference.fake_quantize_backward_op(g, *args)
+        )
+
+
+def check_chosen(x, blocks, q_min, q_max, symmetric, code, include_zero=False, eps=1e-8):
+    """The operators that choose parameters, on one input."""
+    args = (x, blocks, q_min, q_max, eps, symmetric)
+    assert_same(
+        ops.choose_qparams(*args, include_zero), reference.choose_qparams_op(*args, include_zero)
+    )
+    expected = reference.quantize_dequantize_op(*args, code, include_zero)
+    assert_same(ops.quantize_dequantize(*args, code, include_zero), expected)
+    q, _, scale, zero_point = expected
+    assert_same(ops.dynamic_quantize(*args, code, include_zero), (q, scale, zero_point))
+
+
+def each_layout(dtype, seed):
+    for i, (shape, blocks, name) in enumerate(LAYOUTS):
+        yield STRIDES[name](values(shape, dtype, seed + i, special=i % 3 == 0)), blocks
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_granularity_and_layout_with_given_parameters(dtype, code):
+    low, high = CODES[code]
+    for i, (x, blocks) in enumerate(each_layout(dtype, 0)):
+        scale, zero_point = given(x.shape, blocks, dtype, i, integral=i % 2 == 0)
+        check_given(x, scale, zero_point, low, high, code)
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_granularity_and_layout_with_chosen_parameters(dtype, code):
+    low, high = CODES[code]
+    for i, (x, blocks) in enumerate(each_layout(dtype, 50)):
+        check_chosen(x, blocks, low, high, i % 2 == 0, code, include_zero=i % 4 == 1)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_length_at_several_alignments(dtype):
+    whole = values((600,), dtype, 1, special=True)
+    one, zero = torch.tensor(0.25, dtype=dtype), torch.tensor(3.0, dtype=dtype)
+    each_scale = values((600,), dtype, 2).abs() + 0.25
+    for n in range(1, 513):
+        x = offset(whole[:n], n % 7)
+        check_given(x, one, zero, -128, 127, torch.int8)
+        if n % 3 == 0:
+            check_given(x, offset(each_scale[:n], n % 5), zero, -128, 127, torch.int8)
+        check_chosen(offset(whole[13 : 13 + n], n % 5), None, -128, 127, n % 2 == 0, torch.int8)
+        check_chosen(offset(whole[13 : 13 + n], 1).view(1, n), [-1, 1], 0, 255, False, torch.uint8)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_hard_values(dtype):
+    """Ties, special values, scales from denormal to inf, zero points that are no integers."""
+    x = torch.tensor([k / 8 for k in range(-1100, 1100)] + list(SPECIAL) * 3, dtype=torch.float64)
+    x = x.to(torch.float32).to(dtype)
+    scales = (1.0, 0.5, 0.25, 1e-41, 1e-39, 2.0**126, 2.0**-14, -1.0, 0.0, math.inf, math.nan, 0.1)
+    zeros = (0.0, 1.0, -1.0, 0.5, 0.3, -128.0, 127.0, 1000.0, -3e4, math.inf, math.nan)
+    for s, z in itertools.product(scales, zeros):
+        scale, zero_point = (torch.tensor(v).to(dtype) for v in (s, z))
+        for low, high in ((-128, 127), (5, 9), (0, 255), (-32768, 32767), (-9, -2)):
+            check_given(x, scale, zero_point, low, high, torch.int16)
+        # The same parameters as one value for each element, and for runs of them.
+        check_given(x, scale.expand(x.shape), zero_point.repeat(x.numel()), -128, 127, torch.int8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_precision_pattern(dtype):
+    x = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype)
+    for i, (s, z) in enumerate([(1, 0), (0.5, 3), (0.0173, -7), (6e-8, 0.25), (3e4, 1), (1e-3, 0.5)]):
+        for p_dtype in (dtype, torch.float32):
+            scale, zero_point = (torch.tensor(v).to(p_dtype) for v in (s, z))
+            check_given(x, scale, zero_point, -128, 127, torch.int8)
+            check_given(x, scale.repeat(65536), zero_point.view(1), 0, 255, torch.uint8)
+        check_given(x, *(torch.tensor([v], dtype=dtype) for v in (s, z)), -30000, 32767, torch.int16)
+        check_chosen(x[i::997].contiguous(), None, -128, 127, False, torch.int8)
+    check_chosen(x.view(256, 256), [1, 1], -128, 127, False, torch.int8)
+    check_chosen(x.view(256, 256), [1, 1], -32768, 32767, True, torch.int16)
+
+
+def test_every_code_dequantizes(dtype=torch.float32):
+    for code, (low, high) in CODES.items():
+        q = torch.arange(low, high + 1, dtype=torch.int32).to(code)
+        for s, z in ((0.0173, 3.0), (1e-41, 0.0), (-0.1, 0.5), (3e38, -7.0)):
+            for p in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+                scale, zero_point = (torch.tensor(v).to(p) for v in (s, z))
+                args = (q, scale, zero_point)
+                assert_same(ops.dequantize(*args), reference.dequantize_op(*args))
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.int8, torch.int64, torch.bool], ids=str)
+def test_every_mix_of_dtypes_and_ranks(dtype):
+    """x, scale and zero point of any dtype, each parameter 0-dim or not; ranges inside and outside."""
+    shape = (4, 12)
+    x = values(shape, torch.float32, 4, special=dtype in FLOATS) * 20
+    x = (x.to(dtype) if dtype in FLOATS else x.nan_to_num().clamp(-100, 100).to(dtype)).contiguous()
+    kinds = [None, [2, 4], [1, -1], [-1, 1]]
+    for s_dtype, z_dtype in itertools.product(FLOATS, [*FLOATS, torch.int32, torch.uint8, torch.bool]):
+        for s_blocks, z_blocks in itertools.product(kinds, kinds):
+            if s_blocks and z_blocks and s_blocks != z_blocks and [2, 4] in (s_blocks, z_blocks):
+                continue  # they do not broadcast with each other
+            scale, _ = given(shape, s_blocks, s_dtype, 5)
+            zero_point = (list(given(shape, z_blocks, torch.float32, 6))[1].abs() * 17).to(z_dtype)
+            for low, high in ((-128, 127), (-20000, 20000)):
+                args = (x, scale, zero_point, low, high)
+                assert_same(ops.quantize(*args, torch.int16), reference.quantize_op(*args, torch.int16))
+                assert_same(ops.fake_quantize(*args), reference.fake_quantize_op(*args))
+            for q in (x, x.nan_to_num().clamp(-99, 99).to(torch.int8)):
+                args = (q, scale, zero_point)
+                assert_same(ops.dequantize(*args), reference.dequantize_op(*args))
+
+
+def test_scalar_tensors_promote():
+    for dtypes in itertools.product(FLOATS, FLOATS, FLOATS):
+        x, scale, zero = (torch.tensor(v).to(d) for v, d in zip((1.37, 0.0231, 3.3), dtypes, strict=True))
+        check_given(x, scale, zero, -128, 127, torch.int8)
+        for blocks in (None, []):
+            check_chosen(x, blocks, -128, 127, False, torch.int8)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_lower_rank_parameters_broadcast(dtype):
+    x = values((3, 4, 5), dtype, 7)
+    for s_shape, z_shape in itertools.product([(5,), (4, 1), (1, 5), (4, 5), (1,)], [(), (1,), (5,)]):
+        scale, zero_point = torch.rand(s_shape) + 0.01, torch.full(z_shape, 2.0)
+        check_given(x, scale, zero_point, -128, 127, torch.int8)
+        check_given(x, scale.to(dtype), zero_point.to(dtype), -128, 127, torch.int8)
+
+
+def test_strided_and_expanded_parameters():
+    x = values((6, 8), torch.float32, 8)
+    wide = torch.rand(12, 16) + 0.1
+    for scale in (wide[::2, ::2], wide[:6, :1], wide[:1, :8].expand(6, 8), wide[:8, :6].t()):
+        for zero_point in (wide[1::2, 1::2].round(), torch.zeros(()), wide[:6, :1].expand(6, 8)):
+            check_given(x, scale, zero_point, -128, 127, torch.int8)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.int16, torch.uint8], ids=str)
+def test_zero_elements(dtype):
+    for shape in ((0,), (3, 0), (0, 4), (2, 0, 3)):
+        x = torch.zeros(shape, dtype=dtype)
+        for scale in (torch.ones(()), torch.ones([1] * len(shape)), torch.ones(shape)):
+            args = (x, scale, torch.zeros(()), -128, 127)
+            assert_same(ops.quantize(*args, torch.int8), reference.quantize_op(*args, torch.int8))
+            assert_same(ops.dequantize(x, scale, scale), reference.dequantize_op(x, scale, scale))
+            assert_same(ops.fake_quantize(*args), reference.fake_quantize_op(*args))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_constants_zeros_and_spread_nan(dtype):
+    """All zeros, signed zeros, constants, and a NaN or inf that must spoil its own block only."""
+    base = values((8, 24), dtype, 9)
+    inputs = [torch.zeros(8, 24), -torch.zeros(8, 24), torch.full((8, 24), 3.5), -torch.ones(8, 24)]
+    inputs += [torch.tensor([0.0, -0.0]).repeat(8, 12), torch.tensor([-0.0, 0.0]).repeat(8, 12)]
+    for value in (math.nan, math.inf, -math.inf, -math.nan):
+        for position in ((0, 0), (3, 11), (7, 23)):
+            spoilt = base.clone()
+            spoilt[position] = value
+            inputs.append(spoilt)
+    for x in inputs:
+        for blocks in (None, [1, -1], [-1, 1], [2, 6]):
+            for symmetric, zero in ((True, False), (False, False), (False, True)):
+                for eps in (1e-8, 1e-45, 0.1, math.inf):
+                    check_chosen(x.to(dtype), blocks, -128, 127, symmetric, torch.int8, zero, eps)
+                check_chosen(x.to(dtype), blocks, 3, 3, symmetric, torch.uint8, zero)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 300_007), (10, 30_011), (30_011, 10), (300_007, 1), (3, 30_011, 7), (70_001, 3)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_tensors_shared_by_threads(shape, dtype):
+    """Borders between threads fall inside rows; one channel, ten and a hundred thousand."""
+    x = values(shape, dtype, 10)
+    x.view(-1)[x.numel() // 2] = 50.0
+    rank = len(shape)
+    granularities = [None, *([1 if d == c else -1 for d in range(rank)] for c in range(rank))]
+    for i, blocks in enumerate(granularities):
+        check_chosen(x, blocks, -128, 127, i % 2 == 0, torch.int8)
+        scale, zero_point = given(shape, blocks, dtype, 11)
+        check_given(x, scale, zero_point, -128, 127, torch.int8)
+        assert scale.shape == parameter_shape(shape, blocks)
+    check_chosen(x.transpose(0, -1), granularities[1], 0, 255, False, torch.uint8)
+
+
+def test_results_carry_no_gradient():
+    x = torch.randn(4, 6, requires_grad=True)
+    scale, zero_point = torch.rand(4, 1, requires_grad=True), torch.zeros(4, 1, requires_grad=True)
+    results = [
+        *ops.choose_qparams(x, None, -128, 127, 1e-8, True),
+        *ops.dynamic_quantize(x, [1, -1], -128, 127, 1e-8, False, torch.int8),
+        *ops.quantize_dequantize(x, [1, -1], -128, 127, 1e-8, False, torch.int8),
+        ops.quantize(x, scale, zero_point, -128, 127, torch.int8),
+        ops.dequantize(x, scale, zero_point),
+        ops._fake_quantize(x, scale, zero_point, -128, 127),
+        quantkit.fake_quantize(x.detach(), quantkit.QuantizationParams(scale, zero_point, -128, 127)),
+    ]
+    with torch.no_grad():
+        results.append(ops.fake_quantize(x, scale, zero_point, -128, 127))
+    assert not any(r.requires_grad for r in results)

@@ -1,0 +1,169 @@
+"""The operators as citizens of torch: opcheck, compile, autograd, schemas."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import FLOATS, assert_same, given, values
+
+import quantkit
+from quantkit import _load, reference
+
+ops = torch.ops.quantkit
+pytestmark = pytest.mark.fallback
+NAMES = (
+    "choose_qparams", "quantize", "dequantize", "dynamic_quantize", "quantize_dequantize",
+    "fake_quantize", "_fake_quantize", "_fake_quantize_backward",
+)  # fmt: skip
+
+
+def inputs(name):
+    """Arguments of several dtypes, strides and granularities."""
+    for i, (dtype, blocks) in enumerate(zip(FLOATS, (None, [1, -1], [2, 3], [-1, 1]), strict=True)):
+        x = values((4, 6), dtype, i)
+        x = x.t().contiguous().t() if i % 2 else x
+        scale, zero_point = given((4, 6), blocks, dtype, i)
+        symmetric = i % 2 == 0
+        yield {
+            "choose_qparams": (x, blocks, -128, 127, 1e-8, symmetric),
+            "quantize": (x, scale, zero_point, -128, 127, torch.int8),
+            "dequantize": (x.to(torch.int8), scale, zero_point),
+            "dynamic_quantize": (x, blocks, 0, 255, 1e-8, symmetric, torch.uint8),
+            "quantize_dequantize": (x, blocks, -7, 7, 1e-8, symmetric, torch.int16),
+            "fake_quantize": (x.clone().requires_grad_(i < 2), scale, zero_point, -128, 127),
+            "_fake_quantize": (x, scale, zero_point, -128, 127),
+            "_fake_quantize_backward": (torch.ones_like(x), x, scale, zero_point, -128, 127),
+        }[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name):
+    for args in inputs(name):
+        torch.library.opcheck(getattr(ops, name).default, args)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck_out(name):
+    _, results, *_ = _load._OPERATORS[name]
+    for args in inputs(name):
+        args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
+        made = getattr(ops, name).default(*args)
+        made = made if isinstance(made, tuple) else (made,)
+        outs = {r: torch.empty_like(t) for r, t in zip(results, made, strict=True)}
+        torch.library.opcheck(getattr(ops, name).out, args, outs)
+
+
+def everything(x):
+    q, x_hat, p = quantkit.quantize_dequant(x, True, sym=False)
+    q2, p2 = quantkit.dynamic_quantize(x, block_size=[1, 2], dtype=torch.uint8)
+    p3 = quantkit.get_symmetric_qparams(x, True, -1)
+    p4 = quantkit.get_asymmetric_qparams(x, include_zero=True)
+    y = quantkit.dequantize_tensor(quantkit.quantize_tensor(x, p3), p4)
+    return q, x_hat, p.scale, p.zero_point, q2, p2.scale, p2.zero_point, y, quantkit.fake_quantize(x, p)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_calls_give_the_eager_bits(dtype):
+    torch._dynamo.reset()
+    compiled = torch.compile(everything, fullgraph=True, dynamic=True)
+    for shape in ((4, 6), (9, 8), (33, 130)):
+        x = values(shape, dtype, shape[0])
+        with torch.no_grad():
+            assert_same(compiled(x), everything(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_gradient_gives_the_eager_bits(dtype):
+    torch._dynamo.reset()
+
+    def loss(x, scale, zero_point):
+        p = quantkit.QuantizationParams(scale, zero_point, -20, 20)
+        return (quantkit.fake_quantize(x * 2, p) * x).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True)
+    for shape in ((4, 6), (7, 12)):
+        scale, zero_point = given(shape, [1, -1], dtype)
+        grads = []
+        for function in (loss, compiled):
+            x = values(shape, dtype, 3).requires_grad_()
+            function(x, scale, zero_point).backward()
+            grads.append(x.grad)
+        assert_same(grads[1], grads[0])
+
+
+def test_compiled_out_overload():
+    torch._dynamo.reset()
+    x, (scale, zero_point) = values((4, 6), torch.float32), given((4, 6), None, torch.float32)
+
+    def into(x, out):
+        ops.quantize.out(x, scale, zero_point, -128, 127, torch.int8, out=out)
+        return out + 0
+
+    out = torch.zeros(4, 6, dtype=torch.int8)
+    result = torch.compile(into, fullgraph=True)(x, out)
+    expected = reference.quantize_op(x, scale, zero_point, -128, 127, torch.int8)
+    assert_same(result, expected)
+    assert_same(out, expected)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_gradient_passes_inside_the_limits_only(dtype):
+    x = torch.tensor([-9, -8.5, -8.4, 0, 7.4, 7.5, 8, float("nan"), float("inf")], dtype=dtype)
+    p = quantkit.QuantizationParams(torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype), -8, 7)
+    # Half to even: -8.5 rounds to -8, inside; 7.5 rounds to 8, outside.
+    inside = torch.tensor([0, 1, 1, 1, 1, 0, 0, 0, 0], dtype=dtype)
+    for fake_quantize in (quantkit.fake_quantize, reference.fake_quantize):
+        leaf = x.clone().requires_grad_()
+        y = fake_quantize(leaf, p)
+        y.backward(torch.full_like(y, 3))
+        assert_same(leaf.grad, inside * 3)
+
+
+def test_gradient_is_linear_and_differentiable_again():
+    p = quantkit.QuantizationParams(torch.tensor(0.1), torch.tensor(0.0), -8, 7)
+    for fake_quantize in (quantkit.fake_quantize, reference.fake_quantize):
+        x = torch.linspace(-1, 1, 21, requires_grad=True)
+        weight = torch.ones(21, requires_grad=True)
+        (grad,) = torch.autograd.grad((fake_quantize(x, p) * weight).sum(), x, create_graph=True)
+        (again,) = torch.autograd.grad((grad * 5).sum(), weight)
+        inside = (torch.round(x / 0.1) >= -8) & (torch.round(x / 0.1) <= 7)
+        assert_same(again, inside.float() * 5)
+
+
+def test_scale_and_zero_point_get_no_gradient():
+    x = torch.randn(4, requires_grad=True)
+    scale, zero_point = torch.ones((), requires_grad=True), torch.zeros((), requires_grad=True)
+    quantkit.fake_quantize(x, quantkit.QuantizationParams(scale, zero_point, -8, 7)).sum().backward()
+    assert x.grad is not None and scale.grad is None and zero_point.grad is None
+
+
+def test_meta_tensors_have_the_results_of_real_ones():
+    for name in NAMES:
+        for args in inputs(name):
+            real = getattr(ops, name)(*args)
+            meta = getattr(ops, name)(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args))
+            pairs = zip(*((r if isinstance(r, tuple) else (r,)) for r in (real, meta)), strict=True)
+            for r, m in pairs:
+                assert (m.shape, m.dtype, m.stride()) == (r.shape, r.dtype, r.stride())
+                assert m.device.type == "meta"
+
+
+def test_extension_and_fallback_have_the_same_schemas():
+    program = (
+        "import torch, quantkit\n"
+        f"for name in {NAMES}:\n"
+        "    for overload in ('default', 'out'):\n"
+        "        print(getattr(getattr(torch.ops.quantkit, name), overload)._schema)\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    import os
+
+    env = {k: v for k, v in os.environ.items() if k != "QUANTKIT_ISA"} | {"QUANTKIT_REFERENCE": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    here = [
+        str(getattr(getattr(ops, name), overload)._schema)
+        for name in NAMES
+        for overload in ("default", "out")
+    ]
+    assert done.stdout.splitlines() == here

@@ -1,0 +1,149 @@
+"""`out=` tensors: any strides, nothing returned, untouched on error."""
+
+import pytest
+import torch
+from cases import STRIDES, assert_same, bits_of, given, values
+
+from quantkit import _load, reference
+
+ops = torch.ops.quantkit
+pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.fallback]
+X = values((6, 8), torch.float32, 1)
+SCALE, ZERO = given((6, 8), [1, -1], torch.float32, 2)
+CHOOSE = (X, [1, -1], -128, 127, 1e-8, False)
+CALLS = {
+    "quantize": (X, SCALE, ZERO, -128, 127, torch.int8),
+    "dequantize": (X.to(torch.int8), SCALE, ZERO),
+    "fake_quantize": (X, SCALE, ZERO, -128, 127),
+    "_fake_quantize_backward": (X + 1, X, SCALE, ZERO, -128, 127),
+    "choose_qparams": CHOOSE,
+    "dynamic_quantize": (*CHOOSE, torch.int8),
+    "quantize_dequantize": (*CHOOSE, torch.int8),
+}
+
+
+def expected(name, args=None):
+    """The results by the reference, by name."""
+    _, names, function, _ = _load._OPERATORS[name]
+    made = function(*(args or CALLS[name]))
+    return dict(zip(names, made if isinstance(made, tuple) else (made,), strict=True))
+
+
+def call(name, outs, args=None):
+    return getattr(ops, name).out(*(args or CALLS[name]), **outs)
+
+
+def refused(name, outs, kind, *texts, args=None, others=()):
+    """The call raises kind with texts, and no out changed a bit."""
+    before = {k: bits_of(t) for k, t in outs.items() if t.device.type == "cpu"}
+    with pytest.raises(kind) as caught:
+        call(name, outs, args)
+    for text in texts:
+        assert text in str(caught.value)
+    for k, bits in before.items():
+        assert torch.equal(bits_of(outs[k]), bits), f"{k} was written"
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_results_in_any_strides(name):
+    for layout in ("contiguous", "misaligned", "transposed", "strided", "sliced", "every other row"):
+        results = expected(name)
+        outs = {}
+        for k, t in results.items():
+            outs[k] = STRIDES[layout](torch.zeros(t.shape, dtype=t.dtype))
+            strides = outs[k].stride()
+        assert call(name, outs) is None
+        for k, t in results.items():
+            assert_same(outs[k].contiguous(), t)
+        assert outs[k].stride() == strides
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_wrong_outs_are_refused_and_untouched(name):
+    results = expected(name)
+    for wrong in results:
+        right = {k: torch.ones(t.shape, dtype=t.dtype) for k, t in results.items()}
+        t = right[wrong]
+        longer = torch.ones(*t.shape[:-1], t.shape[-1] + 1, dtype=t.dtype)
+        refused(name, right | {wrong: longer}, ValueError, wrong, str(tuple(longer.shape)))
+        other = torch.ones(t.shape, dtype=torch.int32)
+        refused(name, right | {wrong: other}, RuntimeError, wrong, "torch.int32", str(t.dtype))
+        twice = torch.ones(t[:1].shape, dtype=t.dtype).expand(t.shape)
+        refused(name, right | {wrong: twice}, ValueError, wrong, "overlap")
+        inside = torch.ones(100, dtype=t.dtype).as_strided(t.shape, (2,) * t.dim())
+        if t.numel() > t.shape[0]:
+            refused(name, right | {wrong: inside}, ValueError, wrong, "overlap")
+
+
+def test_an_output_on_another_device_is_refused():
+    right = {k: torch.ones(t.shape, dtype=t.dtype) for k, t in expected("dynamic_quantize").items()}
+    with pytest.raises(ValueError, match="q: expected device cpu, got meta"):
+        call("dynamic_quantize", right | {"q": right["q"].to("meta")})
+
+
+def test_overlap_with_an_input_is_refused():
+    memory = torch.randn(200)
+    x = memory[:48].view(6, 8)
+    for out in (memory[:48].view(6, 8), memory[40:88].view(6, 8), memory[1:97:2].view(6, 8)):
+        args = (X, SCALE, ZERO, -128, 127)
+        grad = (x, *args)
+        refused("_fake_quantize_backward", {"out": out}, ValueError, "overlaps grad", args=grad)
+    codes = memory.view(torch.int8)[:48].view(6, 8)
+    refused("quantize", {"out": codes}, ValueError, "overlaps x", args=(x, *CALLS["quantize"][1:]))
+    scale = memory[:6].view(6, 1).abs()
+    args = (X.to(torch.int8), memory[:6].view(6, 1), ZERO)
+    refused("dequantize", {"out": x}, ValueError, "overlaps scale", args=args)
+    assert scale.shape == (6, 1)
+
+
+def test_outputs_that_overlap_each_other_are_refused():
+    one = torch.ones(6, 1)
+    refused("choose_qparams", {"scale": one, "zero_point": one}, ValueError, "overlap")
+
+
+def test_interleaved_memory_is_no_overlap():
+    memory = torch.empty(6, 16)
+    x, out = memory[:, :8], memory[:, 8:]
+    x.copy_(X)
+    args = (x, SCALE, ZERO, -128, 127)
+    call("fake_quantize", {"out": out}, args)
+    assert_same(out.contiguous(), reference.fake_quantize_op(X, *args[1:]))
+    weave = torch.empty(7 * 3)  # strides 2 and 3: no address twice, but no order of strides shows it
+    out = weave.as_strided((3, 2), (2, 3))
+    call("fake_quantize", {"out": out}, (X[:3, :2], *args[1:2], ZERO, -128, 127)[:1] + (
+        torch.tensor(0.1), torch.tensor(0.0), -128, 127))
+    assert_same(
+        out.contiguous(),
+        reference.fake_quantize_op(
+            X[:3, :2].contiguous(), torch.tensor(0.1), torch.tensor(0.0), -128, 127
+        ),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_fake_quantize_in_place(dtype):
+    for layout in ("contiguous", "transposed", "strided"):
+        x = STRIDES[layout](values((6, 8), dtype, 5))
+        result = reference.fake_quantize_op(x, SCALE, ZERO, -128, 127).contiguous()
+        assert ops.fake_quantize.out(x, SCALE, ZERO, -128, 127, out=x) is None
+        assert_same(x.contiguous(), result)
+    shifted = torch.zeros(60)
+    x, out = shifted[:48].view(6, 8), shifted[1:49].view(6, 8)
+    refused("fake_quantize", {"out": out}, ValueError, "overlaps x", args=(x, SCALE, ZERO, -128, 127))
+
+
+def test_bad_arguments_leave_outs_untouched():
+    out = {"out": torch.ones(6, 8, dtype=torch.int8)}
+    bad_scale = (X, torch.ones(4, 1), ZERO, -128, 127, torch.int8)
+    refused("quantize", out, ValueError, "scale", args=bad_scale)
+    refused("quantize", out, ValueError, "q_min", args=(X, SCALE, ZERO, 5, 3, torch.int8))
+    outs = {k: torch.ones(t.shape, dtype=t.dtype) for k, t in expected("choose_qparams").items()}
+    refused("choose_qparams", outs, ValueError, "block_size", args=(X, [1, 3], *CHOOSE[2:]))
+    refused("choose_qparams", outs, ValueError, "eps", args=(*CHOOSE[:4], 0.0, False))
+
+
+def test_empty_outs():
+    x = torch.zeros(0, 3)
+    out = torch.zeros(0, 3, dtype=torch.int8)
+    ops.quantize.out(x, torch.tensor(1.0), torch.tensor(0.0), -128, 127, torch.int8, out=out)
+    assert out.shape == (0, 3)
