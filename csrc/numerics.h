@@ -69,6 +69,8 @@ template <class T>
 QK_INLINE T widen(T v) {
   return v;
 }
+// Compilers convert a vector of these to float with an fma; of signed ones, with the plain instruction.
+QK_INLINE int64_t widen(uint32_t v) { return v; }
 QK_INLINE float widen(bf16 v) { return bit_cast<float>(uint32_t(v.bits) << 16); }
 QK_INLINE float widen(f16 v) {
   const uint32_t magnitude = v.bits & 0x7fffu, sign = uint32_t(v.bits & 0x8000u) << 16;

@@ -118,7 +118,7 @@ def choose_qparams(
     if not isinstance(eps, (int, float, torch.SymFloat)):
         raise TypeError(f"eps: expected a float, got {type(eps).__name__}")
     if not eps > 0:
-        raise ValueError(f"eps: expected a number above 0, got {eps}")
+        raise ValueError(f"eps: expected a number above 0, got {float(eps)}")
     if include_zero and symmetric:
         raise ValueError(
             "include_zero: only the asymmetric scheme takes it, but the symmetric one was asked for"

@@ -8,7 +8,21 @@ import torch
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 CODES = {torch.int8: (-128, 127), torch.uint8: (0, 255), torch.int16: (-32768, 32767)}
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-40, 6e-8, 3.3e38, -65504.0, 0.5, 1.5, -2.5)
+SPECIAL = (
+    math.nan,
+    math.inf,
+    -math.inf,
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-40,
+    6e-8,
+    3.3e38,
+    -65504.0,
+    0.5,
+    1.5,
+    -2.5,
+)
 
 
 def assert_same(actual, expected):
@@ -30,7 +44,9 @@ def assert_same(actual, expected):
         nan = expected.isnan()
         assert torch.equal(actual.isnan(), nan), "NaN elsewhere"
         bits = BITS[expected.element_size()]
-        actual, expected = (t.masked_fill(nan, 0.0).contiguous().view(bits) for t in (actual, expected))
+        actual, expected = (
+            t.masked_fill(nan, 0.0).contiguous().view(bits) for t in (actual, expected)
+        )
     assert torch.equal(actual, expected), f"{int((actual != expected).sum())} elements differ"
 
 
@@ -82,7 +98,9 @@ STRIDES = {
     "misaligned": lambda x: offset(x, 3),
     "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
     "permuted": lambda x: x.permute(1, 2, 0).contiguous().permute(2, 0, 1) if x.dim() == 3 else x,
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x,
+    "channels_last": lambda x: (
+        x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    ),
     "sliced": _sliced,
     "strided": _strided,
     "every other row": lambda x: x.repeat_interleave(2, 0)[::2],

@@ -33,7 +33,11 @@ def check_given(x, scale, zero_point, q_min, q_max, code):
     assert_same(ops.dequantize(q, scale, zero_point), reference.dequantize_op(q, scale, zero_point))
     assert_same(ops.fake_quantize(*args), reference.fake_quantize_op(*args))
     grad = torch.linspace(-2, 2, max(x.numel(), 1), dtype=x.dtype)[: x.numel()].view(x.shape)
-    for g in (grad, torch.ones((), dtype=x.dtype).expand(x.shape), grad.flip(0) if x.dim() else grad):
+    for g in (
+        grad,
+        torch.ones((), dtype=x.dtype).expand(x.shape),
+        grad.flip(0) if x.dim() else grad,
+    ):
         assert_same(
             ops._fake_quantize_backward(g, *args), reference.fake_quantize_backward_op(g, *args)
         )
@@ -105,12 +109,16 @@ def test_hard_values(dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_every_half_precision_pattern(dtype):
     x = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype)
-    for i, (s, z) in enumerate([(1, 0), (0.5, 3), (0.0173, -7), (6e-8, 0.25), (3e4, 1), (1e-3, 0.5)]):
+    for i, (s, z) in enumerate(
+        [(1, 0), (0.5, 3), (0.0173, -7), (6e-8, 0.25), (3e4, 1), (1e-3, 0.5)]
+    ):
         for p_dtype in (dtype, torch.float32):
             scale, zero_point = (torch.tensor(v).to(p_dtype) for v in (s, z))
             check_given(x, scale, zero_point, -128, 127, torch.int8)
             check_given(x, scale.repeat(65536), zero_point.view(1), 0, 255, torch.uint8)
-        check_given(x, *(torch.tensor([v], dtype=dtype) for v in (s, z)), -30000, 32767, torch.int16)
+        check_given(
+            x, *(torch.tensor([v], dtype=dtype) for v in (s, z)), -30000, 32767, torch.int16
+        )
         check_chosen(x[i::997].contiguous(), None, -128, 127, False, torch.int8)
     check_chosen(x.view(256, 256), [1, 1], -128, 127, False, torch.int8)
     check_chosen(x.view(256, 256), [1, 1], -32768, 32767, True, torch.int16)
@@ -133,7 +141,9 @@ def test_every_mix_of_dtypes_and_ranks(dtype):
     x = values(shape, torch.float32, 4, special=dtype in FLOATS) * 20
     x = (x.to(dtype) if dtype in FLOATS else x.nan_to_num().clamp(-100, 100).to(dtype)).contiguous()
     kinds = [None, [2, 4], [1, -1], [-1, 1]]
-    for s_dtype, z_dtype in itertools.product(FLOATS, [*FLOATS, torch.int32, torch.uint8, torch.bool]):
+    for s_dtype, z_dtype in itertools.product(
+        FLOATS, [*FLOATS, torch.int32, torch.uint8, torch.bool]
+    ):
         for s_blocks, z_blocks in itertools.product(kinds, kinds):
             if s_blocks and z_blocks and s_blocks != z_blocks and [2, 4] in (s_blocks, z_blocks):
                 continue  # they do not broadcast with each other
@@ -141,7 +151,9 @@ def test_every_mix_of_dtypes_and_ranks(dtype):
             zero_point = (list(given(shape, z_blocks, torch.float32, 6))[1].abs() * 17).to(z_dtype)
             for low, high in ((-128, 127), (-20000, 20000)):
                 args = (x, scale, zero_point, low, high)
-                assert_same(ops.quantize(*args, torch.int16), reference.quantize_op(*args, torch.int16))
+                assert_same(
+                    ops.quantize(*args, torch.int16), reference.quantize_op(*args, torch.int16)
+                )
                 assert_same(ops.fake_quantize(*args), reference.fake_quantize_op(*args))
             for q in (x, x.nan_to_num().clamp(-99, 99).to(torch.int8)):
                 args = (q, scale, zero_point)
@@ -150,7 +162,9 @@ def test_every_mix_of_dtypes_and_ranks(dtype):
 
 def test_scalar_tensors_promote():
     for dtypes in itertools.product(FLOATS, FLOATS, FLOATS):
-        x, scale, zero = (torch.tensor(v).to(d) for v, d in zip((1.37, 0.0231, 3.3), dtypes, strict=True))
+        x, scale, zero = (
+            torch.tensor(v).to(d) for v, d in zip((1.37, 0.0231, 3.3), dtypes, strict=True)
+        )
         check_given(x, scale, zero, -128, 127, torch.int8)
         for blocks in (None, []):
             check_chosen(x, blocks, -128, 127, False, torch.int8)
@@ -159,7 +173,9 @@ def test_scalar_tensors_promote():
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_lower_rank_parameters_broadcast(dtype):
     x = values((3, 4, 5), dtype, 7)
-    for s_shape, z_shape in itertools.product([(5,), (4, 1), (1, 5), (4, 5), (1,)], [(), (1,), (5,)]):
+    for s_shape, z_shape in itertools.product(
+        [(5,), (4, 1), (1, 5), (4, 5), (1,)], [(), (1,), (5,)]
+    ):
         scale, zero_point = torch.rand(s_shape) + 0.01, torch.full(z_shape, 2.0)
         check_given(x, scale, zero_point, -128, 127, torch.int8)
         check_given(x, scale.to(dtype), zero_point.to(dtype), -128, 127, torch.int8)
@@ -231,7 +247,9 @@ def test_results_carry_no_gradient():
         ops.quantize(x, scale, zero_point, -128, 127, torch.int8),
         ops.dequantize(x, scale, zero_point),
         ops._fake_quantize(x, scale, zero_point, -128, 127),
-        quantkit.fake_quantize(x.detach(), quantkit.QuantizationParams(scale, zero_point, -128, 127)),
+        quantkit.fake_quantize(
+            x.detach(), quantkit.QuantizationParams(scale, zero_point, -128, 127)
+        ),
     ]
     with torch.no_grad():
         results.append(ops.fake_quantize(x, scale, zero_point, -128, 127))

@@ -1,5 +1,6 @@
 """The operators as citizens of torch: opcheck, compile, autograd, schemas."""
 
+import os
 import subprocess
 import sys
 
@@ -60,7 +61,17 @@ def everything(x):
     p3 = quantkit.get_symmetric_qparams(x, True, -1)
     p4 = quantkit.get_asymmetric_qparams(x, include_zero=True)
     y = quantkit.dequantize_tensor(quantkit.quantize_tensor(x, p3), p4)
-    return q, x_hat, p.scale, p.zero_point, q2, p2.scale, p2.zero_point, y, quantkit.fake_quantize(x, p)
+    return (
+        q,
+        x_hat,
+        p.scale,
+        p.zero_point,
+        q2,
+        p2.scale,
+        p2.zero_point,
+        y,
+        quantkit.fake_quantize(x, p),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -110,7 +121,9 @@ def test_compiled_out_overload():
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_gradient_passes_inside_the_limits_only(dtype):
     x = torch.tensor([-9, -8.5, -8.4, 0, 7.4, 7.5, 8, float("nan"), float("inf")], dtype=dtype)
-    p = quantkit.QuantizationParams(torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype), -8, 7)
+    p = quantkit.QuantizationParams(
+        torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype), -8, 7
+    )
     # Half to even: -8.5 rounds to -8, inside; 7.5 rounds to 8, outside.
     inside = torch.tensor([0, 1, 1, 1, 1, 0, 0, 0, 0], dtype=dtype)
     for fake_quantize in (quantkit.fake_quantize, reference.fake_quantize):
@@ -134,7 +147,9 @@ def test_gradient_is_linear_and_differentiable_again():
 def test_scale_and_zero_point_get_no_gradient():
     x = torch.randn(4, requires_grad=True)
     scale, zero_point = torch.ones((), requires_grad=True), torch.zeros((), requires_grad=True)
-    quantkit.fake_quantize(x, quantkit.QuantizationParams(scale, zero_point, -8, 7)).sum().backward()
+    quantkit.fake_quantize(
+        x, quantkit.QuantizationParams(scale, zero_point, -8, 7)
+    ).sum().backward()
     assert x.grad is not None and scale.grad is None and zero_point.grad is None
 
 
@@ -142,7 +157,9 @@ def test_meta_tensors_have_the_results_of_real_ones():
     for name in NAMES:
         for args in inputs(name):
             real = getattr(ops, name)(*args)
-            meta = getattr(ops, name)(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args))
+            meta = getattr(ops, name)(
+                *(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args)
+            )
             pairs = zip(*((r if isinstance(r, tuple) else (r,)) for r in (real, meta)), strict=True)
             for r, m in pairs:
                 assert (m.shape, m.dtype, m.stride()) == (r.shape, r.dtype, r.stride())
@@ -157,8 +174,6 @@ def test_extension_and_fallback_have_the_same_schemas():
         "        print(getattr(getattr(torch.ops.quantkit, name), overload)._schema)\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", program]
-    import os
-
     env = {k: v for k, v in os.environ.items() if k != "QUANTKIT_ISA"} | {"QUANTKIT_REFERENCE": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     here = [

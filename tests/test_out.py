@@ -33,7 +33,7 @@ def call(name, outs, args=None):
     return getattr(ops, name).out(*(args or CALLS[name]), **outs)
 
 
-def refused(name, outs, kind, *texts, args=None, others=()):
+def refused(name, outs, kind, *texts, args=None):
     """The call raises kind with texts, and no out changed a bit."""
     before = {k: bits_of(t) for k, t in outs.items() if t.device.type == "cpu"}
     with pytest.raises(kind) as caught:
@@ -46,7 +46,14 @@ def refused(name, outs, kind, *texts, args=None, others=()):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_results_in_any_strides(name):
-    for layout in ("contiguous", "misaligned", "transposed", "strided", "sliced", "every other row"):
+    for layout in (
+        "contiguous",
+        "misaligned",
+        "transposed",
+        "strided",
+        "sliced",
+        "every other row",
+    ):
         results = expected(name)
         outs = {}
         for k, t in results.items():
@@ -90,10 +97,8 @@ def test_overlap_with_an_input_is_refused():
         refused("_fake_quantize_backward", {"out": out}, ValueError, "overlaps grad", args=grad)
     codes = memory.view(torch.int8)[:48].view(6, 8)
     refused("quantize", {"out": codes}, ValueError, "overlaps x", args=(x, *CALLS["quantize"][1:]))
-    scale = memory[:6].view(6, 1).abs()
     args = (X.to(torch.int8), memory[:6].view(6, 1), ZERO)
     refused("dequantize", {"out": x}, ValueError, "overlaps scale", args=args)
-    assert scale.shape == (6, 1)
 
 
 def test_outputs_that_overlap_each_other_are_refused():
@@ -108,16 +113,11 @@ def test_interleaved_memory_is_no_overlap():
     args = (x, SCALE, ZERO, -128, 127)
     call("fake_quantize", {"out": out}, args)
     assert_same(out.contiguous(), reference.fake_quantize_op(X, *args[1:]))
-    weave = torch.empty(7 * 3)  # strides 2 and 3: no address twice, but no order of strides shows it
-    out = weave.as_strided((3, 2), (2, 3))
-    call("fake_quantize", {"out": out}, (X[:3, :2], *args[1:2], ZERO, -128, 127)[:1] + (
-        torch.tensor(0.1), torch.tensor(0.0), -128, 127))
-    assert_same(
-        out.contiguous(),
-        reference.fake_quantize_op(
-            X[:3, :2].contiguous(), torch.tensor(0.1), torch.tensor(0.0), -128, 127
-        ),
-    )
+    # Strides 2 and 3: no address twice, but no order of the strides shows it.
+    weave = torch.empty(21).as_strided((3, 2), (2, 3))
+    args = (X[:3, :2].contiguous(), torch.tensor(0.1), torch.tensor(0.0), -128, 127)
+    call("fake_quantize", {"out": weave}, args)
+    assert_same(weave.contiguous(), reference.fake_quantize_op(*args))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -129,7 +129,9 @@ def test_fake_quantize_in_place(dtype):
         assert_same(x.contiguous(), result)
     shifted = torch.zeros(60)
     x, out = shifted[:48].view(6, 8), shifted[1:49].view(6, 8)
-    refused("fake_quantize", {"out": out}, ValueError, "overlaps x", args=(x, SCALE, ZERO, -128, 127))
+    refused(
+        "fake_quantize", {"out": out}, ValueError, "overlaps x", args=(x, SCALE, ZERO, -128, 127)
+    )
 
 
 def test_bad_arguments_leave_outs_untouched():

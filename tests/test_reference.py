@@ -9,13 +9,15 @@ import oracle
 import pytest
 import quant_tool
 import torch
-from cases import CODES, FLOATS, GRANULARITIES, assert_same, given, params, parameter_shape, values
+from cases import CODES, FLOATS, GRANULARITIES, assert_same, given, parameter_shape, params, values
 
 import quantkit
 from quantkit import reference
 
 pytestmark = pytest.mark.fallback
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "quant_tool_3x3.json").read_text(), parse_float=Decimal)
+GOLDEN = json.loads(
+    (Path(__file__).parent / "golden" / "quant_tool_3x3.json").read_text(), parse_float=Decimal
+)
 
 
 def assert_printed(tensor, table):
@@ -39,7 +41,9 @@ def _flatten(table):
 
 
 @pytest.mark.parametrize("module", [quantkit, reference, quant_tool], ids=lambda m: m.__name__)
-@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: f"sym={c['sym']}-{c['per_channel']}")
+@pytest.mark.parametrize(
+    "case", GOLDEN["cases"], ids=lambda c: f"sym={c['sym']}-{c['per_channel']}"
+)
 def test_known_answers(module, case):
     torch.manual_seed(0)
     x = torch.randn(3, 3)
@@ -53,7 +57,9 @@ def test_known_answers(module, case):
     assert_printed(qparams.zero_point, case["zero_point"])
     assert_printed(x_hat, case["x_hat"])
     if "error" in case:
-        for value, number in zip((x_hat - x).flatten().tolist(), _flatten(case["error"]), strict=True):
+        for value, number in zip(
+            (x_hat - x).flatten().tolist(), _flatten(case["error"]), strict=True
+        ):
             number = Decimal(number)
             digits = number.as_tuple().exponent
             assert Decimal(value).quantize(Decimal(1).scaleb(max(digits, -11))) == number
@@ -106,7 +112,9 @@ def test_quantize_agrees_with_numpy_for_mixed_dtypes(dtype):
             args = (x, scale, zero_point, low, high, code)
             assert_same(reference.quantize_op(*args), oracle.quantize(*args))
         q = reference.quantize_op(x, scale, zero_point, -128, 127, torch.int8)
-        assert_same(reference.dequantize_op(q, scale, zero_point), oracle.dequantize(q, scale, zero_point))
+        assert_same(
+            reference.dequantize_op(q, scale, zero_point), oracle.dequantize(q, scale, zero_point)
+        )
 
 
 def test_a_scalar_tensor_promotes_as_torch_does():

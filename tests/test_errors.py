@@ -1,0 +1,278 @@
+"""Every refusal of the contract: exact type from Python functions, same message from operators."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import quantkit
+from quantkit import QuantizationParams, reference
+
+ops = torch.ops.quantkit
+pytestmark = pytest.mark.fallback
+X = torch.randn(4, 6)
+P = QuantizationParams(torch.tensor(0.1), torch.tensor(0.0), -128, 127)
+MODULES = (quantkit, reference)
+
+
+def raised(kind, call, *texts):
+    """call raises exactly kind, with every text in its one-line message; returns the message."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert type(caught.value) is kind, repr(caught.value)
+    message = str(caught.value)
+    assert "\n" not in message
+    for text in texts:
+        assert text in message, message
+    return message
+
+
+def everywhere(kind, function, *texts):
+    """function(module) is refused alike by the package and by the reference."""
+    messages = {raised(kind, lambda m=module: function(m), *texts) for module in MODULES}
+    assert len(messages) == 1, messages
+
+
+def with_params(**changes):
+    return dataclasses.replace(P, **changes)
+
+
+GIVEN = {
+    "quantize": lambda m, x, p: m.quantize_tensor(x, p),
+    "dequantize": lambda m, x, p: m.dequantize_tensor(x, p),
+    "fake_quantize": lambda m, x, p: m.fake_quantize(x, p),
+}
+CHOOSING = {
+    "symmetric": lambda m, x, **k: m.get_symmetric_qparams(x, **k),
+    "asymmetric": lambda m, x, **k: m.get_asymmetric_qparams(x, **k),
+    "quantize_dequant": lambda m, x, **k: m.quantize_dequant(x, **k),
+    "dynamic_quantize": lambda m, x, **k: m.dynamic_quantize(x, **k),
+}
+FOREIGN = {
+    "complex": (lambda: torch.ones(4, 6, dtype=torch.complex64), "torch.complex64"),
+    "float8": (lambda: torch.ones(4, 6).to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+    "quantized": (lambda: torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), "torch.qint8"),
+    "sparse": (lambda: X.to_sparse(), "torch.sparse_coo"),
+    "sparse csr": (lambda: X.to_sparse_csr(), "torch.sparse_csr"),
+    "mkldnn": (lambda: X.to_mkldnn(), "torch._mkldnn"),
+    "nested": (lambda: torch.nested.nested_tensor([X, X]), "nested"),
+    "list": (lambda: [1.0, 2.0], "list"),
+    "numpy": (lambda: X.numpy(), "ndarray"),
+    "none": (lambda: None, "NoneType"),
+}
+filter_beta = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+@filter_beta
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_tensors(kind):
+    make, text = FOREIGN[kind]
+    value = make()
+    for name, call in GIVEN.items():
+        first = "q" if name == "dequantize" else "x"
+        everywhere(TypeError, lambda m, c=call: c(m, value, P), f"{first}:", text)
+        everywhere(TypeError, lambda m, c=call: c(m, X, with_params(scale=value)), "scale:", text)
+        everywhere(
+            TypeError, lambda m, c=call: c(m, X, with_params(zero_point=value)), "zero_point:", text
+        )
+    for call in CHOOSING.values():
+        everywhere(TypeError, lambda m, c=call: c(m, value), "x:", text)
+        everywhere(TypeError, lambda m, c=call: c(m, value, per_channel=True), "x:", text)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool], ids=str)
+def test_a_scale_must_be_floating(dtype):
+    scale = torch.ones((), dtype=dtype)
+    for call in GIVEN.values():
+        everywhere(
+            TypeError, lambda m, c=call: c(m, X, with_params(scale=scale)), "scale:", str(dtype)
+        )
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int32, torch.float32, torch.int64, torch.qint8, "int8", None]
+)
+def test_code_dtype(dtype):
+    texts = ("dtype:", "torch.int8, torch.uint8 or torch.int16", str(dtype))
+    for call in CHOOSING.values():
+        everywhere(TypeError, lambda m, c=call: c(m, X, dtype=dtype), *texts)
+    if dtype is not None:
+        everywhere(TypeError, lambda m: m.quantize_tensor(X, with_params(dtype=dtype)), *texts)
+
+
+def test_limits():
+    for call in CHOOSING.values():
+        for low, high, code in ((5, 3, torch.int8), (-129, 0, torch.int8), (-1, 9, torch.uint8)):
+            everywhere(
+                ValueError,
+                lambda m, c=call, v=(low, high, code): c(m, X, q_min=v[0], q_max=v[1], dtype=v[2]),
+                "q_min", str(low), str(high),
+            )  # fmt: skip
+        everywhere(ValueError, lambda m, c=call: c(m, X, q_max=128), "[-128, 128]", "torch.int8")
+        everywhere(TypeError, lambda m, c=call: c(m, X, q_max=1.5), "q_max:", "float")
+    bad = [with_params(q_min=9, q_max=8), with_params(q_min=-40000), with_params(q_max=1 << 40)]
+    for p in bad:
+        everywhere(ValueError, lambda m, p=p: m.quantize_tensor(X, p), "q_min", str(p.q_min))
+        everywhere(ValueError, lambda m, p=p: m.fake_quantize(X, p), "q_min", str(p.q_max))
+    everywhere(
+        ValueError,
+        lambda m: m.quantize_tensor(X, with_params(q_max=200, dtype=torch.int8)),
+        "[-128, 200]", "torch.int8",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("eps", [0, 0.0, -1e-8, float("nan"), float("-inf")])
+def test_eps(eps):
+    for call in CHOOSING.values():
+        everywhere(ValueError, lambda m, c=call: c(m, X, eps=eps), "eps:", str(float(eps)))
+
+
+def test_eps_must_be_a_number():
+    for call in CHOOSING.values():
+        everywhere(TypeError, lambda m, c=call: c(m, X, eps="tiny"), "eps:", "str")
+
+
+def test_include_zero_needs_the_asymmetric_scheme():
+    for name in ("quantize_dequant", "dynamic_quantize"):
+        call = CHOOSING[name]
+        everywhere(
+            ValueError, lambda m, c=call: c(m, X, include_zero=True), "include_zero:", "symmetric"
+        )
+
+
+def test_block_size():
+    cases = [([1], "2 sizes"), ([1, 2, 3], "[1, 2, 3]"), ([0, 1], "[0, 1]"), ([-2, 1], "[-2, 1]")]
+    cases += [
+        ([3, 1], "3 does not divide 4"),
+        ([1, 4], "4 does not divide 6"),
+        ([8, 1], "8 does not"),
+    ]
+    for call in CHOOSING.values():
+        for blocks, text in cases:
+            everywhere(
+                ValueError, lambda m, c=call, b=blocks: c(m, X, block_size=b), "block_size:", text
+            )
+        everywhere(
+            ValueError, lambda m, c=call: c(m, X, per_channel=True, block_size=[1, 2]),
+            "block_size:", "per_channel",
+        )  # fmt: skip
+        everywhere(TypeError, lambda m, c=call: c(m, X, block_size=3), "block_size:", "3")
+        everywhere(TypeError, lambda m, c=call: c(m, X, block_size=[1.5, 2]), "block_size:", "1.5")
+
+
+def test_channel_dim():
+    for call in CHOOSING.values():
+        for dim in (2, -3, 100):
+            everywhere(
+                IndexError, lambda m, c=call, d=dim: c(m, X, per_channel=True, channel_dim=d),
+                "channel_dim:", "[-2, 1]", str(dim),
+            )  # fmt: skip
+        everywhere(
+            IndexError,
+            lambda m, c=call: c(m, X[0], per_channel=True, channel_dim=1),
+            "channel_dim:",
+        )
+        call(quantkit, torch.tensor(1.0), per_channel=True, channel_dim=7)  # 0-dim: per tensor
+
+
+def test_empty_tensors_have_no_parameters():
+    for shape in ((0,), (3, 0), (0, 2, 2)):
+        for call in CHOOSING.values():
+            for arguments in ({}, {"per_channel": True}):
+                everywhere(
+                    ValueError, lambda m, c=call, s=shape, a=arguments: c(m, torch.empty(s), **a),
+                    "x:", "empty", str(shape),
+                )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 1), (5,), (4,), (1, 4), (8, 1), (1, 1, 1), (1, 4, 6), (0, 1)]
+)
+def test_parameters_that_fit_no_rule(shape):
+    for call in GIVEN.values():
+        for name in ("scale", "zero_point"):
+            p = with_params(**{name: torch.ones(shape)})
+            everywhere(
+                ValueError, lambda m, c=call, p=p: c(m, X, p), f"{name}:", str(shape), "(4, 6)"
+            )
+
+
+def test_parameters_that_do_not_broadcast_with_each_other():
+    p = with_params(scale=torch.ones(4, 1), zero_point=torch.ones(2, 1))
+    for call in GIVEN.values():
+        everywhere(ValueError, lambda m, c=call: c(m, X, p), "(4, 1)", "(2, 1)", "broadcast")
+
+
+def test_devices():
+    p = with_params(scale=torch.ones(4, 1, device="meta"))
+    for call in GIVEN.values():
+        everywhere(RuntimeError, lambda m, c=call: c(m, X, p), "scale:", "cpu", "meta")
+
+
+def test_what_are_no_parameters():
+    for value in (None, 3, (torch.tensor(1.0), torch.tensor(0.0), -128, 127)):
+        for call in GIVEN.values():
+            everywhere(
+                TypeError, lambda m, c=call, v=value: c(m, X, v),
+                "qparams:", "QuantizationParams", type(value).__name__,
+            )  # fmt: skip
+
+
+def test_numbers_are_taken_as_parameters():
+    numbers = QuantizationParams(0.1, 3, -128, 127)
+    tensors = QuantizationParams(
+        *(torch.tensor(v, dtype=torch.float64) for v in (0.1, 3)), -128, 127
+    )
+    for module in MODULES:
+        for call in GIVEN.values():
+            a, b = call(module, X, numbers), call(module, X, tensors)
+            assert torch.equal(a, b) and a.dtype == b.dtype
+
+
+def test_range_decides_the_dtype_of_codes():
+    for low, high, dtype in (
+        (-128, 127, torch.int8),
+        (0, 200, torch.uint8),
+        (-1, 128, torch.int16),
+    ):
+        q = quantkit.quantize_tensor(X, with_params(q_min=low, q_max=high))
+        assert q.dtype == dtype
+
+
+OPERATOR_CALLS = [
+    (ValueError, lambda: ops.quantize(X, torch.ones(3, 1), P.zero_point, -128, 127, torch.int8),
+     lambda: reference.quantize_tensor(X, with_params(scale=torch.ones(3, 1)))),
+    (ValueError, lambda: ops.quantize(X, P.scale, P.zero_point, 5, 3, torch.int8),
+     lambda: reference.quantize_tensor(X, with_params(q_min=5, q_max=3, dtype=torch.int8))),
+    (RuntimeError, lambda: ops.quantize(X, P.scale, P.zero_point, -1, 3, torch.int32),
+     lambda: reference.quantize_tensor(X, with_params(dtype=torch.int32))),
+    (RuntimeError, lambda: ops.dequantize(X.to(torch.complex64), P.scale, P.zero_point),
+     lambda: reference.dequantize_tensor(X.to(torch.complex64), P)),
+    (RuntimeError, lambda: ops.fake_quantize(X, P.scale.int(), P.zero_point, -1, 3),
+     lambda: reference.fake_quantize(X, with_params(scale=P.scale.int()))),
+    (ValueError, lambda: ops.choose_qparams(X, None, -128, 127, -0.5, True),
+     lambda: reference.get_symmetric_qparams(X, eps=-0.5)),
+    (ValueError, lambda: ops.choose_qparams(X, [1, 4], -128, 127, 1e-8, True),
+     lambda: reference.get_symmetric_qparams(X, block_size=[1, 4])),
+    (ValueError, lambda: ops.dynamic_quantize(X, None, -128, 127, 1e-8, True, torch.int8, True),
+     lambda: reference.dynamic_quantize(X, include_zero=True)),
+    (ValueError, lambda: ops.quantize_dequantize(X[:0], None, -128, 127, 1e-8, True, torch.int8),
+     lambda: reference.quantize_dequant(X[:0])),
+    (RuntimeError, lambda: ops._fake_quantize_backward(X.double(), X, P.scale, P.zero_point, -1, 3),
+     lambda: reference.fake_quantize_backward_op(X.double(), X, P.scale, P.zero_point, -1, 3)),
+    (ValueError, lambda: ops._fake_quantize_backward(X[:2], X, P.scale, P.zero_point, -1, 3),
+     lambda: reference.fake_quantize_backward_op(X[:2], X, P.scale, P.zero_point, -1, 3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(OPERATOR_CALLS)))
+def test_operators_say_what_the_reference_says(case):
+    kind, operator, function = OPERATOR_CALLS[case]
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
+        function()
+    raised(kind, operator, str(caught.value))
+
+
+def test_layouts_without_a_kernel_are_torchs_own_error():
+    with pytest.raises(NotImplementedError):
+        ops.quantize(X.to_sparse(), P.scale, P.zero_point, -128, 127, torch.int8)

@@ -1,0 +1,165 @@
+"""The main job on small files: what it reports, and what it refuses."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import quantkit
+from benchmarks import real_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = {
+    "layer.weight": torch.randn(8, 16),
+    "layer.bias": torch.randn(16),
+    "half": torch.randn(4, 4).half(),
+    "brain": torch.randn(4, 4).bfloat16(),
+    "zeros": torch.zeros(3, 3),
+    "steps": torch.arange(5),
+}
+
+
+def job(weights, results, capsys):
+    """main() in this process: its exit code, what it printed, and the report."""
+    code = real_weights.main(["--weights", str(weights), "--results", str(results)])
+    printed = capsys.readouterr()
+    report = results / "run.json"
+    return code, printed, json.loads(report.read_text()) if report.exists() else None
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(WEIGHTS, path)
+    return path
+
+
+def test_report(weights, tmp_path, capsys):
+    code, printed, report = job(weights, tmp_path / "results", capsys)
+    assert code == 0 and "20 of 20 bit-equal" in printed.out
+    assert set(report) == {"backend", "tensors", "total"}
+    assert report["backend"] == str(quantkit.backend())
+    assert set(report["total"]) == {"reference_ms", "quantkit_ms", "speedup"}
+    keys = {"name", "shape", "scheme", "bit_equal", "reference_ms", "quantkit_ms", "sqnr_db"}
+    assert all(set(row) == keys and row["bit_equal"] for row in report["tensors"])
+    assert {row["name"] for row in report["tensors"]} == set(WEIGHTS) - {"steps"}
+    assert len({row["scheme"] for row in report["tensors"]}) == 4
+    zeros = [row for row in report["tensors"] if row["name"] == "zeros"]
+    assert all(row["sqnr_db"] is None for row in zeros)
+    sums = sum(row["reference_ms"] for row in report["tensors"])
+    assert report["total"]["reference_ms"] == sums
+    assert (tmp_path / "results" / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_state_dicts_flat_and_nested(tmp_path, capsys):
+    torch.save({"a": torch.randn(3, 4), "b": torch.tensor(2.5)}, tmp_path / "flat.pt")
+    nested = {"epoch": 3, "state_dict": {"w": torch.randn(2, 2), "more": [torch.ones(2)]}}
+    torch.save(nested, tmp_path / "nested.pth")
+    for name, tensors in (
+        ("flat.pt", {"a", "b"}),
+        ("nested.pth", {"state_dict.w", "state_dict.more.0"}),
+    ):
+        code, _, report = job(tmp_path / name, tmp_path / name[:-3], capsys)
+        assert code == 0 and {row["name"] for row in report["tensors"]} == tensors
+
+
+def test_what_has_no_parameters_is_left_out_and_said(tmp_path, capsys):
+    path = tmp_path / "odd.pt"
+    odd = {
+        "ok": torch.ones(2),
+        "empty": torch.empty(0, 3),
+        "c": torch.ones(2, dtype=torch.complex64),
+    }
+    odd["f8"] = torch.ones(2).to(torch.float8_e4m3fn)
+    torch.save(odd, path)
+    code, printed, report = job(path, tmp_path / "results", capsys)
+    assert code == 0 and {row["name"] for row in report["tensors"]} == {"ok"}
+    for name in ("empty", "c", "f8"):
+        assert f"left out {name}:" in printed.out
+
+
+class Hostile:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "it ran")
+
+
+def bad_files(tmp_path):
+    good = tmp_path / "good.safetensors"
+    save_file({"w": torch.randn(64, 64)}, good)
+    trace = tmp_path / "trace"
+    made = {
+        "truncated.safetensors": good.read_bytes()[:5000],
+        "foreign.safetensors": b"not a safetensors file at all",
+        "foreign.pt": b"neither a zip nor a pickle",
+        "empty.pth": b"",
+        "words.txt": b"hello",
+        "hostile.pt": pickle.dumps({"w": Hostile(trace)}),
+    }
+    for name, content in made.items():
+        (tmp_path / name).write_bytes(content)
+    torch.save({"w": torch.randn(64, 64)}, tmp_path / "whole.pt")
+    (tmp_path / "truncated.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:3000])
+    torch.save({"steps": torch.arange(3)}, tmp_path / "integers.pt")
+    (tmp_path / "folder.safetensors").mkdir()
+    names = [*made, "truncated.pt", "integers.pt", "folder.safetensors", "missing.safetensors"]
+    return [tmp_path / name for name in names], trace
+
+
+def test_unusable_files_are_refused_in_one_line(tmp_path, capsys):
+    files, trace = bad_files(tmp_path)
+    for path in files:
+        code, printed, report = job(path, tmp_path / "results", capsys)
+        assert code == 2 and report is None, path
+        lines = printed.err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: ") and path.name in lines[0], lines
+    assert not trace.exists(), "unpickling ran code"
+
+
+@pytest.mark.parametrize("which", ["q", "x_hat", "scale", "zero_point"])
+def test_a_differing_bit_is_found_and_named(weights, tmp_path, capsys, monkeypatch, which):
+    right = quantkit.quantize_dequant
+
+    def wrong(x, **arguments):
+        q, x_hat, p = right(x, **arguments)
+        if x.dtype == torch.float16 and not arguments["sym"]:
+            t = {"q": q, "x_hat": x_hat, "scale": p.scale, "zero_point": p.zero_point}[which]
+            bits = (
+                t
+                if t.dtype == torch.int8
+                else t.view({2: torch.int16, 4: torch.int32}[t.element_size()])
+            )
+            bits.view(-1)[-1] ^= 1
+        return q, x_hat, p
+
+    monkeypatch.setattr(quantkit, "quantize_dequant", wrong)
+    code, printed, report = job(weights, tmp_path / "results", capsys)
+    assert code == 1
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 2 and all("half" in line and which in line for line in lines)
+    assert sum(not row["bit_equal"] for row in report["tensors"]) == 2
+
+
+def test_the_reference_is_not_compared_with_itself(weights, tmp_path):
+    command = [sys.executable, "-m", "benchmarks.real_weights", "--weights", str(weights)]
+    env = {k: v for k, v in os.environ.items() if k != "QUANTKIT_ISA"} | {"QUANTKIT_REFERENCE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and "proves nothing" in done.stderr.splitlines()[-1]
+
+
+def test_the_program_end_to_end(weights, tmp_path):
+    command = [sys.executable, "-m", "benchmarks.real_weights", "--weights", str(weights)]
+    command += ["--results", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bit-equal" in done.stdout and (tmp_path / "out" / "run.json").exists()

@@ -1,0 +1,94 @@
+"""Thread counts, calling threads, and the caller's floating-point environment."""
+
+import threading
+
+import pytest
+import torch
+from cases import assert_same, given, values
+
+from quantkit import reference
+
+ops = torch.ops.quantkit
+pytestmark = pytest.mark.usefixtures("backend")
+SHAPES = [
+    ((1, 200_003), [1, -1]),
+    ((200_003, 3), [-1, 1]),
+    ((10, 20_011), [1, -1]),
+    ((640, 512), [2, 64]),
+]
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def results(x, blocks, scale, zero_point):
+    return (
+        *ops.quantize_dequantize(x, blocks, -128, 127, 1e-8, False, torch.int8),
+        *ops.choose_qparams(x, None, -128, 127, 1e-8, True),
+        ops.quantize(x, scale, zero_point, -128, 127, torch.int8),
+        ops.fake_quantize(x, scale, zero_point, -128, 127),
+    )
+
+
+def expected(x, blocks, scale, zero_point):
+    return (
+        *reference.quantize_dequantize_op(x, blocks, -128, 127, 1e-8, False, torch.int8),
+        *reference.choose_qparams_op(x, None, -128, 127, 1e-8, True),
+        reference.quantize_op(x, scale, zero_point, -128, 127, torch.int8),
+        reference.fake_quantize_op(x, scale, zero_point, -128, 127),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_any_number_of_threads(threads, count, dtype):
+    threads(count)
+    for i, (shape, blocks) in enumerate(SHAPES):
+        x, parameters = values(shape, dtype, i), given(shape, blocks, dtype, i)
+        parameters = tuple(parameters)
+        assert_same(results(x, blocks, *parameters), expected(x, blocks, *parameters))
+
+
+def test_from_many_python_threads():
+    shape, blocks = SHAPES[3]
+    x, parameters = values(shape, torch.float32), tuple(given(shape, blocks, torch.float32))
+    right = expected(x, blocks, *parameters)
+    failures = []
+
+    def work():
+        try:
+            for _ in range(3):
+                assert_same(results(x, blocks, *parameters), right)
+        except Exception as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+def test_a_caller_that_flushes_denormals_gets_the_same_bits():
+    shape, blocks = SHAPES[3]
+    x = values(shape, torch.float32, special=True) * 1e-38
+    scale, zero_point = torch.full((320, 8), 1e-41), torch.full((320, 8), 0.5)
+    right = expected(x, blocks, scale, zero_point)
+    tiny, scale_of_tiny, zero = torch.full((8,), 1e-39), torch.tensor(1e-39), torch.tensor(0.0)
+    assert (tiny * 0.5 != 0).all()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this machine cannot flush denormals")
+    try:
+        assert (tiny * 0.5 == 0).all()
+        actual = results(x, blocks, scale, zero_point)
+        small = ops.quantize(tiny, scale_of_tiny, zero, -128, 127, torch.int8)
+        assert (tiny * 0.5 == 0).all(), "the caller's setting is lost"
+    finally:
+        torch.set_flush_denormal(False)
+    assert_same(actual, right)
+    assert small.tolist() == [1] * 8
