@@ -24,7 +24,7 @@ run: build $(STAMP)-run
 
 test: build $(STAMP)-test $(STAMP)-run lint
 	QUANTKIT_REQUIRE_EXTENSION=1 $(PY) -m pytest
-	QUANTKIT_REFERENCE=1 $(PY) -m pytest -m fallback
+	QUANTKIT_ISA= QUANTKIT_REFERENCE=1 $(PY) -m pytest -m fallback
 
 lint: $(STAMP)-test
 	$(PY) -m ruff check .
