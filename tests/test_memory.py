@@ -39,4 +39,5 @@ def test_peak_memory_is_the_outputs(call, layout, dtype):
     command = [sys.executable, "-W", "ignore", "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert abs(int(done.stdout)) < 8 << 20
+    # Below 0 where the call reuses what the first one freed; far below, nothing was measured.
+    assert -(16 << 20) < int(done.stdout) < 8 << 20
