@@ -115,6 +115,9 @@ def choose_qparams(
 ) -> None:
     tensor("x", x)
     q_range(q_min, q_max)
+    for name, value in (("symmetric (sym)", symmetric), ("include_zero", include_zero)):
+        if not isinstance(value, (int, torch.SymBool)):
+            raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
     if not isinstance(eps, (int, float, torch.SymFloat)):
         raise TypeError(f"eps: expected a float, got {type(eps).__name__}")
     if not eps > 0:

@@ -59,6 +59,8 @@ def block_size_of(
             f"block_size: cannot be given together with per_channel=True, got {list(block_size)}"
         )
     _checks.tensor("x", x)
+    if not isinstance(channel_dim, (int, torch.SymInt)):
+        raise TypeError(f"channel_dim: expected an int, got {type(channel_dim).__name__}")
     rank = x.dim()
     if rank == 0:
         return None

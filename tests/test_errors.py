@@ -132,6 +132,13 @@ def test_eps_must_be_a_number():
         everywhere(TypeError, lambda m, c=call: c(m, X, eps="tiny"), "eps:", "str")
 
 
+def test_flags_must_be_bools():
+    for name in ("quantize_dequant", "dynamic_quantize"):
+        call = CHOOSING[name]
+        everywhere(TypeError, lambda m, c=call: c(m, X, sym="yes"), "sym", "bool", "str")
+        everywhere(TypeError, lambda m, c=call: c(m, X, include_zero=[]), "include_zero:", "list")
+
+
 def test_include_zero_needs_the_asymmetric_scheme():
     for name in ("quantize_dequant", "dynamic_quantize"):
         call = CHOOSING[name]
@@ -172,6 +179,12 @@ def test_channel_dim():
             lambda m, c=call: c(m, X[0], per_channel=True, channel_dim=1),
             "channel_dim:",
         )
+        for dim in ("0", 1.0):
+            everywhere(
+                TypeError,
+                lambda m, c=call, d=dim: c(m, X, per_channel=True, channel_dim=d),
+                "channel_dim:", type(dim).__name__,
+            )  # fmt: skip
         call(quantkit, torch.tensor(1.0), per_channel=True, channel_dim=7)  # 0-dim: per tensor
 
 
