@@ -2,6 +2,7 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <stdexcept>
@@ -13,8 +14,10 @@ namespace quantkit {
 
 using torch::stable::Tensor;
 
+// Throws torch's own message, as where there is no memory for a result.
 inline void check_shim(AOTITorchError error) {
-  if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error("quantkit: a call into torch failed");
+  if (error != AOTI_TORCH_SUCCESS)
+    throw std::runtime_error(torch_exception_get_what_without_backtrace());
 }
 
 // torch's number of a dtype, our Type of it (-1: none), and its name.

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import quantkit
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
@@ -41,3 +44,9 @@ def test_peak_memory_is_the_outputs(call, layout, dtype):
     assert done.returncode == 0, done.stderr
     # Below 0 where the call reuses what the first one freed; far below, nothing was measured.
     assert -(16 << 20) < int(done.stdout) < 8 << 20
+
+
+def test_a_result_that_memory_cannot_hold_is_torchs_error():
+    x = torch.empty(1).expand(2**46)
+    with pytest.raises(RuntimeError, match="memory"):
+        quantkit.quantize_tensor(x, quantkit.QuantizationParams(1.0, 0.0, -128, 127))
