@@ -181,18 +181,23 @@ QK_INLINE E2 dequantized(float q, E1 zero_point, E2 scale) {
 
 // ---- choosing parameters --------------------------------------------------------------------------
 
+// All bits but the sign: the greatest key.
+template <class T>
+constexpr typename Traits<T>::Bits kMagnitude =
+    static_cast<typename Traits<T>::Bits>((uint64_t(1) << (sizeof(T) * 8 - 1)) - 1);
+
 // Keys are integers ordered as the values are, with every NaN above (or below) the infinities and
 // -0.0 below 0.0: maxima and minima of keys do not depend on the order, and a NaN wins by itself.
 template <class T>
 QK_INLINE typename Traits<T>::Bits magnitude_key(T v) {
   using Bits = typename Traits<T>::Bits;
-  return Bits(bit_cast<Bits>(v) & Bits(~(Bits(1) << (sizeof(T) * 8 - 1))));
+  return Bits(bit_cast<Bits>(v) & kMagnitude<T>);
 }
 template <class T>
 QK_INLINE typename Traits<T>::Bits order_key(T v) {
   using Bits = typename Traits<T>::Bits;
   const Bits bits = bit_cast<Bits>(v), sign = Bits(bits >> (sizeof(T) * 8 - 1));
-  return Bits(bits ^ (sign & Bits(~(Bits(1) << (sizeof(T) * 8 - 1)))));
+  return Bits(bits ^ (sign & kMagnitude<T>));
 }
 template <class T>
 QK_INLINE T from_order_key(typename Traits<T>::Bits key) {

@@ -125,11 +125,18 @@ template <class X, class P>
 void clear_run(void* low_, void* high_, int64_t step, int64_t n) {
   using Key = typename Traits<X>::Bits;
   using Kept = typename Traits<P>::Bits;
-  constexpr Key most = static_cast<Key>(~(static_cast<uint64_t>(1) << (sizeof(Key) * 8 - 1)));
   for (int64_t i = 0; i < n; ++i) {
-    static_cast<Kept*>(low_)[i * step] = most;
-    static_cast<Kept*>(high_)[i * step] = static_cast<Key>(-most - 1);
+    static_cast<Kept*>(low_)[i * step] = kMagnitude<X>;
+    static_cast<Kept*>(high_)[i * step] = static_cast<Key>(-kMagnitude<X> - 1);
   }
+}
+
+// What a reduction left in the memory of a parameter.
+template <class Key, class P>
+Key key_at(const P* p) {
+  typename Traits<P>::Bits key;
+  memcpy(&key, p, sizeof(key));
+  return static_cast<Key>(key);
 }
 
 using FinishRun = void (*)(void* zero_point, void* scale, int64_t step, int64_t n, const Scheme&);
@@ -137,18 +144,17 @@ using FinishRun = void (*)(void* zero_point, void* scale, int64_t step, int64_t 
 template <class X, class P>
 void finish_run(void* zero_point_, void* scale_, int64_t step, int64_t n, const Scheme& scheme) {
   using Key = typename Traits<X>::Bits;
-  using Kept = typename Traits<P>::Bits;
   P* scale = static_cast<P*>(scale_);
   P* zero_point = static_cast<P*>(zero_point_);
   for (int64_t k = 0; k < n; ++k) {
     const int64_t i = k * step;
-    const Key high = static_cast<Key>(bit_cast<Kept>(scale[i]));
+    const Key high = key_at<Key>(scale + i);
     if (scheme.symmetric) {
       const Wide<P> max_abs = static_cast<Wide<P>>(widen(bit_cast<X>(high)));
       scale[i] = narrow<P>(symmetric_scale<P>(max_abs, scheme));
       zero_point[i] = narrow<P>(0);
     } else {
-      const Key low = static_cast<Key>(bit_cast<Kept>(zero_point[i]));
+      const Key low = key_at<Key>(zero_point + i);
       Wide<P> x_min = static_cast<Wide<P>>(widen(from_order_key<X>(low)));
       const Wide<P> x_max = static_cast<Wide<P>>(widen(from_order_key<X>(high)));
       const Wide<P> s = asymmetric_scale<P>(x_min, x_max, scheme);
