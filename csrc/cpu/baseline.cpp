@@ -1,3 +1,3 @@
-#include "loops.h"
+#include "table.h"
 
 QUANTKIT_EXPORT_TABLE(baseline)

@@ -1,0 +1,230 @@
+// The walk over levels that feeds the loops, untyped: pieces of the innermost level in chunks, gathered
+// where the data is not contiguous, with the parameters that belong to each element.
+#pragma once
+
+#include "loops.h"
+
+namespace quantkit {
+namespace {
+
+struct Offsets {
+  int64_t of[kOperands] = {};
+
+  void move(const Level& level, int64_t count) {
+    for (int k = 0; k < kOperands; ++k) of[k] += level.step[k] * count;
+  }
+};
+
+// Calls body(offsets, index in the innermost level, n) for each piece of it within [begin, end).
+template <class Body>
+void walk(const Level* levels, int32_t count, int64_t begin, int64_t end, Body body) {
+  if (begin >= end) return;
+  Offsets at;
+  int64_t index[kMaxLevels];
+  int64_t rest = begin;
+  for (int32_t k = count - 1; k >= 0; --k) {
+    index[k] = rest % levels[k].size;
+    rest /= levels[k].size;
+    at.move(levels[k], index[k]);
+  }
+  const Level& inner = levels[count - 1];
+  int64_t first = index[count - 1];
+  for (;;) {
+    const int64_t n = smaller(inner.size - first, end - begin);
+    body(at, first, n);
+    begin += n;
+    if (begin == end) return;  // always here where there is one level
+    at.move(inner, -first);
+    first = 0;
+    int32_t k = count - 2;
+    for (; ++index[k] == levels[k].size; --k) {
+      at.move(levels[k], 1 - levels[k].size);
+      index[k] = 0;
+    }
+    at.move(levels[k], 1);
+  }
+}
+
+template <class Bits>
+void copy_steps(const void* from, int64_t from_step, void* to, int64_t to_step, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    static_cast<Bits*>(to)[i * to_step] = static_cast<const Bits*>(from)[i * from_step];
+}
+void copy_steps(int64_t size, const void* from, int64_t from_step, void* to, int64_t to_step, int64_t n) {
+  switch (size) {
+    case 1: return copy_steps<int8_t>(from, from_step, to, to_step, n);
+    case 2: return copy_steps<int16_t>(from, from_step, to, to_step, n);
+    case 4: return copy_steps<int32_t>(from, from_step, to, to_step, n);
+    default: return copy_steps<int64_t>(from, from_step, to, to_step, n);
+  }
+}
+
+struct alignas(64) Scratch {
+  unsigned char bytes[kChunk * 8];
+};
+
+// A chunk of a tensor to read: in place where it is contiguous, else gathered.
+struct Reader {
+  const char* base;
+  int64_t size;
+  Scratch scratch;
+
+  Reader(const void* data, Type type) : base(static_cast<const char*>(data)), size(size_of(type)) {}
+  const void* get(int64_t offset, int64_t step, int64_t n) {
+    const char* from = base + offset * size;
+    if (step == 1 || n == 1) return from;
+    copy_steps(size, from, step, scratch.bytes, 1, n);
+    return scratch.bytes;
+  }
+};
+
+// A chunk of a tensor to write: in place where it is contiguous, else scattered by put().
+struct Writer {
+  char* base;
+  int64_t size;
+  Scratch scratch;
+
+  Writer(void* data, Type type) : base(static_cast<char*>(data)), size(size_of(type)) {}
+  void* get(int64_t offset, int64_t step, int64_t n) {
+    if (step == 1 || n == 1) return base + offset * size;
+    return scratch.bytes;
+  }
+  void put(int64_t offset, int64_t step, int64_t n) {
+    if (step != 1 && n != 1) copy_steps(size, scratch.bytes, 1, base + offset * size, step, n);
+  }
+};
+
+template <class W>
+W load(const Parameter& p, int64_t i) {
+  switch (p.type) {
+    case Type::f16: return static_cast<W>(widen(static_cast<const f16*>(p.data)[i]));
+    case Type::bf16: return static_cast<W>(widen(static_cast<const bf16*>(p.data)[i]));
+    case Type::f64: return static_cast<W>(static_cast<const double*>(p.data)[i]);
+    default: return static_cast<W>(static_cast<const float*>(p.data)[i]);
+  }
+}
+
+// How a parameter changes along the innermost level: element j uses
+// j / inner * outer_step + j % inner * inner_step.
+struct Pattern {
+  int64_t inner = 1, outer_step = 0, inner_step = 0;
+};
+
+// A parameter as the wide values that a step of type `step` takes: one, or one for each element.
+// A zero point is rounded to that type first, a scale is taken in full.
+struct Values {
+  Parameter parameter;
+  Pattern pattern;
+  Type step;
+  bool round, direct;
+  int64_t offset = -1, first = 0, filled = 0;  // what scratch holds
+  Scratch scratch;
+
+  Values(const Parameter& p, const Pattern& pattern_, Type step_, bool round_)
+      : parameter(p), pattern(pattern_), step(step_), round(round_) {
+    const bool as_is = step == Type::f64   ? p.type == Type::f64
+                       : step == Type::f32 ? p.type == Type::f32
+                                           : p.type == Type::f32 && !round;
+    direct = as_is && pattern.inner_step == 1;
+  }
+
+  const void* get(int64_t base, int64_t from, int64_t n) {
+    const int64_t column = from % pattern.inner;
+    if (direct && column + n <= pattern.inner) {
+      const int64_t at = base + from / pattern.inner * pattern.outer_step + column;
+      return static_cast<const char*>(parameter.data) + at * size_of(parameter.type);
+    }
+    const int64_t start = pattern.outer_step == 0 ? column : from;
+    if (offset != base || first != start || filled < n) {
+      with_float(step, [&](auto tag) { fill<typename decltype(tag)::type>(base, from, n); });
+      offset = base, first = start, filled = n;
+    }
+    return scratch.bytes;
+  }
+
+  template <class D>
+  void fill(int64_t base, int64_t from, int64_t n) {
+    Wide<D>* out = reinterpret_cast<Wide<D>*>(scratch.bytes);
+    for (int64_t i = 0; i < n;) {
+      const int64_t row = (from + i) / pattern.inner, column = (from + i) % pattern.inner;
+      const int64_t count = smaller(pattern.inner - column, n - i);
+      int64_t at = base + row * pattern.outer_step + column * pattern.inner_step;
+      const Wide<D> shared = value<D>(at);
+      for (int64_t j = 0; j < count; ++j, at += pattern.inner_step)
+        out[i + j] = pattern.inner_step == 0 ? shared : value<D>(at);
+      i += count;
+    }
+  }
+
+  template <class D>
+  Wide<D> value(int64_t at) const {
+    const Wide<D> v = load<Wide<D>>(parameter, at);
+    return round ? rounded<D>(v) : v;
+  }
+};
+
+// A stretch of elements under the innermost level: offsets and steps of the data, base offsets of the
+// parameters and the position in their patterns.
+struct Chunk {
+  int64_t x, q, y, xs, qs, ys, scale, zero_point, first, n;
+};
+
+// Rows below these sizes are joined with the level around them where the data allows, and their
+// parameters spread out in scratch: a call of a loop would cost more than the row.
+constexpr int64_t kShortRun = 32, kShortRow = 256;
+
+// The levels prepared for walking: the innermost one's parameters are left to patterns.
+struct Plan {
+  Level levels[kMaxLevels];
+  int32_t count;
+  Pattern scale, zero_point;
+  bool each, contiguous;
+
+  explicit Plan(const Shape& shape) : count(shape.count), each(false), contiguous(true) {
+    for (int32_t k = 0; k < count; ++k) levels[k] = shape.levels[k];
+    Level* inner = &levels[count - 1];
+    const int64_t size = inner->size;
+    scale = {size, 0, inner->step[kScale]};
+    zero_point = {size, 0, inner->step[kZeroPoint]};
+    each = scale.inner_step != 0 || zero_point.inner_step != 0;
+    if (count > 1 && size < (each ? kShortRow : kShortRun) && joins(levels[count - 2], *inner)) {
+      Level* outer = inner - 1;
+      scale.outer_step = outer->step[kScale];
+      zero_point.outer_step = outer->step[kZeroPoint];
+      outer->size *= size;
+      for (int k = kX; k <= kY; ++k) outer->step[k] = inner->step[k];
+      inner = outer;
+      --count;
+      each = each || scale.outer_step != 0 || zero_point.outer_step != 0;
+    }
+    inner->step[kScale] = inner->step[kZeroPoint] = 0;
+    for (int k = kX; k <= kY; ++k) contiguous &= inner->step[k] == 1;
+  }
+
+  static bool joins(const Level& outer, const Level& inner) {
+    bool joins = true;
+    for (int k = kX; k <= kY; ++k) joins &= outer.step[k] == inner.size * inner.step[k];
+    return joins;
+  }
+
+  // body(chunk) over [begin, end); whole: a chunk may be of any size.
+  template <class Body>
+  void run(int64_t begin, int64_t end, bool whole, Body body) const {
+    const int64_t* step = levels[count - 1].step;
+    // Chunks end where the pattern does, so that the next one finds its parameters in scratch.
+    const int64_t rows = kChunk / scale.inner * scale.inner;
+    const int64_t chunk = whole ? INT64_MAX : rows > 0 ? rows : kChunk;
+    walk(levels, count, begin, end, [&](const Offsets& at, int64_t first, int64_t n) {
+      for (int64_t done = 0; done < n;) {
+        const int64_t m = smaller(n - done, chunk - (first + done) % chunk);
+        body(Chunk{at.of[kX] + done * step[kX], at.of[kQ] + done * step[kQ],
+                   at.of[kY] + done * step[kY], step[kX], step[kQ], step[kY], at.of[kScale],
+                   at.of[kZeroPoint], first + done, m});
+        done += m;
+      }
+    });
+  }
+};
+
+}  // namespace
+}  // namespace quantkit
