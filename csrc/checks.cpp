@@ -24,7 +24,9 @@ std::string text(double v) {
   if (std::isnan(v)) return "nan";
   if (std::isinf(v)) return v > 0 ? "inf" : "-inf";
   char buffer[32];
-  const auto end = std::to_chars(buffer, buffer + sizeof(buffer), v).ptr;
+  const bool plain = v == 0 || (std::abs(v) >= 1e-4 && std::abs(v) < 1e16);
+  const auto format = plain ? std::chars_format::fixed : std::chars_format::scientific;
+  const auto end = std::to_chars(buffer, buffer + sizeof(buffer), v, format).ptr;
   const std::string s(buffer, end);
   return s.find_first_of(".e") == std::string::npos ? s + ".0" : s;
 }

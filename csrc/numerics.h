@@ -30,6 +30,10 @@ struct bf16 {
   uint16_t bits;
 };
 
+struct boolean {
+  uint8_t byte;  // torch takes any but 0 for true
+};
+
 template <class To, class From>
 QK_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "");
@@ -71,6 +75,7 @@ QK_INLINE T widen(T v) {
 }
 // Compilers convert a vector of these to float with an fma; of signed ones, with the plain instruction.
 QK_INLINE int64_t widen(uint32_t v) { return v; }
+QK_INLINE int32_t widen(boolean v) { return v.byte != 0; }
 QK_INLINE float widen(bf16 v) { return bit_cast<float>(uint32_t(v.bits) << 16); }
 QK_INLINE float widen(f16 v) {
   const uint32_t magnitude = v.bits & 0x7fffu, sign = uint32_t(v.bits & 0x8000u) << 16;

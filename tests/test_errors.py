@@ -121,7 +121,7 @@ def test_limits():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("eps", [0, 0.0, -1e-8, float("nan"), float("-inf")])
+@pytest.mark.parametrize("eps", [0, 0.0, -1e-8, -1e-4, -1e5, -1.5e300, float("nan"), float("-inf")])
 def test_eps(eps):
     for call in CHOOSING.values():
         everywhere(ValueError, lambda m, c=call: c(m, X, eps=eps), "eps:", str(float(eps)))

@@ -160,6 +160,16 @@ def test_every_mix_of_dtypes_and_ranks(dtype):
                 assert_same(ops.dequantize(*args), reference.dequantize_op(*args))
 
 
+def test_any_byte_but_zero_is_true():
+    x = torch.arange(256, dtype=torch.uint8).view(torch.bool)
+    p = torch.tensor(0.01), torch.tensor(0.0)
+    args = (x, *p, -128, 127, torch.int8)
+    assert_same(ops.quantize(*args), reference.quantize_op(*args))
+    assert_same(ops.dequantize(x, *p), reference.dequantize_op(x, *p))
+    args = (torch.randn(256), p[0], x, -128, 127, torch.int8)
+    assert_same(ops.quantize(*args), reference.quantize_op(*args))
+
+
 def test_scalar_tensors_promote():
     for dtypes in itertools.product(FLOATS, FLOATS, FLOATS):
         x, scale, zero = (

@@ -240,7 +240,7 @@ ConvertRun convert_loop(Type from) {
     case Type::u32: return convert_run<uint32_t, To>;
     case Type::i64: return convert_run<int64_t, To>;
     case Type::u64: return convert_run<uint64_t, To>;
-    case Type::boolean: return convert_run<bool, To>;
+    case Type::boolean: return convert_run<boolean, To>;
     default:
       return with_float(from, [](auto x) -> ConvertRun {
         return convert_run<typename decltype(x)::type, To>;
