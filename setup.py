@@ -7,6 +7,7 @@ that will run quantkit, also where pip isolates the build.
 import filecmp
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -93,7 +94,8 @@ class NinjaBuild(build_ext):
 
 def write_ninja(ninja, compiler, torch, pybind11_include, target):
     csrc = ROOT / "csrc"
-    common = f"-O3 -fPIC -fvisibility=hidden -Wall -Wextra -ffile-prefix-map={ROOT}=quantkit"
+    prefix_map = shlex.quote(f"-ffile-prefix-map={ROOT}=quantkit")
+    common = f"-O3 -fPIC -fvisibility=hidden -Wall -Wextra {prefix_map}"
     # The contract: no contraction, no reassociation; errno and traps do not matter, so loops vectorise.
     kernel = "-std=c++17 -ffp-contract=off -fno-math-errno -fno-trapping-math"
     isas = {"baseline": ""}
@@ -101,11 +103,11 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
         isas["avx2"] = "-mavx2 -mfma"
         isas["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"
     have = " ".join(f"-DQUANTKIT_{isa.upper()}" for isa in isas if isa != "baseline")
-    torch_flags = (
-        f"-std=c++20 -isystem {torch / 'include'} -DTORCH_TARGET_VERSION=0x020d000000000000"
-    )
+    torch_include = shlex.quote(str(torch / "include"))
+    torch_flags = f"-std=c++20 -isystem {torch_include} -DTORCH_TARGET_VERSION=0x020d000000000000"
     python_flags = (
-        f"-std=c++20 -isystem {sysconfig.get_path('include')} -isystem {pybind11_include}"
+        f"-std=c++20 -isystem {shlex.quote(sysconfig.get_path('include'))} "
+        f"-isystem {shlex.quote(pybind11_include)}"
     )
     sources = {
         "ops.cpp": torch_flags,
@@ -126,7 +128,7 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
         depfile="$out.d",
         description="compile $in",
     )
-    libraries = f"-L{torch / 'lib'} -ltorch_cpu"
+    libraries = f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu"
     ninja.rule(
         "link",
         f"{compiler} -shared $in -Wl,--as-needed {libraries} -o $out",

@@ -115,6 +115,8 @@ def usable(tensors: dict[str, torch.Tensor], say: Callable[[str], None]) -> dict
             continue
         if tensor.layout is not torch.strided:
             say(f"left out {name}: layout {tensor.layout}")
+        elif tensor.device.type != "cpu":
+            say(f"left out {name}: device {tensor.device}, it has no values here")
         elif tensor.dtype not in DTYPES:
             say(f"left out {name}: dtype {tensor.dtype}")
         elif tensor.numel() == 0:

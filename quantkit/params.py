@@ -56,7 +56,7 @@ def block_size_of(
         return block_size
     if block_size is not None:
         raise ValueError(
-            f"block_size: cannot be given together with per_channel=True, got {list(block_size)}"
+            f"block_size: cannot be given together with per_channel=True, got {block_size}"
         )
     _checks.tensor("x", x)
     if not isinstance(channel_dim, (int, torch.SymInt)):

@@ -76,11 +76,12 @@ def test_what_has_no_parameters_is_left_out_and_said(tmp_path, capsys):
         "empty": torch.empty(0, 3),
         "c": torch.ones(2, dtype=torch.complex64),
     }
+    odd["lazy"] = torch.ones(2, device="meta")
     odd["f8"] = torch.ones(2).to(torch.float8_e4m3fn)
     torch.save(odd, path)
     code, printed, report = job(path, tmp_path / "results", capsys)
     assert code == 0 and {row["name"] for row in report["tensors"]} == {"ok"}
-    for name in ("empty", "c", "f8"):
+    for name in ("empty", "c", "f8", "lazy"):
         assert f"left out {name}:" in printed.out
 
 
