@@ -66,6 +66,8 @@ struct Elementwise {
   Type divide_type, add_type;      // of the two steps of quantize
   Type subtract_type, scale_type;  // of the two steps of dequantize: f32 or f64
   int32_t q_min, q_max;
+  bool chosen, symmetric;  // scale and zero_point come from x itself, by this scheme
+  bool streams;            // outputs are large and not expected in a cache: write past it
 };
 
 // choose_qparams and the operators fused with it. While a reduction runs, the arrays of the results

@@ -137,8 +137,59 @@ QK_INLINE f16 narrow<f16>(float v) {
 
 // x / scale + zero_point: the quotient rounded to D1, the sum to D2 (the dtypes of the two steps).
 template <class D1, class D2>
-QK_INLINE Wide<D2> affine(Wide<D1> x, Wide<D1> scale, Wide<D2> zero_point) {
-  return rounded<D2>(Wide<D2>(rounded<D1>(x / scale)) + zero_point);
+QK_INLINE Wide<D2> affine(Wide<D1> quotient, Wide<D2> zero_point) {
+  return rounded<D2>(Wide<D2>(rounded<D1>(quotient)) + zero_point);
+}
+
+#if !defined(QUANTKIT_TRUE_DIVISION) && (defined(__FMA__) || defined(__aarch64__))
+constexpr bool kHasFma = true;
+#else
+constexpr bool kHasFma = false;
+#endif
+
+// 1 / scale in two parts: x / scale without a division (Brisebarre, Muller, Raina, "Accelerating correctly
+// rounded floating-point division when the divisor is known in advance", IEEE Trans. Computers 2004).
+struct Reciprocal {
+  float high, low;
+};
+
+QK_INLINE float quotient(float x, Reciprocal r) { return __builtin_fmaf(x, r.high, x * r.low); }
+
+// Whether quotient(x, r) is x / scale for every x but the tiniest, whose quotient is below 2^-70 either
+// way; NaN, infinities and overflow as the division gives them. Proof and sweep: docs/performance.md.
+QK_INLINE bool exact_reciprocal(float scale, Reciprocal& r) {
+  if (!(scale >= 0x1p-60f && scale <= 0x1p60f)) return false;
+  const uint32_t bits = bit_cast<uint32_t>(scale), fraction = bits & 0x7fffffu;
+  const float s = bit_cast<float>(fraction | 0x3f800000u);  // scale's significand
+  // high below 1 / s, so that low is positive: x * high and x * low overflow to the same infinity.
+  float high = 1.0f / s;
+  float rest = __builtin_fmaf(-s, high, 1.0f);
+  if (rest <= 0) {
+    high = bit_cast<float>(bit_cast<uint32_t>(high) - 1);
+    rest = __builtin_fmaf(-s, high, 1.0f);
+  }
+  const Reciprocal unit = {high, rest / s};
+  // The value rounded is x / s within 2^-46 of itself. It can round otherwise only where a midpoint of
+  // two floats, an odd m of 25 bits, lies that near: x 2^a = m s + k, 0 < |k| <= 8 in units of the last
+  // place, a 24 or 25. For each k there is one m modulo 2^24 (fewer bits for even s): try them all.
+  const uint32_t whole = fraction | 0x800000u;
+  const int32_t zeros = __builtin_ctz(whole);
+  const uint32_t odd = whole >> zeros, step = 0x1000000u >> zeros;
+  uint32_t inverse = odd * (2 - odd * odd);
+  for (int i = 0; i < 3; ++i) inverse *= 2 - odd * inverse;
+  bool exact = true;
+  const int32_t most = 8 >> zeros;
+  for (int32_t k = 1 - most - (most & 1); k <= most; k += 2) {
+    uint32_t m = (-uint32_t(k) * inverse & (step - 1)) | 0x1000000u;
+    for (; m < 0x2000000u; m += step) {
+      const int64_t x = (int64_t(m) * odd + k) >> (24 - zeros);
+      const float candidate = float(int32_t(x));  // where x has 25 bits, half of it is the same test
+      exact &= quotient(candidate, unit) == candidate / s;
+    }
+  }
+  const float power = bit_cast<float>((254u << 23) - (bits & 0x7f800000u));
+  r = {unit.high * power, unit.low * power};
+  return exact;
 }
 
 // 1.5 * 2^(mantissa bits): adding it to |v| < 2^22 rounds v half to even into the low mantissa bits.
@@ -159,16 +210,11 @@ QK_INLINE V clamp(V v, V low, V high) {
   return v < high ? v : high;
 }
 
-// clip(round(v), q_min, q_max), NaN to 0; the limits are integers, so clipping first is the same.
-QK_INLINE int32_t code(float v, float q_min, float q_max) {
-  const float shifted = clamp(v, q_min, q_max) + Shifter<float>::value;
-  const int32_t r = bit_cast<int32_t>(shifted) - bit_cast<int32_t>(Shifter<float>::value);
-  return v == v ? r : 0;
-}
-QK_INLINE int32_t code(double v, double q_min, double q_max) {
-  const double shifted = clamp(v, q_min, q_max) + Shifter<double>::value;
-  const int64_t r = bit_cast<int64_t>(shifted) - bit_cast<int64_t>(Shifter<double>::value);
-  return v == v ? int32_t(r) : 0;
+// clip(round(v), q_min, q_max), still above a Shifter, whose low bits are 0: those of the result are the
+// code's. The limits are integers, so clipping first is the same. Not for NaN.
+template <class V>
+QK_INLINE V shifted_code(V v, V q_min, V q_max) {
+  return clamp(v, q_min, q_max) + Shifter<V>::value;
 }
 
 // q_min <= round(v) <= q_max before clipping; false at NaN, which clamp() takes to q_min - 1.

@@ -372,6 +372,8 @@ void choose_into(const Choice& c, const Tensor& scale_tensor, const Tensor& zero
     e.q_max = c.scheme.q_max;
     e.scale = {s.data, c.type};
     e.add_zero_point = e.subtract_zero_point = {z.data, c.type};
+    e.chosen = true;
+    e.symmetric = c.scheme.symmetric;
     e.divide_type = e.add_type = c.type;
     e.subtract_type = e.scale_type = type_of(c.dequantized()) == static_cast<int>(Type::f64)
                                          ? Type::f64

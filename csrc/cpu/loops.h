@@ -20,44 +20,86 @@ constexpr bool kSame<A, A> = true;
 
 // ---- innermost loops ------------------------------------------------------------------------------
 
-using QuantizeRun = void (*)(const void* x, void* out, const void* scale, const void* zero_point,
-                             int64_t n, int32_t q_min, int32_t q_max);
+// Contiguous elements: rows of n, each under its own parameters (or each element, in mode kEach).
+struct Run {
+  const void* x;
+  const void* q_in;
+  void* q;
+  void* y;
+  const void *divide, *add, *subtract, *multiply;  // parameters, in the type of their step
+  Reciprocal reciprocal;
+  int64_t rows, n;
+  int32_t q_min, q_max;
+};
+using Loop = void (*)(const Run&);
 
-// kEach: every element has its own parameters. Out: the code's type, or bool for "in range".
-template <class X, class D1, class D2, class Out, bool kEach>
-void quantize_run(const void* x_, void* out_, const void* scale_, const void* zero_point_, int64_t n,
-                  int32_t q_min_, int32_t q_max_) {
-  const X* __restrict x = static_cast<const X*>(x_);
-  Out* __restrict out = static_cast<Out*>(out_);
-  const Wide<D1>* __restrict scale = static_cast<const Wide<D1>*>(scale_);
-  const Wide<D2>* __restrict zero_point = static_cast<const Wide<D2>*>(zero_point_);
-  const Wide<D1> scale0 = scale[0];
-  const Wide<D2> zero_point0 = zero_point[0];
-  const Wide<D2> q_min = Wide<D2>(q_min_), q_max = Wide<D2>(q_max_);
-  for (int64_t i = 0; i < n; ++i) {
-    const Wide<D2> v = affine<D1, D2>(Wide<D1>(widen(x[i])), kEach ? scale[i] : scale0,
-                                      kEach ? zero_point[i] : zero_point0);
-    if constexpr (kSame<Out, bool>)
-      out[i] = in_range(v, q_min, q_max);
-    else
-      out[i] = static_cast<Out>(code(v, q_min, q_max));
+// What a loop knows of its parameters. The last three multiply by run.reciprocal; kFinite has no NaN in
+// x; kCentred besides has scale such that no code exceeds the limits, and zero_point 0.
+enum Mode : int { kShared, kEach, kFma, kFinite, kCentred, kModes };
+
+struct NoCode {};
+
+// x to q, and from the same registers to y: what dequantizing q gives. bool for Q: whether in range.
+template <class X, class D1, class D2, class Q, class Y, int kMode>
+void quantize_run(const Run& run) {
+  constexpr bool kBack = !kSame<Y, NoCode>, kOwn = kMode == kEach;
+  const X* __restrict x = static_cast<const X*>(run.x);
+  Q* __restrict q = static_cast<Q*>(run.q);
+  Y* __restrict y = static_cast<Y*>(run.y);
+  const Wide<D1>* __restrict divide = static_cast<const Wide<D1>*>(run.divide);
+  const Wide<D2>* __restrict add = static_cast<const Wide<D2>*>(run.add);
+  const float* __restrict subtract = static_cast<const float*>(run.subtract);
+  const float* __restrict multiply = static_cast<const float*>(run.multiply);
+  const Wide<D2> q_min = Wide<D2>(run.q_min), q_max = Wide<D2>(run.q_max);
+  constexpr Wide<D2> shifter = Shifter<Wide<D2>>::value;
+  const Reciprocal reciprocal = run.reciprocal;
+  const int64_t n = run.n;
+  for (int64_t row = 0; row < run.rows; ++row, x += n) {
+    const Wide<D1> divide0 = divide[row];
+    const Wide<D2> add0 = add[row];
+    const float subtract0 = kBack ? subtract[row] : 0, multiply0 = kBack ? multiply[row] : 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const Wide<D1> from = Wide<D1>(widen(x[i]));
+      Wide<D1> ratio;
+      if constexpr (kMode >= kFma)
+        ratio = quotient(from, reciprocal);
+      else
+        ratio = from / (kOwn ? divide[i] : divide0);
+      const Wide<D2> v = kMode == kCentred ? Wide<D2>(ratio)
+                                           : affine<D1, D2>(ratio, kOwn ? add[i] : add0);
+      if constexpr (kSame<Q, bool>) {
+        q[i] = in_range(v, q_min, q_max);
+      } else {
+        const bool zero = kMode >= kFinite ? false : v != v;  // NaN
+        const Wide<D2> code = kMode == kCentred ? v + shifter : shifted_code(v, q_min, q_max);
+        if constexpr (!kSame<Q, NoCode>)
+          q[i] = zero ? Q(0) : static_cast<Q>(bit_cast<typename Traits<Wide<D2>>::Bits>(code));
+        if constexpr (kBack) {
+          const float integer = zero ? 0.0f : float(code - shifter);
+          y[i] = narrow<Y>(dequantized<float, float>(integer, kOwn ? subtract[i] : subtract0,
+                                                     kOwn ? multiply[i] : multiply0));
+        }
+      }
+    }
+    if constexpr (!kSame<Q, NoCode>) q += n;
+    if constexpr (kBack) y += n;
   }
 }
 
-using DequantizeRun = void (*)(const void* q, void* y, const void* scale, const void* zero_point,
-                               int64_t n);
-
-template <class Q, class E1, class E2, bool kEach>
-void dequantize_run(const void* q_, void* y_, const void* scale_, const void* zero_point_, int64_t n) {
-  const Q* __restrict q = static_cast<const Q*>(q_);
-  E2* __restrict y = static_cast<E2*>(y_);
-  const E2* __restrict scale = static_cast<const E2*>(scale_);
-  const E1* __restrict zero_point = static_cast<const E1*>(zero_point_);
-  const E2 scale0 = scale[0];
-  const E1 zero_point0 = zero_point[0];
-  for (int64_t i = 0; i < n; ++i)
-    y[i] = dequantized<E1, E2>(static_cast<float>(q[i]), kEach ? zero_point[i] : zero_point0,
-                               kEach ? scale[i] : scale0);
+template <class Q, class E1, class E2, bool kOwn>
+void dequantize_run(const Run& run) {
+  const Q* __restrict q = static_cast<const Q*>(run.q_in);
+  E2* __restrict y = static_cast<E2*>(run.y);
+  const E2* __restrict scale = static_cast<const E2*>(run.multiply);
+  const E1* __restrict zero_point = static_cast<const E1*>(run.subtract);
+  const int64_t n = run.n;
+  for (int64_t row = 0; row < run.rows; ++row, q += n, y += n) {
+    const E2 scale0 = scale[row];
+    const E1 zero_point0 = zero_point[row];
+    for (int64_t i = 0; i < n; ++i)
+      y[i] = dequantized<E1, E2>(static_cast<float>(q[i]), kOwn ? zero_point[i] : zero_point0,
+                                 kOwn ? scale[i] : scale0);
+  }
 }
 
 using ConvertRun = void (*)(const void* from, void* to, int64_t n);
@@ -78,8 +120,14 @@ void select_run(const bool* __restrict keep, const void* from_, void* to_, int64
   for (int64_t i = 0; i < n; ++i) to[i] = keep[i] ? from[i] : Bits(0);
 }
 
-// Keys of x joined into low and high: into one pair (step 0), or into one pair for each element.
-using ReduceRun = void (*)(const void* x, void* low, void* high, int64_t step, int64_t n);
+// Keys of x joined into low and high: of rows of n elements each into a pair (inner 0, outer from row
+// to row), or of one row into a pair for each element.
+struct ReduceRun {
+  const void* x;
+  void *low, *high;
+  int64_t outer, inner, rows, n;
+};
+using ReduceLoop = void (*)(const ReduceRun&);
 
 template <class K>
 K larger_key(K a, K b) { return a > b ? a : b; }
@@ -87,21 +135,24 @@ template <class K>
 K lesser_key(K a, K b) { return a < b ? a : b; }
 
 template <class X, class P, bool kSymmetric>
-void reduce_run(const void* x_, void* low_, void* high_, int64_t step, int64_t n) {
+void reduce_run(const ReduceRun& run) {
   using Key = typename Traits<X>::Bits;
   using Kept = typename Traits<P>::Bits;
-  const X* __restrict x = static_cast<const X*>(x_);
-  Kept* __restrict low = static_cast<Kept*>(low_);
-  Kept* __restrict high = static_cast<Kept*>(high_);
+  const X* __restrict x = static_cast<const X*>(run.x);
+  Kept* __restrict low = static_cast<Kept*>(run.low);
+  Kept* __restrict high = static_cast<Kept*>(run.high);
+  const int64_t n = run.n, step = run.inner;
   if (step == 0) {
-    Key least = static_cast<Key>(low[0]), most = static_cast<Key>(high[0]);
-    for (int64_t i = 0; i < n; ++i) {
-      const Key key = kSymmetric ? magnitude_key(x[i]) : order_key(x[i]);
-      most = larger_key(most, key);
-      if (!kSymmetric) least = lesser_key(least, key);
+    for (int64_t row = 0; row < run.rows; ++row, x += n, low += run.outer, high += run.outer) {
+      Key least = static_cast<Key>(*low), most = static_cast<Key>(*high);
+      for (int64_t i = 0; i < n; ++i) {
+        const Key key = kSymmetric ? magnitude_key(x[i]) : order_key(x[i]);
+        most = larger_key(most, key);
+        if (!kSymmetric) least = lesser_key(least, key);
+      }
+      *high = most;
+      if (!kSymmetric) *low = least;
     }
-    high[0] = most;
-    if (!kSymmetric) low[0] = least;
   } else if (step == 1) {
     for (int64_t i = 0; i < n; ++i) {
       const Kept key = kSymmetric ? magnitude_key(x[i]) : order_key(x[i]);
@@ -138,17 +189,18 @@ Key key_at(const P* p) {
   return static_cast<Key>(key);
 }
 
-using FinishRun = void (*)(void* zero_point, void* scale, int64_t step, int64_t n, const Scheme&);
+using FinishLoop = void (*)(void* zero_point, void* scale, int64_t step, int64_t n, const Scheme&);
 
-template <class X, class P>
-void finish_run(void* zero_point_, void* scale_, int64_t step, int64_t n, const Scheme& scheme) {
+template <class X, class P, bool kSymmetric, bool kDense>
+void finish_run(void* zero_point_, void* scale_, int64_t step, int64_t n, const Scheme& given) {
   using Key = typename Traits<X>::Bits;
+  const Scheme scheme = given;
   P* scale = static_cast<P*>(scale_);
   P* zero_point = static_cast<P*>(zero_point_);
   for (int64_t k = 0; k < n; ++k) {
-    const int64_t i = k * step;
+    const int64_t i = kDense ? k : k * step;
     const Key high = key_at<Key>(scale + i);
-    if (scheme.symmetric) {
+    if constexpr (kSymmetric) {
       const Wide<P> max_abs = static_cast<Wide<P>>(widen(bit_cast<X>(high)));
       scale[i] = narrow<P>(symmetric_scale<P>(max_abs, scheme));
       zero_point[i] = narrow<P>(0);
@@ -181,50 +233,114 @@ auto with_float(Type type, F f) {
   }
 }
 
+// A loop for each mode; those that cannot be are null.
+struct Loops {
+  Loop of[kModes] = {};
+};
+
+template <class X, class D1, class D2, class Q, class Y>
+Loops loops_of() {
+  Loops loops;
+  loops.of[kShared] = quantize_run<X, D1, D2, Q, Y, kShared>;
+  loops.of[kEach] = quantize_run<X, D1, D2, Q, Y, kEach>;
+  if constexpr (kHasFma && sizeof(Wide<D1>) == 4) {
+    loops.of[kFma] = quantize_run<X, D1, D2, Q, Y, kFma>;
+    // Parameters chosen from x share its type, or are float.
+    if constexpr (kSame<D1, D2> && !kSame<Q, bool> && !kSame<Q, NoCode>) {
+      loops.of[kFinite] = quantize_run<X, D1, D2, Q, Y, kFinite>;
+      if constexpr (kSame<D1, float>) loops.of[kCentred] = quantize_run<X, D1, D2, Q, Y, kCentred>;
+    }
+  }
+  return loops;
+}
+
 // The steps' types that occur: D1 is x's or wider, D2 is D1 or wider.
-template <class X, class Out, bool kEach>
-QuantizeRun quantize_loop(Type d1, Type d2) {
+template <class X, class Q, class Y>
+Loops loops_of(Type d1, Type d2) {
   if constexpr (sizeof(X) == 2) {
     if (d1 != Type::f32 && d1 != Type::f64)
-      return d2 == Type::f32   ? quantize_run<X, X, float, Out, kEach>
-             : d2 == Type::f64 ? quantize_run<X, X, double, Out, kEach>
-                               : quantize_run<X, X, X, Out, kEach>;
+      return d2 == Type::f32   ? loops_of<X, X, float, Q, Y>()
+             : d2 == Type::f64 ? loops_of<X, X, double, Q, Y>()
+                               : loops_of<X, X, X, Q, Y>();
   }
   if constexpr (sizeof(X) <= 4) {
     if (d1 != Type::f64)
-      return d2 == Type::f64 ? quantize_run<X, float, double, Out, kEach>
-                             : quantize_run<X, float, float, Out, kEach>;
+      return d2 == Type::f64 ? loops_of<X, float, double, Q, Y>()
+                             : loops_of<X, float, float, Q, Y>();
   }
-  return quantize_run<X, double, double, Out, kEach>;
+  return loops_of<X, double, double, Q, Y>();
 }
 
-template <class Out>
-QuantizeRun quantize_loop(const Elementwise& e, bool each) {
-  return with_float(e.x_type, [&](auto x) -> QuantizeRun {
-    using X = typename decltype(x)::type;
-    return each ? quantize_loop<X, Out, true>(e.divide_type, e.add_type)
-                : quantize_loop<X, Out, false>(e.divide_type, e.add_type);
+template <class Q>
+Loops quantize_loops(const Elementwise& e) {
+  return with_float(e.x_type, [&](auto x) {
+    return loops_of<typename decltype(x)::type, Q, NoCode>(e.divide_type, e.add_type);
   });
 }
 
-template <class Q, bool kEach>
-DequantizeRun dequantize_loop(Type e1, Type e2) {
-  return e1 == Type::f64   ? dequantize_run<Q, double, double, kEach>
-         : e2 == Type::f64 ? dequantize_run<Q, float, double, kEach>
-                           : dequantize_run<Q, float, float, kEach>;
+Loops quantize_loops(const Elementwise& e, Type code) {
+  return code == Type::i16 ? quantize_loops<int16_t>(e) : quantize_loops<int8_t>(e);
 }
 
-template <bool kEach>
-DequantizeRun dequantize_loop(Type q, Type e1, Type e2) {
-  switch (q) {
-    case Type::i8: return dequantize_loop<int8_t, kEach>(e1, e2);
-    case Type::u8: return dequantize_loop<uint8_t, kEach>(e1, e2);
-    case Type::i16: return dequantize_loop<int16_t, kEach>(e1, e2);
-    default: return dequantize_loop<float, kEach>(e1, e2);
+// Whether one loop serves both directions: all steps in float, or rounded from it.
+bool is_fused(const Elementwise& e) {
+  return e.x_type != Type::f64 && e.divide_type != Type::f64 && e.add_type != Type::f64 &&
+         e.subtract_type == Type::f32 && e.scale_type == Type::f32;
+}
+
+// Where is_fused: all types of steps but double.
+template <class X, class Q, class Y>
+Loops fused_loops_of(Type d1, Type d2) {
+  if constexpr (sizeof(X) == 2) {
+    if (d1 != Type::f32)
+      return d2 == Type::f32 ? loops_of<X, X, float, Q, Y>() : loops_of<X, X, X, Q, Y>();
+  }
+  return loops_of<X, float, float, Q, Y>();
+}
+
+template <class F>
+Loops with_fused(const Elementwise& e, F f) {
+  switch (e.x_type) {
+    case Type::f16: return f(Tag<f16>());
+    case Type::bf16: return f(Tag<bf16>());
+    default: return f(Tag<float>());
   }
 }
 
-DequantizeRun dequantize_loop(const Elementwise& e, Type q, bool each) {
+Loops quantize_dequantize_loops(const Elementwise& e) {
+  return with_fused(e, [&](auto x) {
+    using X = typename decltype(x)::type;
+    return e.q_type == Type::i16 ? fused_loops_of<X, int16_t, float>(e.divide_type, e.add_type)
+                                 : fused_loops_of<X, int8_t, float>(e.divide_type, e.add_type);
+  });
+}
+
+// y has x's type.
+Loops fake_quantize_loops(const Elementwise& e) {
+  return with_fused(e, [&](auto x) {
+    using X = typename decltype(x)::type;
+    return fused_loops_of<X, NoCode, X>(e.divide_type, e.add_type);
+  });
+}
+
+template <class Q, bool kOwn>
+Loop dequantize_loop(Type e1, Type e2) {
+  return e1 == Type::f64   ? dequantize_run<Q, double, double, kOwn>
+         : e2 == Type::f64 ? dequantize_run<Q, float, double, kOwn>
+                           : dequantize_run<Q, float, float, kOwn>;
+}
+
+template <bool kOwn>
+Loop dequantize_loop(Type q, Type e1, Type e2) {
+  switch (q) {
+    case Type::i8: return dequantize_loop<int8_t, kOwn>(e1, e2);
+    case Type::u8: return dequantize_loop<uint8_t, kOwn>(e1, e2);
+    case Type::i16: return dequantize_loop<int16_t, kOwn>(e1, e2);
+    default: return dequantize_loop<float, kOwn>(e1, e2);
+  }
+}
+
+Loop dequantize_loop(const Elementwise& e, Type q, bool each) {
   return each ? dequantize_loop<true>(q, e.subtract_type, e.scale_type)
               : dequantize_loop<false>(q, e.subtract_type, e.scale_type);
 }

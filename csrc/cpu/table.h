@@ -6,109 +6,163 @@
 namespace quantkit {
 namespace {
 
+// Below this many elements the reciprocal and its proof cost more than they save.
+constexpr int64_t kLongRun = 512;
+
 // The parameters of both directions, and how many values of each a chunk takes.
 struct Given {
+  const Elementwise& e;
   Plan plan;
   Values divide, add, subtract, multiply;
+  Loops loops;
+  Run run{};
+  bool whole;
+  int64_t scale_known = -1, zero_point_known = -1;  // the offsets that `mode` is for
+  Mode mode = kShared;
 
-  explicit Given(const Elementwise& e)
-      : plan(e.shape),
-        divide(e.scale, plan.scale, e.divide_type, false),
-        add(e.add_zero_point, plan.zero_point, e.add_type, true),
-        subtract(e.subtract_zero_point, plan.zero_point, e.subtract_type, false),
-        multiply(e.scale, plan.scale, e.scale_type, false) {}
-
-  int64_t values(const Chunk& c) const { return plan.each ? c.n : 1; }
-  void quantize(QuantizeRun loop, const Elementwise& e, const Chunk& c, const void* x, void* out) {
-    loop(x, out, divide.get(c.scale, c.first, values(c)), add.get(c.zero_point, c.first, values(c)),
-         c.n, e.q_min, e.q_max);
+  Given(const Elementwise& e_, const Loops& loops_)
+      : e(e_),
+        plan(e_.shape),
+        divide(e_.scale, plan.scale, e_.divide_type, false),
+        add(e_.add_zero_point, plan.zero_point, e_.add_type, true),
+        subtract(e_.subtract_zero_point, plan.zero_point, e_.subtract_type, false),
+        multiply(e_.scale, plan.scale, e_.scale_type, false),
+        loops(loops_),
+        whole(plan.contiguous && !(kStreams && e_.streams)) {
+    run.q_min = e.q_min;
+    run.q_max = e.q_max;
   }
-  void dequantize(DequantizeRun loop, const Chunk& c, const void* q, void* y) {
-    loop(q, y, multiply.get(c.scale, c.first, values(c)),
-         subtract.get(c.zero_point, c.first, values(c)), c.n);
+
+  bool streams() const { return kStreams && e.streams && plan.contiguous; }
+  int64_t values(const Chunk& c) const { return plan.each ? c.n : c.rows; }
+
+  // Quantizes x to q, y or both, as the loops do.
+  void quantize(const Chunk& c, const void* x, void* q, void* y) {
+    run.x = x;
+    run.q = q;
+    run.y = y;
+    run.rows = c.rows;
+    run.n = c.n;
+    run.divide = divide.get(c.scale, c.first, values(c));
+    run.add = add.get(c.zero_point, c.first, values(c));
+    if (y != nullptr) {
+      run.multiply = multiply.get(c.scale, c.first, values(c));
+      run.subtract = subtract.get(c.zero_point, c.first, values(c));
+    }
+    loops.of[mode_of(c)](run);
+  }
+  void dequantize(Loop loop, const Chunk& c, const void* q, void* y) {
+    run.q_in = q;
+    run.y = y;
+    run.rows = c.rows;
+    run.n = c.n;
+    run.multiply = multiply.get(c.scale, c.first, values(c));
+    run.subtract = subtract.get(c.zero_point, c.first, values(c));
+    loop(run);
+  }
+
+ private:
+  Mode mode_of(const Chunk& c) {
+    if (plan.each) return kEach;
+    if (plan.row != 0 || plan.levels[plan.count - 1].size < kLongRun || loops.of[kFma] == nullptr)
+      return kShared;
+    if (scale_known != c.scale || zero_point_known != c.zero_point) {
+      scale_known = c.scale;
+      zero_point_known = c.zero_point;
+      mode = multiplied(c);
+    }
+    return mode;
+  }
+
+  // The best loop that multiplies, for one scale; kShared where its quotients might differ.
+  Mode multiplied(const Chunk& c) {
+    if (!exact_reciprocal(*static_cast<const float*>(run.divide), run.reciprocal)) return kShared;
+    const double zero_point = load<double>(add.parameter, c.zero_point);
+    // The tiniest quotients are not exact: they vanish beside an integer.
+    if (!(zero_point >= -0x1p20 && zero_point <= 0x1p20) || zero_point != int32_t(zero_point))
+      return kShared;
+    if (!e.chosen || loops.of[kFinite] == nullptr) return kFma;  // a chosen scale tells of NaN
+    const bool centred = loops.of[kCentred] != nullptr && e.symmetric && e.q_max >= 1 &&
+                         e.q_min <= -e.q_max;
+    return centred ? kCentred : kFinite;
   }
 };
 
-QuantizeRun code_loop(const Elementwise& e, Type code, bool each) {
-  return code == Type::i16 ? quantize_loop<int16_t>(e, each) : quantize_loop<int8_t>(e, each);
-}
-
 void quantize(const Elementwise& e, int64_t begin, int64_t end) {
-  Given given(e);
-  const QuantizeRun loop = code_loop(e, e.q_type, given.plan.each);
+  Given given(e, quantize_loops(e, e.q_type));
   Reader x(e.x, e.x_type);
-  Writer q(e.q, e.q_type);
-  const bool whole = given.plan.contiguous && !given.plan.each;
-  given.plan.run(begin, end, whole, [&](const Chunk& c) {
-    given.quantize(loop, e, c, x.get(c.x, c.xs, c.n), q.get(c.q, c.qs, c.n));
-    q.put(c.q, c.qs, c.n);
+  Writer q(e.q, e.q_type, given.streams());
+  given.plan.run(begin, end, given.whole, [&](const Chunk& c) {
+    given.quantize(c, x.get(c.x, c.xs, c.elements()), q.get(c.q, c.qs, c.elements()), nullptr);
+    q.put(c.q, c.qs, c.elements());
   });
 }
 
 void dequantize(const Elementwise& e, int64_t begin, int64_t end) {
-  Given given(e);
-  const DequantizeRun loop = dequantize_loop(e, e.q_type, given.plan.each);
+  Given given(e, Loops());
+  const Loop loop = dequantize_loop(e, e.q_type, given.plan.each);
   Reader q(e.q_in, e.q_type);
-  Writer y(e.y, e.scale_type);
-  const bool whole = given.plan.contiguous && !given.plan.each;
-  given.plan.run(begin, end, whole, [&](const Chunk& c) {
-    given.dequantize(loop, c, q.get(c.q, c.qs, c.n), y.get(c.y, c.ys, c.n));
-    y.put(c.y, c.ys, c.n);
+  Writer y(e.y, e.scale_type, given.streams());
+  given.plan.run(begin, end, given.whole, [&](const Chunk& c) {
+    given.dequantize(loop, c, q.get(c.q, c.qs, c.elements()), y.get(c.y, c.ys, c.elements()));
+    y.put(c.y, c.ys, c.elements());
   });
 }
 
 void quantize_dequantize(const Elementwise& e, int64_t begin, int64_t end) {
-  Given given(e);
-  const QuantizeRun forth = code_loop(e, e.q_type, given.plan.each);
-  const DequantizeRun back = dequantize_loop(e, e.q_type, given.plan.each);
+  const bool fused = is_fused(e);
+  Given given(e, fused ? quantize_dequantize_loops(e) : quantize_loops(e, e.q_type));
+  const Loop back = dequantize_loop(e, e.q_type, given.plan.each);
   Reader x(e.x, e.x_type);
-  Writer q(e.q, e.q_type), y(e.y, e.scale_type);
-  given.plan.run(begin, end, false, [&](const Chunk& c) {
-    void* codes = q.get(c.q, c.qs, c.n);
-    given.quantize(forth, e, c, x.get(c.x, c.xs, c.n), codes);
-    q.put(c.q, c.qs, c.n);
-    given.dequantize(back, c, codes, y.get(c.y, c.ys, c.n));
-    y.put(c.y, c.ys, c.n);
+  Writer q(e.q, e.q_type, given.streams()), y(e.y, e.scale_type, given.streams());
+  given.plan.run(begin, end, given.whole && fused, [&](const Chunk& c) {
+    const void* from = x.get(c.x, c.xs, c.elements());
+    void* codes = q.get(c.q, c.qs, c.elements());
+    void* to = y.get(c.y, c.ys, c.elements());
+    given.quantize(c, from, codes, fused ? to : nullptr);
+    if (!fused) given.dequantize(back, c, codes, to);
+    q.put(c.q, c.qs, c.elements());
+    y.put(c.y, c.ys, c.elements());
   });
 }
 
 void fake_quantize(const Elementwise& e, int64_t begin, int64_t end) {
-  Given given(e);
-  const QuantizeRun forth = code_loop(e, Type::i16, given.plan.each);
-  const DequantizeRun back = dequantize_loop(e, Type::i16, given.plan.each);
+  const bool fused = is_fused(e);
+  Given given(e, fused ? fake_quantize_loops(e) : quantize_loops(e, Type::i16));
+  const Loop back = dequantize_loop(e, Type::i16, given.plan.each);
   const ConvertRun convert = convert_loop(e.scale_type, e.y_type);
   Reader x(e.x, e.x_type);
-  Writer y(e.y, e.y_type);
+  Writer y(e.y, e.y_type, given.streams());
   Scratch codes, wide;
-  given.plan.run(begin, end, false, [&](const Chunk& c) {
-    given.quantize(forth, e, c, x.get(c.x, c.xs, c.n), codes.bytes);
-    void* out = y.get(c.y, c.ys, c.n);
-    if (e.y_type == e.scale_type) {
-      given.dequantize(back, c, codes.bytes, out);
+  given.plan.run(begin, end, given.whole && fused, [&](const Chunk& c) {
+    const void* from = x.get(c.x, c.xs, c.elements());
+    void* to = y.get(c.y, c.ys, c.elements());
+    if (fused) {
+      given.quantize(c, from, nullptr, to);
     } else {
+      given.quantize(c, from, codes.bytes, nullptr);
       given.dequantize(back, c, codes.bytes, wide.bytes);
-      convert(wide.bytes, out, c.n);
+      convert(wide.bytes, to, c.elements());
     }
-    y.put(c.y, c.ys, c.n);
+    y.put(c.y, c.ys, c.elements());
   });
 }
 
 void fake_quantize_backward(const Elementwise& e, int64_t begin, int64_t end) {
-  Given given(e);
-  const QuantizeRun loop = quantize_loop<bool>(e, given.plan.each);
+  Given given(e, quantize_loops<bool>(e));
   Reader x(e.x, e.x_type), grad(e.q_in, e.y_type);
-  Writer y(e.y, e.y_type);
+  Writer y(e.y, e.y_type, given.streams());
   bool inside[kChunk];
   given.plan.run(begin, end, false, [&](const Chunk& c) {
-    given.quantize(loop, e, c, x.get(c.x, c.xs, c.n), inside);
-    const void* from = grad.get(c.q, c.qs, c.n);
-    void* to = y.get(c.y, c.ys, c.n);
+    given.quantize(c, x.get(c.x, c.xs, c.elements()), inside, nullptr);
+    const void* from = grad.get(c.q, c.qs, c.elements());
+    void* to = y.get(c.y, c.ys, c.elements());
     switch (size_of(e.y_type)) {
-      case 2: select_run<int16_t>(inside, from, to, c.n); break;
-      case 4: select_run<int32_t>(inside, from, to, c.n); break;
-      default: select_run<int64_t>(inside, from, to, c.n);
+      case 2: select_run<int16_t>(inside, from, to, c.elements()); break;
+      case 4: select_run<int32_t>(inside, from, to, c.elements()); break;
+      default: select_run<int64_t>(inside, from, to, c.elements());
     }
-    y.put(c.y, c.ys, c.n);
+    y.put(c.y, c.ys, c.elements());
   });
 }
 
@@ -116,10 +170,10 @@ void convert(const Conversion& c, int64_t begin, int64_t end) {
   const ConvertRun loop = convert_loop(c.x_type, c.y_type);
   const Plan plan(c.shape);
   Reader x(c.x, c.x_type);
-  Writer y(c.y, c.y_type);
+  Writer y(c.y, c.y_type, false);
   plan.run(begin, end, plan.contiguous, [&](const Chunk& k) {
-    loop(x.get(k.x, k.xs, k.n), y.get(k.y, k.ys, k.n), k.n);
-    y.put(k.y, k.ys, k.n);
+    loop(x.get(k.x, k.xs, k.elements()), y.get(k.y, k.ys, k.elements()), k.elements());
+    y.put(k.y, k.ys, k.elements());
   });
 }
 
@@ -145,29 +199,46 @@ void clear_keys(const Dynamic& d, int64_t begin, int64_t end, void* low, void* h
 }
 
 void reduce(const Dynamic& d, Part part, int64_t begin, int64_t end, void* low, void* high) {
-  const ReduceRun loop = with_dynamic_types(d, [&](auto x, auto p) -> ReduceRun {
+  const ReduceLoop loop = with_dynamic_types(d, [&](auto x, auto p) -> ReduceLoop {
     using X = typename decltype(x)::type;
     using P = typename decltype(p)::type;
     return d.scheme.symmetric ? reduce_run<X, P, true> : reduce_run<X, P, false>;
   });
   const Shape& shape = d.elements.shape;
   Level levels[kMaxLevels];
-  for (int32_t k = 0; k < shape.count; ++k) levels[k] = shape.levels[k];
+  int32_t count = shape.count;
+  for (int32_t k = 0; k < count; ++k) levels[k] = shape.levels[k];
   Offsets base;
   if (part.level >= 0) {
     base.move(levels[part.level], part.begin);
     levels[part.level].size = part.end - part.begin;
   }
+  // Short rows that lie one after the other are given to the loop many at a time.
+  const int64_t row = levels[count - 1].size, *inner = levels[count - 1].step;
+  const bool rows = count > 1 && row < kManyRows && inner[kScale] == 0 && inner[kX] == 1 &&
+                    levels[count - 2].step[kX] == row && begin % row == 0 && end % row == 0;
+  if (rows) {
+    --count;
+    begin /= row;
+    end /= row;
+  }
   Reader x(d.elements.x, d.elements.x_type);
-  const int64_t* step = levels[shape.count - 1].step;
+  const int64_t* step = levels[count - 1].step;
   const int64_t p_size = size_of(d.p_type);
-  walk(levels, shape.count, begin, end, [&](const Offsets& at, int64_t, int64_t n) {
-    const int64_t whole = step[kX] == 1 ? n : kChunk;
+  walk(levels, count, begin, end, [&](const Offsets& at, int64_t, int64_t n) {
+    const int64_t whole = rows || step[kX] == 1 ? n : kChunk;
     for (int64_t done = 0; done < n; done += whole) {
       const int64_t m = smaller(whole, n - done);
       const int64_t key = (base.of[kScale] + at.of[kScale] + done * step[kScale]) * p_size;
-      const void* from = x.get(base.of[kX] + at.of[kX] + done * step[kX], step[kX], m);
-      loop(from, shifted(low, key), shifted(high, key), step[kScale], m);
+      const int64_t offset = base.of[kX] + at.of[kX] + done * step[kX];
+      ReduceRun run{nullptr, shifted(low, key), shifted(high, key), step[kScale], 0, m, row};
+      if (rows) {
+        run.x = x.get(offset, 1, 1);
+      } else {
+        run.x = x.get(offset, step[kX], m);
+        run.outer = 0, run.inner = step[kScale], run.rows = 1, run.n = m;
+      }
+      loop(run);
     }
   });
 }
@@ -184,11 +255,18 @@ void join_keys(const Dynamic& d, const void* low_, const void* high_) {
   });
 }
 
+template <class X, class P, bool kDense>
+FinishLoop finish_loop(const Dynamic& d) {
+  return d.scheme.symmetric ? finish_run<X, P, true, kDense> : finish_run<X, P, false, kDense>;
+}
+
 void finish(const Dynamic& d, int64_t begin, int64_t end) {
-  const FinishRun loop = with_dynamic_types(d, [](auto x, auto p) -> FinishRun {
-    return finish_run<typename decltype(x)::type, typename decltype(p)::type>;
-  });
   for_parameters(d, begin, end, [&](int64_t at, int64_t step, int64_t n) {
+    const FinishLoop loop = with_dynamic_types(d, [&](auto x, auto p) -> FinishLoop {
+      using X = typename decltype(x)::type;
+      using P = typename decltype(p)::type;
+      return step == 1 ? finish_loop<X, P, true>(d) : finish_loop<X, P, false>(d);
+    });
     loop(shifted(d.zero_point, at), shifted(d.scale, at), step, n, d.scheme);
   });
 }

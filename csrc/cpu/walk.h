@@ -4,6 +4,10 @@
 
 #include "loops.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 namespace quantkit {
 namespace {
 
@@ -78,18 +82,46 @@ struct Reader {
   }
 };
 
-// A chunk of a tensor to write: in place where it is contiguous, else scattered by put().
+#ifdef __SSE2__
+// Past the caches: lines that are written whole need not be read first.
+void stream(char* __restrict to, const unsigned char* __restrict from, int64_t bytes) {
+  const int64_t head = smaller(bytes, -reinterpret_cast<intptr_t>(to) & 15);
+  memcpy(to, from, head);
+  int64_t i = head;
+  for (; i + 16 <= bytes; i += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i),
+                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+  memcpy(to + i, from + i, bytes - i);
+}
+void finish_streams() { _mm_sfence(); }
+constexpr bool kStreams = true;
+#else
+void stream(char* to, const unsigned char* from, int64_t bytes) { memcpy(to, from, bytes); }
+void finish_streams() {}
+constexpr bool kStreams = false;
+#endif
+
+// A chunk of a tensor to write: in place where it is contiguous, else scattered by put(), or streamed.
 struct Writer {
   char* base;
   int64_t size;
+  bool streams;
   Scratch scratch;
 
-  Writer(void* data, Type type) : base(static_cast<char*>(data)), size(size_of(type)) {}
+  Writer(void* data, Type type, bool streams_)
+      : base(static_cast<char*>(data)), size(size_of(type)), streams(streams_) {}
+  ~Writer() {
+    if (streams) finish_streams();
+  }
+  Writer(const Writer&) = delete;
+  Writer& operator=(const Writer&) = delete;
+
   void* get(int64_t offset, int64_t step, int64_t n) {
-    if (step == 1 || n == 1) return base + offset * size;
+    if (!streams && (step == 1 || n == 1)) return base + offset * size;
     return scratch.bytes;
   }
   void put(int64_t offset, int64_t step, int64_t n) {
+    if (streams) return stream(base + offset * size, scratch.bytes, n * size);
     if (step != 1 && n != 1) copy_steps(size, scratch.bytes, 1, base + offset * size, step, n);
   }
 };
@@ -163,21 +195,25 @@ struct Values {
   }
 };
 
-// A stretch of elements under the innermost level: offsets and steps of the data, base offsets of the
-// parameters and the position in their patterns.
+// A stretch of elements under the innermost level, rows of n: offsets and steps of the data, base offsets
+// of the parameters and the position in their patterns.
 struct Chunk {
-  int64_t x, q, y, xs, qs, ys, scale, zero_point, first, n;
+  int64_t x, q, y, xs, qs, ys, scale, zero_point, first, rows, n;
+
+  int64_t elements() const { return rows * n; }
 };
 
-// Rows below these sizes are joined with the level around them where the data allows, and their
-// parameters spread out in scratch: a call of a loop would cost more than the row.
-constexpr int64_t kShortRun = 32, kShortRow = 256;
+// Rows below these sizes are joined with the level around them where the data allows. A call of a loop
+// would cost more than the row: very short ones get their parameters spread out in scratch, others are
+// given to a loop many at a time.
+constexpr int64_t kShortRun = 16, kManyRows = 512, kShortRow = 256;
 
 // The levels prepared for walking: the innermost one's parameters are left to patterns.
 struct Plan {
   Level levels[kMaxLevels];
   int32_t count;
   Pattern scale, zero_point;
+  int64_t row = 0;  // elements under one set of parameters, where a chunk takes several such rows
   bool each, contiguous;
 
   explicit Plan(const Shape& shape) : count(shape.count), each(false), contiguous(true) {
@@ -187,15 +223,22 @@ struct Plan {
     scale = {size, 0, inner->step[kScale]};
     zero_point = {size, 0, inner->step[kZeroPoint]};
     each = scale.inner_step != 0 || zero_point.inner_step != 0;
-    if (count > 1 && size < (each ? kShortRow : kShortRun) && joins(levels[count - 2], *inner)) {
+    if (count > 1 && size < (each ? kShortRow : kManyRows) && joins(levels[count - 2], *inner)) {
       Level* outer = inner - 1;
-      scale.outer_step = outer->step[kScale];
-      zero_point.outer_step = outer->step[kZeroPoint];
+      const int64_t steps[] = {outer->step[kScale], outer->step[kZeroPoint]};
+      if (!each && size >= kShortRun) {
+        row = size;
+        scale = {outer->size, 0, steps[0]};
+        zero_point = {outer->size, 0, steps[1]};
+      } else {
+        scale.outer_step = steps[0];
+        zero_point.outer_step = steps[1];
+        each = true;
+      }
       outer->size *= size;
       for (int k = kX; k <= kY; ++k) outer->step[k] = inner->step[k];
       inner = outer;
       --count;
-      each = each || scale.outer_step != 0 || zero_point.outer_step != 0;
     }
     inner->step[kScale] = inner->step[kZeroPoint] = 0;
     for (int k = kX; k <= kY; ++k) contiguous &= inner->step[k] == 1;
@@ -207,20 +250,35 @@ struct Plan {
     return joins;
   }
 
-  // body(chunk) over [begin, end); whole: a chunk may be of any size.
+  // body(chunk) over [begin, end); whole: no chunk needs to fit in scratch.
   template <class Body>
   void run(int64_t begin, int64_t end, bool whole, Body body) const {
     const int64_t* step = levels[count - 1].step;
-    // Chunks end where the pattern does, so that the next one finds its parameters in scratch.
-    const int64_t rows = kChunk / scale.inner * scale.inner;
-    const int64_t chunk = whole ? INT64_MAX : rows > 0 ? rows : kChunk;
+    const int64_t unit = row != 0 ? row : each ? scale.inner : 1;
+    int64_t chunk;  // a multiple of the unit where it can be: the next finds its parameters in scratch
+    if (whole && !each)
+      chunk = row != 0 ? kChunk * row : INT64_MAX;
+    else
+      chunk = kChunk < unit ? kChunk : kChunk / unit * unit;
     walk(levels, count, begin, end, [&](const Offsets& at, int64_t first, int64_t n) {
       for (int64_t done = 0; done < n;) {
-        const int64_t m = smaller(n - done, chunk - (first + done) % chunk);
+        const int64_t from = first + done;
+        int64_t m = smaller(n - done, chunk - from % chunk);
+        int64_t rows = 1, index = from;
+        if (row != 0) {
+          index = from / row;
+          const int64_t column = from % row;
+          if (column != 0 || m < row) {
+            m = smaller(m, row - column);
+          } else {
+            rows = m / row;
+            m = row;
+          }
+        }
         body(Chunk{at.of[kX] + done * step[kX], at.of[kQ] + done * step[kQ],
                    at.of[kY] + done * step[kY], step[kX], step[kQ], step[kY], at.of[kScale],
-                   at.of[kZeroPoint], first + done, m});
-        done += m;
+                   at.of[kZeroPoint], index, rows, m});
+        done += rows * m;
       }
     });
   }
