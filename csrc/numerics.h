@@ -110,6 +110,23 @@ QK_INLINE float rounded<f16>(float v) {
   return bit_cast<float>(bit_cast<uint32_t>(limited) | sign);
 }
 
+// As rounded(), for what becomes a code beside an integer zero point: there the steps of subnormal float16
+// and its infinity make no difference. NaN gives anything.
+template <class T>
+QK_INLINE Wide<T> rounded_for_code(Wide<T> v) {
+  return v;
+}
+template <>
+QK_INLINE float rounded_for_code<bf16>(float v) {
+  const uint32_t bits = bit_cast<uint32_t>(v);
+  return bit_cast<float>((bits + 0x7fffu + ((bits >> 16) & 1)) & 0xffff0000u);
+}
+template <>
+QK_INLINE float rounded_for_code<f16>(float v) {
+  const float shifter = bit_cast<float>((bit_cast<uint32_t>(v) & 0xff800000u) + (13u << 23));
+  return (v + shifter) - shifter;
+}
+
 template <class T>
 QK_INLINE T narrow(Wide<T> v) {
   return v;
@@ -139,6 +156,12 @@ QK_INLINE f16 narrow<f16>(float v) {
 template <class D1, class D2>
 QK_INLINE Wide<D2> affine(Wide<D1> quotient, Wide<D2> zero_point) {
   return rounded<D2>(Wide<D2>(rounded<D1>(quotient)) + zero_point);
+}
+
+// The same where it becomes a code and zero_point is an integer.
+template <class D1, class D2>
+QK_INLINE Wide<D2> affine_for_code(Wide<D1> quotient, Wide<D2> zero_point) {
+  return rounded_for_code<D2>(Wide<D2>(rounded_for_code<D1>(quotient)) + zero_point);
 }
 
 #if !defined(QUANTKIT_TRUE_DIVISION) && (defined(__FMA__) || defined(__aarch64__))

@@ -119,6 +119,14 @@ Tensor loadable(const View& x, const Tensor& tensor) {
   return is_floating(x.type) ? tensor : converted(x, tensor, Type::f32);
 }
 
+// From here on an output that the caller lends is written past the caches: it will not be in one when it
+// is read. Fresh memory has just been cleared through them.
+constexpr int64_t kStreamedBytes = int64_t(16) << 20;
+
+bool streams(bool fresh, const View& out) {
+  return !fresh && out.numel * size_of(out.kind()) >= kStreamedBytes;
+}
+
 // ---- quantize, dequantize, fake_quantize ----------------------------------------------------------
 
 struct Given {
@@ -141,7 +149,7 @@ Given given_for_quantize(const Tensor& x, const Tensor& scale, const Tensor& zer
   return Given("x", x, scale, zero_point);
 }
 
-void quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View& out) {
+void quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View& out, bool fresh) {
   if (out.numel == 0) return;
   const bool wide = is_wide(q_min, q_max);
   const Tensor x_tensor = loadable(g.x, g.x_tensor);
@@ -158,6 +166,7 @@ void quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View& out
   e.q_min = static_cast<int32_t>(q_min);
   e.q_max = static_cast<int32_t>(q_max);
   parameters.give(e, first_type(x, wide), x.dim);
+  e.streams = streams(fresh, out);
   run(kernels().quantize, e, torch_pool());
 }
 
@@ -165,7 +174,7 @@ Tensor quantize(const Tensor& x, const Tensor& scale, const Tensor& zero_point, 
                 int64_t q_max, int32_t dtype) {
   const Given g = given_for_quantize(x, scale, zero_point, q_min, q_max, dtype);
   Tensor q = empty_like(g.x, dtype);
-  quantize_into(g, q_min, q_max, View("out", q));
+  quantize_into(g, q_min, q_max, View("out", q), true);
   return q;
 }
 
@@ -175,7 +184,7 @@ void quantize_out(const Tensor& x, const Tensor& scale, const Tensor& zero_point
   const View out("out", out_tensor);
   check_out(out, g.x.sizes, g.x.dim, dtype, g.x);
   check_overlap({&out}, {&g.x, &g.scale, &g.zero_point});
-  quantize_into(g, q_min, q_max, out);
+  quantize_into(g, q_min, q_max, out, false);
 }
 
 Type dequantized_type(const View& q, const Type scale, int64_t scale_dim, const View& zero_point) {
@@ -187,7 +196,7 @@ int32_t dequantized_dtype(const Given& g) {
   return dtype_of(dequantized_type(g.x, g.scale.kind(), g.scale.dim, g.zero_point));
 }
 
-void dequantize_into(const Given& g, const View& out) {
+void dequantize_into(const Given& g, const View& out, bool fresh) {
   if (out.numel == 0) return;
   const bool code = g.x.type == static_cast<int>(Type::i8) ||
                     g.x.type == static_cast<int>(Type::u8) ||
@@ -204,13 +213,14 @@ void dequantize_into(const Given& g, const View& out) {
   e.y = out.data;
   e.y_type = out.kind();
   parameters.give(e, Type::f32, q.dim);
+  e.streams = streams(fresh, out);
   run(kernels().dequantize, e, torch_pool());
 }
 
 Tensor dequantize(const Tensor& q, const Tensor& scale, const Tensor& zero_point) {
   const Given g("q", q, scale, zero_point);
   Tensor y = empty_like(g.x, dequantized_dtype(g));
-  dequantize_into(g, View("out", y));
+  dequantize_into(g, View("out", y), true);
   return y;
 }
 
@@ -220,12 +230,12 @@ void dequantize_out(const Tensor& q, const Tensor& scale, const Tensor& zero_poi
   const View out("out", out_tensor);
   check_out(out, g.x.sizes, g.x.dim, dequantized_dtype(g), g.x);
   check_overlap({&out}, {&g.x, &g.scale, &g.zero_point});
-  dequantize_into(g, out);
+  dequantize_into(g, out, false);
 }
 
 // fake_quantize, or its gradient where grad is given.
 void fake_quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View* grad,
-                        const View& out) {
+                        const View& out, bool fresh) {
   if (out.numel == 0) return;
   const bool wide = is_wide(q_min, q_max);
   const Tensor x_tensor = loadable(g.x, g.x_tensor);
@@ -243,6 +253,7 @@ void fake_quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View
   e.q_min = static_cast<int32_t>(q_min);
   e.q_max = static_cast<int32_t>(q_max);
   parameters.give(e, first_type(x, wide), x.dim);
+  e.streams = streams(fresh, out);
   run(grad != nullptr ? kernels().fake_quantize_backward : kernels().fake_quantize, e, torch_pool());
 }
 
@@ -257,7 +268,7 @@ Tensor fake_quantize(const Tensor& x, const Tensor& scale, const Tensor& zero_po
                      int64_t q_max) {
   const Given g = given_for_fake(x, scale, zero_point, q_min, q_max);
   Tensor y = empty_like(g.x, fake_dtype(g.x));
-  fake_quantize_into(g, q_min, q_max, nullptr, View("out", y));
+  fake_quantize_into(g, q_min, q_max, nullptr, View("out", y), true);
   return y;
 }
 
@@ -267,7 +278,7 @@ void fake_quantize_out(const Tensor& x, const Tensor& scale, const Tensor& zero_
   const View out("out", out_tensor);
   check_out(out, g.x.sizes, g.x.dim, fake_dtype(g.x), g.x);
   check_overlap({&out}, {&g.x, &g.scale, &g.zero_point}, &g.x);
-  fake_quantize_into(g, q_min, q_max, nullptr, out);
+  fake_quantize_into(g, q_min, q_max, nullptr, out, false);
 }
 
 Tensor fake_quantize_backward(const Tensor& grad_tensor, const Tensor& x, const Tensor& scale,
@@ -276,7 +287,7 @@ Tensor fake_quantize_backward(const Tensor& grad_tensor, const Tensor& x, const 
   const View grad("grad", grad_tensor);
   check_gradient(grad, g.x);
   Tensor y = empty_like(g.x, g.x.dtype);
-  fake_quantize_into(g, q_min, q_max, &grad, View("out", y));
+  fake_quantize_into(g, q_min, q_max, &grad, View("out", y), true);
   return y;
 }
 
@@ -288,7 +299,7 @@ void fake_quantize_backward_out(const Tensor& grad_tensor, const Tensor& x, cons
   check_gradient(grad, g.x);
   check_out(out, g.x.sizes, g.x.dim, g.x.dtype, g.x);
   check_overlap({&out}, {&grad, &g.x, &g.scale, &g.zero_point});
-  fake_quantize_into(g, q_min, q_max, &grad, out);
+  fake_quantize_into(g, q_min, q_max, &grad, out, false);
 }
 
 // ---- choose_qparams, dynamic_quantize, quantize_dequantize ----------------------------------------
@@ -343,7 +354,7 @@ struct Contiguous {
 };
 
 void choose_into(const Choice& c, const Tensor& scale_tensor, const Tensor& zero_point_tensor,
-                 const View* q, const View* y) {
+                 const View* q, const View* y, bool fresh) {
   const Tensor x_tensor = loadable(c.x, c.x_tensor);
   const View x("x", x_tensor);
   const Contiguous scale(c, scale_tensor), zero_point(c, zero_point_tensor);
@@ -378,6 +389,7 @@ void choose_into(const Choice& c, const Tensor& scale_tensor, const Tensor& zero
     e.subtract_type = e.scale_type = type_of(c.dequantized()) == static_cast<int>(Type::f64)
                                          ? Type::f64
                                          : Type::f32;
+    e.streams = streams(fresh, y != nullptr ? *y : *q);
     fused = y != nullptr ? kernels().quantize_dequantize : kernels().quantize;
   }
   run(d, fused, torch_pool());
@@ -391,7 +403,7 @@ Parameter2 choose_qparams(const Tensor& x, const BlockSize& block_size, int64_t 
                           double eps, bool symmetric, bool include_zero) {
   const Choice c(x, block_size, q_min, q_max, eps, symmetric, include_zero, dtype_of(Type::i16));
   Tensor scale = c.new_parameter(), zero_point = c.new_parameter();
-  choose_into(c, scale, zero_point, nullptr, nullptr);
+  choose_into(c, scale, zero_point, nullptr, nullptr, true);
   return {scale, zero_point};
 }
 
@@ -407,7 +419,7 @@ void choose_qparams_out(const Tensor& x, const BlockSize& block_size, int64_t q_
   check_parameter_out(c, scale);
   check_parameter_out(c, zero_point);
   check_overlap({&scale, &zero_point}, {&c.x});
-  choose_into(c, scale_tensor, zero_point_tensor, nullptr, nullptr);
+  choose_into(c, scale_tensor, zero_point_tensor, nullptr, nullptr, false);
 }
 
 std::tuple<Tensor, Tensor, Tensor> dynamic_quantize(const Tensor& x, const BlockSize& block_size,
@@ -417,7 +429,7 @@ std::tuple<Tensor, Tensor, Tensor> dynamic_quantize(const Tensor& x, const Block
   const Choice c(x, block_size, q_min, q_max, eps, symmetric, include_zero, dtype);
   Tensor q = empty_like(c.x, dtype), scale = c.new_parameter(), zero_point = c.new_parameter();
   const View q_view("q", q);
-  choose_into(c, scale, zero_point, &q_view, nullptr);
+  choose_into(c, scale, zero_point, &q_view, nullptr, true);
   return {q, scale, zero_point};
 }
 
@@ -432,7 +444,7 @@ void dynamic_quantize_out(const Tensor& x, const BlockSize& block_size, int64_t 
   check_parameter_out(c, scale);
   check_parameter_out(c, zero_point);
   check_overlap({&q, &scale, &zero_point}, {&c.x});
-  choose_into(c, scale_tensor, zero_point_tensor, &q, nullptr);
+  choose_into(c, scale_tensor, zero_point_tensor, &q, nullptr, false);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_dequantize(
@@ -444,7 +456,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_dequantize(
   Tensor y = empty_like(q_view, c.dequantized());
   const View y_view("x_hat", y);
   Tensor scale = c.new_parameter(), zero_point = c.new_parameter();
-  choose_into(c, scale, zero_point, &q_view, &y_view);
+  choose_into(c, scale, zero_point, &q_view, &y_view, true);
   return {q, y, scale, zero_point};
 }
 
@@ -460,7 +472,7 @@ void quantize_dequantize_out(const Tensor& x, const BlockSize& block_size, int64
   check_parameter_out(c, scale);
   check_parameter_out(c, zero_point);
   check_overlap({&q, &x_hat, &scale, &zero_point}, {&c.x});
-  choose_into(c, scale_tensor, zero_point_tensor, &q, &x_hat);
+  choose_into(c, scale_tensor, zero_point_tensor, &q, &x_hat, false);
 }
 
 }  // namespace

@@ -33,9 +33,10 @@ struct Run {
 };
 using Loop = void (*)(const Run&);
 
-// What a loop knows of its parameters. The last three multiply by run.reciprocal; kFinite has no NaN in
-// x; kCentred besides has scale such that no code exceeds the limits, and zero_point 0.
-enum Mode : int { kShared, kEach, kFma, kFinite, kCentred, kModes };
+// What a loop knows of its parameters. From kFma on it multiplies by run.reciprocal, and zero_point is an
+// integer: 0 in kZero and kCentred. In kFinite and kCentred they were chosen from x, which has no NaN;
+// then float codes with zero_point 0 are within the limits.
+enum Mode : int { kShared, kEach, kFma, kZero, kFinite, kCentred, kModes };
 
 struct NoCode {};
 
@@ -60,22 +61,23 @@ void quantize_run(const Run& run) {
     const float subtract0 = kBack ? subtract[row] : 0, multiply0 = kBack ? multiply[row] : 0;
     for (int64_t i = 0; i < n; ++i) {
       const Wide<D1> from = Wide<D1>(widen(x[i]));
-      Wide<D1> ratio;
-      if constexpr (kMode >= kFma)
-        ratio = quotient(from, reciprocal);
+      Wide<D2> v;
+      if constexpr (kMode == kZero || kMode == kCentred)
+        v = rounded_for_code<D1>(quotient(from, reciprocal));
+      else if constexpr (kMode >= kFma)
+        v = affine_for_code<D1, D2>(quotient(from, reciprocal), add0);
       else
-        ratio = from / (kOwn ? divide[i] : divide0);
-      const Wide<D2> v = kMode == kCentred ? Wide<D2>(ratio)
-                                           : affine<D1, D2>(ratio, kOwn ? add[i] : add0);
+        v = affine<D1, D2>(from / (kOwn ? divide[i] : divide0), kOwn ? add[i] : add0);
+      const bool nan = kMode >= kFinite ? false : kMode >= kFma ? from != from : v != v;
       if constexpr (kSame<Q, bool>) {
-        q[i] = in_range(v, q_min, q_max);
+        q[i] = in_range(v, q_min, q_max) & !nan;
       } else {
-        const bool zero = kMode >= kFinite ? false : v != v;  // NaN
-        const Wide<D2> code = kMode == kCentred ? v + shifter : shifted_code(v, q_min, q_max);
+        const Wide<D2> code = kMode == kCentred && kSame<D1, float> ? v + shifter
+                                                                    : shifted_code(v, q_min, q_max);
         if constexpr (!kSame<Q, NoCode>)
-          q[i] = zero ? Q(0) : static_cast<Q>(bit_cast<typename Traits<Wide<D2>>::Bits>(code));
+          q[i] = nan ? Q(0) : static_cast<Q>(bit_cast<typename Traits<Wide<D2>>::Bits>(code));
         if constexpr (kBack) {
-          const float integer = zero ? 0.0f : float(code - shifter);
+          const float integer = nan ? 0.0f : float(code - shifter);
           y[i] = narrow<Y>(dequantized<float, float>(integer, kOwn ? subtract[i] : subtract0,
                                                      kOwn ? multiply[i] : multiply0));
         }
@@ -245,10 +247,11 @@ Loops loops_of() {
   loops.of[kEach] = quantize_run<X, D1, D2, Q, Y, kEach>;
   if constexpr (kHasFma && sizeof(Wide<D1>) == 4) {
     loops.of[kFma] = quantize_run<X, D1, D2, Q, Y, kFma>;
+    loops.of[kZero] = quantize_run<X, D1, D2, Q, Y, kZero>;
     // Parameters chosen from x share its type, or are float.
     if constexpr (kSame<D1, D2> && !kSame<Q, bool> && !kSame<Q, NoCode>) {
       loops.of[kFinite] = quantize_run<X, D1, D2, Q, Y, kFinite>;
-      if constexpr (kSame<D1, float>) loops.of[kCentred] = quantize_run<X, D1, D2, Q, Y, kCentred>;
+      loops.of[kCentred] = quantize_run<X, D1, D2, Q, Y, kCentred>;
     }
   }
   return loops;

@@ -132,10 +132,19 @@ void run(const Dynamic& d, Range fused, const Pool& pool) {
     reduce_parts(d, widest, threads, pool);
   else
     reduce_privately(d, threads, pool);
-  const int64_t n = d.parameters.numel;
-  parallel_range(n, threads_for(n, pool), pool,
+  const int64_t parameters = d.parameters.numel;
+  parallel_range(parameters, threads_for(parameters, pool), pool,
                  [&](int64_t begin, int64_t end) { kernels().finish(d, begin, end); });
-  if (fused != nullptr) run(fused, d.elements, pool);
+  if (fused == nullptr) return;
+  // Backwards: what the reduction read last is still in a cache.
+  const int64_t n = shape.numel;
+  parallel_range(n, threads, pool, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t from = std::max(begin, (end - 1) / kBatch * kBatch);
+      fused(d.elements, from, end);
+      end = from;
+    }
+  });
 }
 
 }  // namespace quantkit

@@ -81,10 +81,9 @@ struct Given {
     // The tiniest quotients are not exact: they vanish beside an integer.
     if (!(zero_point >= -0x1p20 && zero_point <= 0x1p20) || zero_point != int32_t(zero_point))
       return kShared;
-    if (!e.chosen || loops.of[kFinite] == nullptr) return kFma;  // a chosen scale tells of NaN
-    const bool centred = loops.of[kCentred] != nullptr && e.symmetric && e.q_max >= 1 &&
-                         e.q_min <= -e.q_max;
-    return centred ? kCentred : kFinite;
+    if (!e.chosen || loops.of[kFinite] == nullptr) return zero_point == 0 ? kZero : kFma;
+    // x held no NaN: the scale would be one.
+    return e.symmetric && e.q_max >= 1 && e.q_min <= -e.q_max ? kCentred : kFinite;
   }
 };
 

@@ -148,22 +148,22 @@ struct Values {
   Parameter parameter;
   Pattern pattern;
   Type step;
-  bool round, direct;
+  bool round, as_is;
   int64_t offset = -1, first = 0, filled = 0;  // what scratch holds
   Scratch scratch;
 
   Values(const Parameter& p, const Pattern& pattern_, Type step_, bool round_)
       : parameter(p), pattern(pattern_), step(step_), round(round_) {
-    const bool as_is = step == Type::f64   ? p.type == Type::f64
-                       : step == Type::f32 ? p.type == Type::f32
-                                           : p.type == Type::f32 && !round;
-    direct = as_is && pattern.inner_step == 1;
+    as_is = step == Type::f64   ? p.type == Type::f64
+            : step == Type::f32 ? p.type == Type::f32
+                                : p.type == Type::f32 && !round;
   }
 
   const void* get(int64_t base, int64_t from, int64_t n) {
     const int64_t column = from % pattern.inner;
-    if (direct && column + n <= pattern.inner) {
-      const int64_t at = base + from / pattern.inner * pattern.outer_step + column;
+    if (as_is && (n == 1 || (pattern.inner_step == 1 && column + n <= pattern.inner))) {
+      const int64_t at =
+          base + from / pattern.inner * pattern.outer_step + column * pattern.inner_step;
       return static_cast<const char*>(parameter.data) + at * size_of(parameter.type);
     }
     const int64_t start = pattern.outer_step == 0 ? column : from;
