@@ -117,7 +117,8 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
         "module.cpp": python_flags,
         "cpu/dispatch.cpp": f"{kernel} {have}",
         "cpu/run.cpp": kernel,
-        **{f"cpu/{isa}.cpp": f"{kernel} {flags}" for isa, flags in isas.items()},
+        # Without exceptions the object needs no weak symbol of the C++ runtime.
+        **{f"cpu/{isa}.cpp": f"{kernel} -fno-exceptions {flags}" for isa, flags in isas.items()},
     }
 
     ninja.variable("ninja_required_version", "1.5")

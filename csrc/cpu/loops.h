@@ -40,52 +40,53 @@ enum Mode : int { kShared, kEach, kFma, kZero, kFinite, kCentred, kModes };
 
 struct NoCode {};
 
-// x to q, and from the same registers to y: what dequantizing q gives. bool for Q: whether in range.
+// x to q, and from the same registers to y: what dequantizing q gives. bool for Q: whether in range. A
+// function of its own: only restrict parameters tell the compiler that nothing overlaps.
+template <class X, class D1, class D2, class Q, class Y, int kMode>
+void quantize_row(const X* __restrict x, Q* __restrict q, Y* __restrict y,
+                  const Wide<D1>* __restrict divide, const Wide<D2>* __restrict add,
+                  const float* __restrict subtract, const float* __restrict multiply,
+                  const Reciprocal reciprocal, int32_t least, int32_t most, int64_t n) {
+  constexpr bool kBack = !kSame<Y, NoCode>, kOwn = kMode == kEach;
+  constexpr Wide<D2> shifter = Shifter<Wide<D2>>::value;
+  const Wide<D2> q_min = Wide<D2>(least), q_max = Wide<D2>(most);
+  const Wide<D1> divide0 = *divide;
+  const Wide<D2> add0 = *add;
+  const float subtract0 = kBack ? *subtract : 0, multiply0 = kBack ? *multiply : 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const Wide<D1> from = Wide<D1>(widen(x[i]));
+    Wide<D2> v;
+    if constexpr (kMode == kZero || kMode == kCentred)
+      v = rounded_for_code<D1>(quotient(from, reciprocal));
+    else if constexpr (kMode >= kFma)
+      v = affine_for_code<D1, D2>(quotient(from, reciprocal), add0);
+    else
+      v = affine<D1, D2>(from / (kOwn ? divide[i] : divide0), kOwn ? add[i] : add0);
+    const bool nan = kMode >= kFinite ? false : kMode >= kFma ? from != from : v != v;
+    if constexpr (kSame<Q, bool>) {
+      q[i] = in_range(v, q_min, q_max) & !nan;
+    } else {
+      const Wide<D2> code = kMode == kCentred && kSame<D1, float> ? v + shifter
+                                                                  : shifted_code(v, q_min, q_max);
+      if constexpr (!kSame<Q, NoCode>)
+        q[i] = nan ? Q(0) : static_cast<Q>(bit_cast<typename Traits<Wide<D2>>::Bits>(code));
+      if constexpr (kBack)
+        y[i] = narrow<Y>(dequantized<float, float>(nan ? 0.0f : float(code - shifter),
+                                                   kOwn ? subtract[i] : subtract0,
+                                                   kOwn ? multiply[i] : multiply0));
+    }
+  }
+}
+
 template <class X, class D1, class D2, class Q, class Y, int kMode>
 void quantize_run(const Run& run) {
-  constexpr bool kBack = !kSame<Y, NoCode>, kOwn = kMode == kEach;
-  const X* __restrict x = static_cast<const X*>(run.x);
-  Q* __restrict q = static_cast<Q*>(run.q);
-  Y* __restrict y = static_cast<Y*>(run.y);
-  const Wide<D1>* __restrict divide = static_cast<const Wide<D1>*>(run.divide);
-  const Wide<D2>* __restrict add = static_cast<const Wide<D2>*>(run.add);
-  const float* __restrict subtract = static_cast<const float*>(run.subtract);
-  const float* __restrict multiply = static_cast<const float*>(run.multiply);
-  const Wide<D2> q_min = Wide<D2>(run.q_min), q_max = Wide<D2>(run.q_max);
-  constexpr Wide<D2> shifter = Shifter<Wide<D2>>::value;
-  const Reciprocal reciprocal = run.reciprocal;
   const int64_t n = run.n;
-  for (int64_t row = 0; row < run.rows; ++row, x += n) {
-    const Wide<D1> divide0 = divide[row];
-    const Wide<D2> add0 = add[row];
-    const float subtract0 = kBack ? subtract[row] : 0, multiply0 = kBack ? multiply[row] : 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const Wide<D1> from = Wide<D1>(widen(x[i]));
-      Wide<D2> v;
-      if constexpr (kMode == kZero || kMode == kCentred)
-        v = rounded_for_code<D1>(quotient(from, reciprocal));
-      else if constexpr (kMode >= kFma)
-        v = affine_for_code<D1, D2>(quotient(from, reciprocal), add0);
-      else
-        v = affine<D1, D2>(from / (kOwn ? divide[i] : divide0), kOwn ? add[i] : add0);
-      const bool nan = kMode >= kFinite ? false : kMode >= kFma ? from != from : v != v;
-      if constexpr (kSame<Q, bool>) {
-        q[i] = in_range(v, q_min, q_max) & !nan;
-      } else {
-        const Wide<D2> code = kMode == kCentred && kSame<D1, float> ? v + shifter
-                                                                    : shifted_code(v, q_min, q_max);
-        if constexpr (!kSame<Q, NoCode>)
-          q[i] = nan ? Q(0) : static_cast<Q>(bit_cast<typename Traits<Wide<D2>>::Bits>(code));
-        if constexpr (kBack) {
-          const float integer = nan ? 0.0f : float(code - shifter);
-          y[i] = narrow<Y>(dequantized<float, float>(integer, kOwn ? subtract[i] : subtract0,
-                                                     kOwn ? multiply[i] : multiply0));
-        }
-      }
-    }
-    if constexpr (!kSame<Q, NoCode>) q += n;
-    if constexpr (kBack) y += n;
-  }
+  for (int64_t row = 0; row < run.rows; ++row)
+    quantize_row<X, D1, D2, Q, Y, kMode>(
+        static_cast<const X*>(run.x) + row * n, static_cast<Q*>(run.q) + row * n,
+        static_cast<Y*>(run.y) + row * n, static_cast<const Wide<D1>*>(run.divide) + row,
+        static_cast<const Wide<D2>*>(run.add) + row, static_cast<const float*>(run.subtract) + row,
+        static_cast<const float*>(run.multiply) + row, run.reciprocal, run.q_min, run.q_max, n);
 }
 
 template <class Q, class E1, class E2, bool kOwn>
@@ -301,29 +302,27 @@ Loops fused_loops_of(Type d1, Type d2) {
   return loops_of<X, float, float, Q, Y>();
 }
 
-template <class F>
-Loops with_fused(const Elementwise& e, F f) {
-  switch (e.x_type) {
-    case Type::f16: return f(Tag<f16>());
-    case Type::bf16: return f(Tag<bf16>());
-    default: return f(Tag<float>());
-  }
+template <class X>
+Loops quantize_dequantize_loops(const Elementwise& e) {
+  return e.q_type == Type::i16 ? fused_loops_of<X, int16_t, float>(e.divide_type, e.add_type)
+                               : fused_loops_of<X, int8_t, float>(e.divide_type, e.add_type);
 }
 
 Loops quantize_dequantize_loops(const Elementwise& e) {
-  return with_fused(e, [&](auto x) {
-    using X = typename decltype(x)::type;
-    return e.q_type == Type::i16 ? fused_loops_of<X, int16_t, float>(e.divide_type, e.add_type)
-                                 : fused_loops_of<X, int8_t, float>(e.divide_type, e.add_type);
-  });
+  switch (e.x_type) {
+    case Type::f16: return quantize_dequantize_loops<f16>(e);
+    case Type::bf16: return quantize_dequantize_loops<bf16>(e);
+    default: return quantize_dequantize_loops<float>(e);
+  }
 }
 
-// y has x's type.
+// y in x's type, but for float16: in float, since converting to it keeps this loop from vectorising.
 Loops fake_quantize_loops(const Elementwise& e) {
-  return with_fused(e, [&](auto x) {
-    using X = typename decltype(x)::type;
-    return fused_loops_of<X, NoCode, X>(e.divide_type, e.add_type);
-  });
+  switch (e.x_type) {
+    case Type::f16: return fused_loops_of<f16, NoCode, float>(e.divide_type, e.add_type);
+    case Type::bf16: return fused_loops_of<bf16, NoCode, bf16>(e.divide_type, e.add_type);
+    default: return fused_loops_of<float, NoCode, float>(e.divide_type, e.add_type);
+  }
 }
 
 template <class Q, bool kOwn>

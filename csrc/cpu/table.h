@@ -17,6 +17,7 @@ struct Given {
   Loops loops;
   Run run{};
   bool whole;
+  bool same_scale, same_zero_point;  // in both directions: float, of one tensor
   int64_t scale_known = -1, zero_point_known = -1;  // the offsets that `mode` is for
   Mode mode = kShared;
 
@@ -28,7 +29,10 @@ struct Given {
         subtract(e_.subtract_zero_point, plan.zero_point, e_.subtract_type, false),
         multiply(e_.scale, plan.scale, e_.scale_type, false),
         loops(loops_),
-        whole(plan.contiguous && !(kStreams && e_.streams)) {
+        whole(plan.contiguous && !(kStreams && e_.streams)),
+        same_scale(e_.divide_type == Type::f32 && e_.scale_type == Type::f32),
+        same_zero_point(e_.add_type == Type::f32 && e_.subtract_type == Type::f32 &&
+                        e_.add_zero_point.data == e_.subtract_zero_point.data) {
     run.q_min = e.q_min;
     run.q_max = e.q_max;
   }
@@ -46,8 +50,8 @@ struct Given {
     run.divide = divide.get(c.scale, c.first, values(c));
     run.add = add.get(c.zero_point, c.first, values(c));
     if (y != nullptr) {
-      run.multiply = multiply.get(c.scale, c.first, values(c));
-      run.subtract = subtract.get(c.zero_point, c.first, values(c));
+      run.multiply = same_scale ? run.divide : multiply.get(c.scale, c.first, values(c));
+      run.subtract = same_zero_point ? run.add : subtract.get(c.zero_point, c.first, values(c));
     }
     loops.of[mode_of(c)](run);
   }
@@ -64,8 +68,8 @@ struct Given {
  private:
   Mode mode_of(const Chunk& c) {
     if (plan.each) return kEach;
-    if (plan.row != 0 || plan.levels[plan.count - 1].size < kLongRun || loops.of[kFma] == nullptr)
-      return kShared;
+    if (loops.of[kFma] == nullptr) return kShared;
+    if (plan.row != 0 || plan.levels[plan.count - 1].size < kLongRun) return kShared;
     if (scale_known != c.scale || zero_point_known != c.zero_point) {
       scale_known = c.scale;
       zero_point_known = c.zero_point;
@@ -76,8 +80,12 @@ struct Given {
 
   // The best loop that multiplies, for one scale; kShared where its quotients might differ.
   Mode multiplied(const Chunk& c) {
+    if constexpr (!kHasFma) return kShared;
     if (!exact_reciprocal(*static_cast<const float*>(run.divide), run.reciprocal)) return kShared;
-    const double zero_point = load<double>(add.parameter, c.zero_point);
+    const double zero_point = with_float(add.parameter.type, [&](auto tag) {
+      using P = typename decltype(tag)::type;
+      return double(widen(static_cast<const P*>(add.parameter.data)[c.zero_point]));
+    });
     // The tiniest quotients are not exact: they vanish beside an integer.
     if (!(zero_point >= -0x1p20 && zero_point <= 0x1p20) || zero_point != int32_t(zero_point))
       return kShared;
@@ -132,15 +140,20 @@ void fake_quantize(const Elementwise& e, int64_t begin, int64_t end) {
   const ConvertRun convert = convert_loop(e.scale_type, e.y_type);
   Reader x(e.x, e.x_type);
   Writer y(e.y, e.y_type, given.streams());
+  const bool direct = fused && e.y_type != Type::f16;
   Scratch codes, wide;
-  given.plan.run(begin, end, given.whole && fused, [&](const Chunk& c) {
+  given.plan.run(begin, end, given.whole && direct, [&](const Chunk& c) {
     const void* from = x.get(c.x, c.xs, c.elements());
     void* to = y.get(c.y, c.ys, c.elements());
-    if (fused) {
+    if (direct) {
       given.quantize(c, from, nullptr, to);
     } else {
-      given.quantize(c, from, codes.bytes, nullptr);
-      given.dequantize(back, c, codes.bytes, wide.bytes);
+      if (fused) {
+        given.quantize(c, from, nullptr, wide.bytes);
+      } else {
+        given.quantize(c, from, codes.bytes, nullptr);
+        given.dequantize(back, c, codes.bytes, wide.bytes);
+      }
       convert(wide.bytes, to, c.elements());
     }
     y.put(c.y, c.ys, c.elements());

@@ -126,16 +126,6 @@ struct Writer {
   }
 };
 
-template <class W>
-W load(const Parameter& p, int64_t i) {
-  switch (p.type) {
-    case Type::f16: return static_cast<W>(widen(static_cast<const f16*>(p.data)[i]));
-    case Type::bf16: return static_cast<W>(widen(static_cast<const bf16*>(p.data)[i]));
-    case Type::f64: return static_cast<W>(static_cast<const double*>(p.data)[i]);
-    default: return static_cast<W>(static_cast<const float*>(p.data)[i]);
-  }
-}
-
 // How a parameter changes along the innermost level: element j uses
 // j / inner * outer_step + j % inner * inner_step.
 struct Pattern {
@@ -176,21 +166,28 @@ struct Values {
 
   template <class D>
   void fill(int64_t base, int64_t from, int64_t n) {
-    Wide<D>* out = reinterpret_cast<Wide<D>*>(scratch.bytes);
-    for (int64_t i = 0; i < n;) {
-      const int64_t row = (from + i) / pattern.inner, column = (from + i) % pattern.inner;
-      const int64_t count = smaller(pattern.inner - column, n - i);
-      int64_t at = base + row * pattern.outer_step + column * pattern.inner_step;
-      const Wide<D> shared = value<D>(at);
-      for (int64_t j = 0; j < count; ++j, at += pattern.inner_step)
-        out[i + j] = pattern.inner_step == 0 ? shared : value<D>(at);
-      i += count;
-    }
+    with_float(parameter.type, [&](auto tag) {
+      using P = typename decltype(tag)::type;
+      const P* p = static_cast<const P*>(parameter.data) + base;
+      Wide<D>* out = reinterpret_cast<Wide<D>*>(scratch.bytes);
+      int64_t row = from / pattern.inner, column = from % pattern.inner;
+      for (int64_t i = 0; i < n; ++row, column = 0) {
+        const int64_t count = smaller(pattern.inner - column, n - i);
+        const P* at = p + row * pattern.outer_step + column * pattern.inner_step;
+        if (pattern.inner_step == 0) {
+          const Wide<D> shared = value<D>(*at);
+          for (int64_t j = 0; j < count; ++j) out[i + j] = shared;
+        } else {
+          for (int64_t j = 0; j < count; ++j) out[i + j] = value<D>(at[j * pattern.inner_step]);
+        }
+        i += count;
+      }
+    });
   }
 
-  template <class D>
-  Wide<D> value(int64_t at) const {
-    const Wide<D> v = load<Wide<D>>(parameter, at);
+  template <class D, class P>
+  Wide<D> value(P p) const {
+    const Wide<D> v = static_cast<Wide<D>>(widen(p));
     return round ? rounded<D>(v) : v;
   }
 };
@@ -206,7 +203,7 @@ struct Chunk {
 // Rows below these sizes are joined with the level around them where the data allows. A call of a loop
 // would cost more than the row: very short ones get their parameters spread out in scratch, others are
 // given to a loop many at a time.
-constexpr int64_t kShortRun = 16, kManyRows = 512, kShortRow = 256;
+constexpr int64_t kShortRun = 32, kManyRows = 512, kShortRow = 256;
 
 // The levels prepared for walking: the innermost one's parameters are left to patterns.
 struct Plan {
