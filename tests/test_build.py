@@ -69,7 +69,7 @@ def test_every_loop_over_elements_is_vectorised(objects, isa):
     code = output("objdump", "-d", "-C", "--no-show-raw-insn", objects / f"cpu_{isa}.o")
     loops = re.findall(r"^[0-9a-f]+ <(.*\b(?:de)?quantize_r(?:ow|un)<.*)>:\n((?:.+\n)+)", code, re.MULTILINE)
     assert len(loops) > 200
-    packed = re.compile(r"\bv(add|sub|mul|div|fmadd...)p[sd]\b|(call|jmp).*\bquantize_row<")
+    packed = re.compile(r"\bv(add|sub|mul|div|fmadd...)p[sd]\b|(call|jmp).*\bquantize_r(ow|un)<")
     assert not [name for name, body in loops if not packed.search(body)]
 
 
