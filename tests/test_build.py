@@ -67,7 +67,8 @@ def test_kernels_divide_truly_and_packed(objects, isa):
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
 def test_every_loop_over_elements_is_vectorised(objects, isa):
     code = output("objdump", "-d", "-C", "--no-show-raw-insn", objects / f"cpu_{isa}.o")
-    loops = re.findall(r"^[0-9a-f]+ <(.*\b(?:de)?quantize_r(?:ow|un)<.*)>:\n((?:.+\n)+)", code, re.MULTILINE)
+    function = r"^[0-9a-f]+ <(.*\b(?:de)?quantize_r(?:ow|un)<.*)>:\n((?:.+\n)+)"
+    loops = re.findall(function, code, re.MULTILINE)
     assert len(loops) > 200
     packed = re.compile(r"\bv(add|sub|mul|div|fmadd...)p[sd]\b|(call|jmp).*\bquantize_r(ow|un)<")
     assert not [name for name, body in loops if not packed.search(body)]

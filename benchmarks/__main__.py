@@ -1,0 +1,218 @@
+"""Measure quantkit beside its rivals, compare two runs, or render a run for the README.
+
+python -m benchmarks [options]              measures; writes JSON and plots
+python -m benchmarks compare OLD NEW        prints what got slower beyond the measured noise
+python -m benchmarks readme RUN [--write F] prints (or replaces in F) the README's speed section
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import cells, compare, machine, plots, report
+from .cases import DTYPES, GRANULARITIES, OPS, SCHEMES, SHAPES, Case, default_cases
+from .rivals import RIVALS
+
+FORMAT = 1
+MEMORY = (
+    *((op, "tensor") for op in OPS),
+    ("dynamic_quantize", "channel_last"),
+    ("quantize_dequantize", "channel"),
+    ("quantize_dequantize", "group32"),
+)
+
+
+def words(known):
+    """argparse's type for a comma-separated list of known names."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in text.split(",") if name.strip())
+        wrong = [name for name in names if name not in known]
+        if wrong or not names:
+            raise argparse.ArgumentTypeError(
+                f"expected some of {', '.join(known)}, got {', '.join(wrong) or 'nothing'}"
+            )
+        return names
+
+    return parse
+
+
+def shapes(text: str) -> tuple[tuple[int, int], ...]:
+    try:
+        found = tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or any(len(s) != 2 or min(s) < 1 for s in found):
+        raise argparse.ArgumentTypeError(
+            f"expected matrices such as 4096x4096,64x1024, got {text!r}"
+        )
+    return found
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    kind = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser("benchmarks", description=__doc__, formatter_class=kind)
+    p.add_argument("--ops", type=words(OPS), help="default: all")
+    p.add_argument("--dtypes", type=words(DTYPES), help="default: all, where the goals need them")
+    p.add_argument("--shapes", type=shapes, help="default: 4096x4096,512x1024,64x1024")
+    p.add_argument("--granularity", type=words(GRANULARITIES), help="default: tensor and channel")
+    p.add_argument("--schemes", type=words(SCHEMES), help="default: symmetric, others for some ops")
+    p.add_argument("--threads", type=positive, help="default: torch's")
+    p.add_argument("--rivals", type=words(RIVALS), default=tuple(RIVALS), help="default: all")
+    p.add_argument("--cold", action="store_true", help="flush the caches before every call")
+    p.add_argument("--quick", action="store_true", help="a few cells, shortly: noisier")
+    p.add_argument("--json", type=Path, default=Path("results/bench.json"), metavar="FILE")
+    p.add_argument("--png", type=Path, default=Path("results"), metavar="FOLDER")
+    return p
+
+
+def chosen(args) -> list[Case]:
+    """The cases asked for: the default ones, or every combination of what was named."""
+    named = (args.ops, args.dtypes, args.granularity, args.schemes)
+    sizes = args.shapes or (SHAPES[1:] if args.quick else SHAPES)
+    if not any(named):
+        dtypes = ("float32", "bfloat16") if args.quick else tuple(DTYPES)
+        return list(default_cases(sizes, dtypes))
+    return [
+        Case(op, shape, dtype, granularity, scheme)
+        for shape in sizes
+        for dtype in args.dtypes or ("float32",)
+        for granularity in args.granularity or ("tensor",)
+        for scheme in args.schemes or ("symmetric",)
+        for op in args.ops or OPS
+        if all(
+            size % max(block, 1) == 0
+            for size, block in zip(shape, GRANULARITIES[granularity] or (), strict=False)
+        )
+    ]
+
+
+def work(args, cases: list[Case]) -> Iterator[dict]:
+    """Every cell, measured as it is asked for."""
+    scale = 0.2 if args.quick else 1.0
+    rivals = [r for r in args.rivals if not (args.quick and r.endswith("compile"))]
+    for case in cases:
+        large = case.shape[0] * case.shape[1] > 1 << 22
+        yield cells.cell(case, rivals, scale * (4 if large else 1), args.cold)
+    if extras(args):
+        yield from cells.call_cells(scale * 0.5)
+        yield from cells.thread_cells(scale)
+        yield from cells.granularity_cells(scale * 0.5, 1 << (20 if args.quick else 24))
+        yield from cells.size_cells(scale * 0.3, 1 << (24 if args.quick else 30))
+
+
+def extras(args) -> bool:
+    """Whether the whole picture was asked for, not some cells."""
+    return not any((args.ops, args.dtypes, args.granularity, args.schemes, args.shapes, args.cold))
+
+
+def measure(args, console: Console) -> dict:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cases = chosen(args)
+    if not cases:
+        raise SystemExit("benchmarks: no shape can be cut into those blocks")
+    total = len(cases)
+    run = {"format": FORMAT, "machine": machine.description(), "cells": [], "memory": []}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("measuring", total=total)
+        for cell in work(args, cases):
+            run["cells"].append(cell)
+            done = len(run["cells"])
+            progress.update(
+                task, completed=done, total=max(total, done), description=report.title(cell)
+            )
+        if extras(args):
+            progress.update(task, description="peak memory")
+            run["memory"] = [cells.memory(*entry) for entry in MEMORY]
+    return run
+
+
+def load(path: Path) -> dict:
+    try:
+        run = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"benchmarks: {path}: {error}") from None
+    if not isinstance(run, dict) or run.get("format") != FORMAT:
+        raise SystemExit(f"benchmarks: {path} is not a run of this program (format {FORMAT})")
+    return run
+
+
+def main_compare(arguments: list[str], console: Console) -> int:
+    p = argparse.ArgumentParser("benchmarks compare")
+    p.add_argument("old", type=Path)
+    p.add_argument("new", type=Path)
+    args = p.parse_args(arguments)
+    old, new = load(args.old), load(args.new)
+    for note in compare.differences(old, new):
+        console.print(f"[bold yellow]not the same setting:[/] {note}")
+    known = {compare.identity(cell) for cell in old["cells"]}
+    common = sum(compare.identity(cell) in known for cell in new["cells"])
+    if common == 0:
+        raise SystemExit("benchmarks: the two runs have no cell in common")
+    found = compare.slower(old, new)
+    for cell, name, times, noise in found:
+        console.print(f"slower: {report.title(cell)}, {name}: {times:.2f}× (noise {noise:.0%})")
+    console.print(f"{len(found)} slower beyond noise, of {common} cells in both runs")
+    return 1 if found else 0
+
+
+def main_readme(arguments: list[str], console: Console) -> int:
+    p = argparse.ArgumentParser("benchmarks readme")
+    p.add_argument("run", type=Path)
+    p.add_argument("--write", type=Path, metavar="FILE")
+    args = p.parse_args(arguments)
+    section = report.markdown(load(args.run))
+    if args.write is None:
+        print(section, end="")
+        return 0
+    try:
+        args.write.write_text(report.replaced(args.write.read_text(), section))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"benchmarks: {args.write}: {error}") from None
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    console = Console()
+    commands = {"compare": main_compare, "readme": main_readme}
+    if arguments and arguments[0] in commands:
+        return commands[arguments[0]](arguments[1:], console)
+    args = parser().parse_args(arguments)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    try:
+        run = measure(args, console)
+    except cells.Wrong as error:
+        raise SystemExit(f"benchmarks: {error}") from None
+    report.show(run, console)
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(run) + "\n")
+    paths = [args.json, *plots.save(run, args.png)]
+    console.print("wrote " + ", ".join(map(str, paths)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""What is measured: an operation on a shape, a dtype, a granularity and a scheme, and quantkit's way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+import quantkit
+from quantkit import QuantizationParams, reference
+
+Results = tuple[torch.Tensor, ...]
+Call = Callable[[], object]
+
+OPS = (
+    "choose_qparams",
+    "quantize",
+    "dequantize",
+    "dynamic_quantize",
+    "quantize_dequantize",
+    "fake_quantize",
+)
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SHAPES = ((4096, 4096), (512, 1024), (64, 1024))
+GRANULARITIES = {  # block_size for a matrix
+    "tensor": None,
+    "channel": [1, -1],
+    "channel_last": [-1, 1],
+    "group32": [1, 32],
+    "group128": [1, 128],
+    "block128": [128, 128],
+}
+SCHEMES = {
+    "symmetric": {"sym": True, "dtype": torch.int8},
+    "asymmetric": {"sym": False, "dtype": torch.int8},
+    "uint8": {"sym": False, "dtype": torch.uint8, "include_zero": True},  # ONNX's dynamic scheme
+}
+CHOOSERS = ("choose_qparams", "dynamic_quantize", "quantize_dequantize")
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    granularity: str = "tensor"
+    scheme: str = "symmetric"
+    block_size: tuple[int, ...] | None = None  # for what GRANULARITIES does not name
+
+    def blocks(self) -> list[int] | None:
+        return list(self.block_size) if self.block_size else GRANULARITIES[self.granularity]
+
+
+@dataclass
+class Job:
+    """A case with its data: x, parameters chosen from it, its codes, and outputs to lend."""
+
+    case: Case
+    x: torch.Tensor
+    qparams: QuantizationParams
+    q: torch.Tensor
+    outs: Results
+    expected: Results
+    scheme: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, case: Case) -> Job:
+        torch.manual_seed(0)
+        x = torch.randn(case.shape).to(DTYPES[case.dtype])
+        scheme = SCHEMES[case.scheme]
+        q, qparams = quantkit.dynamic_quantize(x, block_size=case.blocks(), **scheme)
+        job = cls(case, x, qparams, q, (), (), scheme)
+        job.expected = job.fresh()
+        job.outs = tuple(torch.empty_like(t) for t in job.expected)
+        return job
+
+    def fresh(self) -> Results:
+        """quantkit's public function (the operator, where there is none), with fresh outputs."""
+        x, p = self.x, self.qparams
+        chosen = {"block_size": self.case.blocks(), **self.scheme}
+        match self.case.op:
+            case "quantize":
+                return (quantkit.quantize_tensor(x, p),)
+            case "dequantize":
+                return (quantkit.dequantize_tensor(self.q, p),)
+            case "fake_quantize":
+                return (quantkit.fake_quantize(x, p),)
+            case "dynamic_quantize":
+                q, p = quantkit.dynamic_quantize(x, **chosen)
+                return q, p.scale, p.zero_point
+            case "quantize_dequantize":
+                q, x_hat, p = quantkit.quantize_dequant(x, **chosen)
+                return q, x_hat, p.scale, p.zero_point
+        return torch.ops.quantkit.choose_qparams.default(*self.arguments())
+
+    def arguments(self) -> tuple:
+        """The operator's."""
+        p = self.qparams
+        given, limits = (p.scale, p.zero_point), (p.q_min, p.q_max)
+        if self.case.op == "dequantize":
+            return (self.q, *given)
+        if self.case.op == "fake_quantize":
+            return (self.x, *given, *limits)
+        if self.case.op == "quantize":
+            return (self.x, *given, *limits, p.dtype)
+        dtype = () if self.case.op == "choose_qparams" else (p.dtype,)
+        include_zero = self.scheme.get("include_zero", False)
+        blocks = self.case.blocks()
+        return (self.x, blocks, *limits, 1e-8, self.scheme["sym"], *dtype, include_zero)
+
+    def lent(self) -> Call:
+        """The operator's ``out`` overload, with outputs that stay."""
+        names = {
+            "choose_qparams": ("scale", "zero_point"),
+            "dynamic_quantize": ("q", "scale", "zero_point"),
+            "quantize_dequantize": ("q", "x_hat", "scale", "zero_point"),
+        }.get(self.case.op, ("out",))
+        operator = getattr(torch.ops.quantkit, self.case.op).out
+        arguments, outs = self.arguments(), dict(zip(names, self.outs, strict=True))
+        return lambda: operator(*arguments, **outs)
+
+    def reference(self) -> Results:
+        operator = getattr(reference, f"{self.case.op}_op")
+        results = operator(*self.arguments())
+        return results if isinstance(results, tuple) else (results,)
+
+    @property
+    def bytes(self) -> int:
+        """What must move: the input read once, every output written once, given parameters read."""
+        read = self.q if self.case.op == "dequantize" else self.x
+        moved = (read, *self.expected)
+        if self.case.op not in CHOOSERS:
+            moved += (self.qparams.scale, self.qparams.zero_point)
+        return sum(t.numel() * t.element_size() for t in moved)
+
+
+def differing(results: Results, expected: Results) -> str:
+    """How the results differ from ours: "same bits", or how many values do."""
+    notes = []
+    for name, ours, theirs in zip(_names(expected), expected, results, strict=False):
+        theirs = theirs.reshape(ours.shape)
+        same = (theirs.to(ours.dtype) == ours) | (theirs.isnan() & ours.isnan())
+        different = ours.numel() - int(same.sum())
+        if different:
+            notes.append(f"{different:,} of {ours.numel():,} {name} differ")
+    return "; ".join(notes) or "same bits"
+
+
+def _names(expected: Results) -> tuple[str, ...]:
+    kinds = ["values" if t.is_floating_point() else "codes" for t in expected]
+    if len(expected) > 1:
+        kinds[-2:] = ["scales", "zero points"]
+    return tuple(kinds)
+
+
+def default_cases(shapes=SHAPES, dtypes=tuple(DTYPES)) -> Iterator[Case]:
+    """What the tables and goals need; asking for more names it on the command line."""
+    for shape in shapes:
+        if "float32" in dtypes:
+            for op in OPS:
+                yield Case(op, shape)
+                yield Case(op, shape, granularity="channel")
+            yield Case("quantize_dequantize", shape, scheme="asymmetric")
+            yield Case("dynamic_quantize", shape, scheme="uint8")
+        for dtype in dtypes:
+            if dtype != "float32":
+                yield Case("quantize", shape, dtype)
+                yield Case("quantize_dequantize", shape, dtype)
+
+
+def same_numel(numel: int = 1 << 24) -> Iterator[Case]:
+    """quantize_dequantize by granularity, all of nearly the same size."""
+    op, side = "quantize_dequantize", math.isqrt(numel)
+    matrix = (side, side)
+    for name in GRANULARITIES:
+        yield Case(op, matrix, granularity=name)
+    yield Case(
+        op, (64, side // 4, side // 16), granularity="channel_middle", block_size=(-1, 1, -1)
+    )
+    for channels in (1, 16, 256, 10**4, 10**5, 10**6):
+        shape = (channels, numel // channels)
+        yield Case(op, shape, granularity=f"channels_{channels}", block_size=(1, -1))
+    yield Case(
+        op, (side // 4, side // 9 * 4, 3, 3), granularity="conv_out", block_size=(1, -1, -1, -1)
+    )

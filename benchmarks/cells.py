@@ -1,0 +1,189 @@
+"""Cells: one case with all its contestants, measured; and the sets of cells beside the main table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+import quantkit
+from tests import quant_tool as teaching
+
+from .cases import Case, Job, differing, same_numel
+from .measure import interleaved, summary
+from .rivals import Contestant, contestant
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS, OURS_LENT = "quantkit", "quantkit out="
+
+
+class Wrong(Exception):
+    """quantkit did not return the reference's bits."""
+
+
+def cell(case: Case, rivals: list[str], budget: float, cold: bool = False, group="main") -> dict:
+    """Measures one case; every rival's result is compared with ours, ours with the reference's."""
+    job = Job.of(case)
+    for ours, expected in zip(job.expected, job.reference(), strict=True):
+        same = torch.equal(ours.nan_to_num(nan=-1e30), expected.nan_to_num(nan=-1e30))
+        if not same or ours.dtype != expected.dtype:
+            raise Wrong(f"{case}: quantkit's result is not the reference's")
+    calls = {OURS: job.fresh, OURS_LENT: job.lent()}
+    notes = {OURS: "the reference's bits", OURS_LENT: "the reference's bits"}
+    absent = {}
+    for name in rivals:
+        made = contestant(name, job)
+        if isinstance(made, Contestant):
+            calls[name] = made.call
+            results = made.results() if made.results is not None else None
+            notes[name] = "" if results is None else differing(results, job.expected)
+        else:
+            absent[name] = made
+    measured = interleaved(calls, budget, cold)
+    return {
+        "group": group,
+        "op": case.op,
+        "dtype": case.dtype,
+        "shape": list(case.shape),
+        "granularity": case.granularity,
+        "scheme": case.scheme,
+        "threads": torch.get_num_threads(),
+        "caches": "cold" if cold else "warm",
+        "bytes": job.bytes,
+        "copied_bytes": 2 * job.x.numel() * job.x.element_size(),
+        "contestants": {
+            name: {"note": notes[name], "seconds": seconds, **summary(seconds)}
+            for name, seconds in measured.items()
+        },
+        "absent": absent,
+    }
+
+
+def thread_cells(budget: float) -> Iterator[dict]:
+    """512x1024 on one thread and on all."""
+    threads = torch.get_num_threads()
+    try:
+        for count in sorted({1, threads}):
+            torch.set_num_threads(count)
+            for op in ("quantize", "dequantize", "quantize_dequantize"):
+                yield cell(Case(op, (512, 1024)), ["copy"], budget, group="threads")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def granularity_cells(budget: float, numel: int) -> Iterator[dict]:
+    for case in same_numel(numel):
+        yield cell(case, ["copy"], budget, group="granularities")
+
+
+def size_cells(budget: float, largest: int) -> Iterator[dict]:
+    """From 1 KiB of float32 up to `largest` bytes, four times as much at each step."""
+    size = 1 << 10
+    while size <= largest:
+        for op in ("quantize", "dequantize", "quantize_dequantize"):
+            yield cell(Case(op, (size // 4,)), ["copy"], budget, group="sizes")
+        size *= 4
+
+
+def call_cells(budget: float) -> Iterator[dict]:
+    """The cost of one call, on 8 elements."""
+    x = torch.randn(8)
+    p = quantkit.get_symmetric_qparams(x)
+    q = quantkit.quantize_tensor(x, p)
+    ops = torch.ops.quantkit
+    given = (x, p.scale, p.zero_point, -128, 127)
+    pairs: dict[str, dict[str, Callable]] = {
+        "operator": {
+            "torch.ops.quantkit.quantize": lambda: ops.quantize(*given, torch.int8),
+            "torch.ops.quantkit.dequantize": lambda: ops.dequantize(q, p.scale, p.zero_point),
+            "torch.ops.quantkit.fake_quantize": lambda: ops.fake_quantize(*given),
+            "torch.ops.aten.abs": lambda: torch.ops.aten.abs(x),
+        }
+    }
+    operators = {
+        "get_symmetric_qparams": lambda: ops.choose_qparams.default(x, None, -128, 127, 1e-8, True),
+        "get_asymmetric_qparams": lambda: ops.choose_qparams.default(
+            x, None, -128, 127, 1e-8, False
+        ),
+        "quantize_tensor": lambda: ops.quantize.default(*given, torch.int8),
+        "dequantize_tensor": lambda: ops.dequantize.default(q, p.scale, p.zero_point),
+        "quantize_dequant": lambda: ops.quantize_dequantize.default(
+            x, None, -128, 127, 1e-8, True, torch.int8
+        ),
+    }
+    arguments = {"quantize_tensor": (x, p), "dequantize_tensor": (q, p)}
+    for name, operator in operators.items():
+        ours, theirs = getattr(quantkit, name), getattr(teaching, name)
+        call = arguments.get(name, (x,))
+        pairs[name] = {
+            "quantkit": lambda f=ours, a=call: f(*a),
+            "operator alone": operator,
+            "eager": lambda f=theirs, a=call: f(*a),
+        }
+    for name, calls in pairs.items():
+        measured = interleaved(calls, budget)
+        yield {
+            "group": "calls",
+            "op": name,
+            "dtype": "float32",
+            "shape": [8],
+            "granularity": "tensor",
+            "scheme": "symmetric",
+            "threads": torch.get_num_threads(),
+            "caches": "warm",
+            "bytes": 0,
+            "contestants": {
+                k: {"note": "", "seconds": v, **summary(v)} for k, v in measured.items()
+            },
+            "absent": {},
+        }
+
+
+_MEMORY = """
+import re, torch, quantkit
+from benchmarks.cases import Case, Job
+job = Job.of(Case({op!r}, (4096, 4096), granularity={granularity!r}))
+warm = Job.of(Case({op!r}, (512, 1024), granularity={granularity!r}))
+warm.fresh()
+def status(field):
+    found = re.search(field + r":\\s+(\\d+) kB", open("/proc/self/status").read())
+    return int(found[1]) * 1024
+job.expected = job.outs = ()
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+results = job.fresh()
+print(status("VmHWM") - before, sum(r.numel() * r.element_size() for r in results))
+"""
+
+
+def memory(op: str, granularity: str) -> dict:
+    """Peak extra memory of one call in a process of its own, beside the bytes of its outputs."""
+    if not Path("/proc/self/clear_refs").exists():
+        return {"op": op, "granularity": granularity, "reason": "needs Linux's /proc"}
+    program = _MEMORY.format(op=op, granularity=granularity)
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    peak, outputs = map(int, done.stdout.split())
+    return {"op": op, "granularity": granularity, "peak_bytes": peak, "output_bytes": outputs}
+
+
+def ratio(cell: dict, rival: str, ours: str = OURS) -> float | None:
+    """How many times longer the rival takes, by medians."""
+    contestants = cell["contestants"]
+    if rival not in contestants or ours not in contestants:
+        return None
+    return contestants[rival]["median"] / contestants[ours]["median"]
+
+
+def ours_for(rival: str) -> str:
+    """Which of our two a rival is compared with: outputs that stay, or fresh ones."""
+    return OURS_LENT if rival in ("onnxruntime", "copy", "stream") else OURS
+
+
+def share(cell: dict, of: str, ours: str) -> float:
+    """Our bytes per second as a share of a copy's."""
+    copied = cell["copied_bytes"] / cell["contestants"][of]["median"]
+    return cell["bytes"] / cell["contestants"][ours]["median"] / copied

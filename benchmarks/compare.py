@@ -1,0 +1,59 @@
+"""The regression guard: which cells got slower between two runs, beyond the noise that both measured."""
+
+from __future__ import annotations
+
+from .cells import OURS, OURS_LENT
+
+SAME = ("cpu", "cores", "torch", "threads", "python", "huge_pages")
+LEAST = 0.05  # smaller changes of a median are not worth a look
+
+
+def identity(cell: dict) -> tuple:
+    names = ("group", "op", "dtype", "granularity", "scheme", "threads", "caches")
+    return (*(cell[name] for name in names), tuple(cell["shape"]))
+
+
+def yardstick(cell: dict) -> str | None:
+    """What cancels the machine's mood: the copy of the same cell, else eager, else abs."""
+    for name in ("copy", "eager", "torch.ops.aten.abs"):
+        if name in cell["contestants"]:
+            return name
+    return None
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """What makes the two runs hard to compare."""
+    a, b = old["machine"], new["machine"]
+    notes = [f"{k}: {a.get(k)} then, {b.get(k)} now" for k in SAME if a.get(k) != b.get(k)]
+    isas = [machine["quantkit"]["isa"] for machine in (a, b)]
+    return notes + ([f"isa: {isas[0]} then, {isas[1]} now"] if isas[0] != isas[1] else [])
+
+
+def _relative(cell: dict, name: str) -> tuple[float, float]:
+    """The median in units of the yardstick's, and its noise: both spreads between the quartiles."""
+    mark = yardstick(cell)
+    own, unit = cell["contestants"][name], cell["contestants"][mark]
+    spread = sum((c["upper"] - c["lower"]) / c["median"] for c in (own, unit))
+    return own["median"] / unit["median"], spread
+
+
+def slower(old: dict, new: dict) -> list[tuple[dict, str, float, float]]:
+    """(cell, contestant, how many times the time of before, the noise), the worst first."""
+    before = {identity(cell): cell for cell in old["cells"]}
+    found = []
+    for cell in new["cells"]:
+        earlier = before.get(identity(cell))
+        if earlier is None or yardstick(cell) is None or yardstick(cell) != yardstick(earlier):
+            continue
+        ours = [
+            n for n in cell["contestants"] if n.startswith((OURS, OURS_LENT, "torch.ops.quantkit"))
+        ]
+        for name in ours:
+            if name not in earlier["contestants"]:
+                continue
+            then, then_noise = _relative(earlier, name)
+            now, now_noise = _relative(cell, name)
+            noise = max(LEAST, then_noise, now_noise)
+            if now / then > 1 + noise:
+                found.append((cell, name, now / then, noise))
+    return sorted(found, key=lambda entry: -entry[2])

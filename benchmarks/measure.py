@@ -1,0 +1,65 @@
+"""Interleaved timing: every contestant of a cell in turn, many times, so that a noisy moment hits all."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+SAMPLE_SECONDS = 3e-4  # a shorter call is repeated within a sample
+FLUSH_BYTES = 128 << 20  # written between calls for cold caches: more than they hold
+
+
+def interleaved(
+    calls: dict[str, Callable[[], object]], budget: float, cold: bool = False, rounds: int = 7
+) -> dict[str, list[float]]:
+    """Seconds per call of each contestant, one number per round.
+
+    Rounds go on until `budget` seconds are spent, at least `rounds` of them; each starts with another
+    contestant. Caches are warm (each sample is preceded by an untimed call) unless `cold`.
+    """
+    flush = torch.empty(FLUSH_BYTES if cold else 0, dtype=torch.uint8)
+    repeats = {}
+    for name, call in calls.items():
+        call()
+        call()
+        started = time.perf_counter()
+        call()
+        once = max(time.perf_counter() - started, 1e-7)
+        repeats[name] = 1 if cold else max(1, round(SAMPLE_SECONDS / once))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        ends = time.perf_counter() + budget
+        while len(seconds[names[0]]) < rounds or time.perf_counter() < ends:
+            for name in names:
+                call, count = calls[name], repeats[name]
+                if cold:
+                    flush.fill_(1)
+                else:
+                    call()
+                started = time.perf_counter()
+                for _ in range(count):
+                    call()
+                seconds[name].append((time.perf_counter() - started) / count)
+            names.append(names.pop(0))
+    finally:
+        if collecting:
+            gc.enable()
+    return seconds
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Minimum, median and quartiles."""
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
+    return {
+        "min": min(seconds),
+        "median": statistics.median(seconds),
+        "lower": low,
+        "upper": high,
+    }

@@ -1,0 +1,259 @@
+"""From measured cells to tables, goals and the README's section."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .cells import OURS, OURS_LENT, ours_for, ratio, share
+
+BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
+LARGE, MIDDLE, SMALL = [4096, 4096], [512, 1024], [64, 1024]
+BOTH_CAN = ("torchao", "torchao_compile", "decomposed", "onnxruntime")
+THREAD_BYTES = 4 << 20  # beside the outputs: stacks and scratch of the threads, allocator's slack
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}"
+
+
+def title(cell: dict) -> str:
+    shape = "×".join(map(str, cell["shape"]))
+    scheme = "" if cell["scheme"] == "symmetric" else f", {cell['scheme']}"
+    return f"{cell['op']} {shape} {cell['dtype']}, per {cell['granularity']}{scheme}"
+
+
+def cell_table(cell: dict) -> Table:
+    caches = f"{cell['caches']} caches, {cell['threads']} threads"
+    table = Table(title=f"{title(cell)} ({caches})", title_justify="left")
+    for name in ("", "min ms", "median ms", "GB/s", "time / ours", "result"):
+        table.add_column(name, justify="left" if name in ("", "result") else "right")
+    for name, c in cell["contestants"].items():
+        moved = cell.get("copied_bytes", 0) if name in ("copy", "clone") else cell["bytes"]
+        against = ratio(cell, name, ours_for(name))
+        table.add_row(
+            name,
+            milliseconds(c["min"]),
+            milliseconds(c["median"]),
+            f"{moved / c['median'] / 1e9:.1f}" if moved else "",
+            f"{against:.2f}" if against is not None and name not in (OURS, OURS_LENT) else "",
+            c["note"],
+        )
+    for name, reason in cell["absent"].items():
+        style = "bold red" if reason.startswith("missing") else "dim"
+        table.add_row(name, "-", "-", "", "", escape(reason), style=style)
+    return table
+
+
+# ---- goals ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Goal:
+    text: str
+    wanted: float
+    measured: float | None
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.measured <= self.wanted if self.at_most else self.measured >= self.wanted
+
+
+class Cells:
+    """Cells of one run, by what they measured."""
+
+    def __init__(self, run: dict):
+        self.all, self.memory = run["cells"], run["memory"]
+
+    def find(
+        self, op, shape, dtype="float32", granularity="tensor", scheme="symmetric", group="main"
+    ):
+        wanted = {"op": op, "shape": shape, "dtype": dtype, "granularity": granularity}
+        wanted |= {"scheme": scheme, "group": group}
+        return next((c for c in self.all if all(c[k] == v for k, v in wanted.items())), None)
+
+    def group(self, name: str) -> list[dict]:
+        return [cell for cell in self.all if cell["group"] == name]
+
+
+def _ratios(cells: Cells) -> Iterator[Goal]:
+    wanted = (  # op, what else, rival, at each of the three shapes
+        ("quantize_dequantize", {}, "eager", (20, 5, 5)),
+        ("quantize_dequantize", {}, "compile", (2.8, 3, 3)),
+        ("quantize_dequantize", {"granularity": "channel"}, "eager", (22, 5, 5)),
+        ("quantize_dequantize", {"granularity": "channel"}, "compile", (2.8, 3, 3)),
+        ("quantize_dequantize", {"scheme": "asymmetric"}, "eager", (20, 5, 5)),
+        ("quantize_dequantize", {"dtype": "bfloat16"}, "eager", (12, 5, 4)),
+        ("quantize", {}, "eager", (35, 5, 4)),
+        ("quantize", {}, "torch", (1.05, 1, 1)),
+        ("dequantize", {}, "eager", (10, 4, 3)),
+        ("dequantize", {}, "torch", (3, 1, 1)),
+        ("dynamic_quantize", {}, "eager", (35, 6, 6)),
+    )
+    for op, more, rival, goals in wanted:
+        for shape, goal in zip((LARGE, MIDDLE, SMALL), goals, strict=True):
+            cell = cells.find(op, shape, **more)
+            if cell is not None and rival in cell["contestants"]:
+                yield Goal(f"{title(cell)}: {rival} / ours", goal, ratio(cell, rival))
+
+
+def _bandwidths(cells: Cells) -> Iterator[Goal]:
+    for op, granularity, goal in (
+        ("quantize", "tensor", 0.9),
+        ("dequantize", "tensor", 0.85),
+        ("fake_quantize", "tensor", 0.85),
+        ("choose_qparams", "tensor", 0.85),
+        ("dynamic_quantize", "channel", 0.85),
+        ("quantize_dequantize", "channel", 0.85),
+        ("dynamic_quantize", "tensor", 0.85),
+        ("quantize_dequantize", "tensor", 0.85),
+    ):
+        cell = cells.find(op, LARGE, granularity=granularity)
+        if cell is not None and "copy" in cell["contestants"]:
+            text = f"{title(cell)}: bytes per second with out= / y.copy_(x)'s"
+            yield Goal(text, goal, share(cell, "copy", OURS_LENT))
+    for op, granularity, goal in (
+        ("dequantize", "tensor", 1.5),
+        ("quantize_dequantize", "channel", 1.5),
+        ("quantize_dequantize", "tensor", 2),
+    ):
+        cell = cells.find(op, LARGE, granularity=granularity)
+        if cell is not None and "clone" in cell["contestants"]:
+            text = f"{title(cell)}: bytes per second, fresh outputs / x.clone()'s"
+            yield Goal(text, goal, share(cell, "clone", OURS))
+    for dtype in ("float16", "bfloat16"):
+        for op in ("quantize", "quantize_dequantize"):
+            half, full = cells.find(op, LARGE, dtype), cells.find(op, LARGE)
+            if half is not None and full is not None:
+                rates = [c["bytes"] / c["contestants"][OURS_LENT]["median"] for c in (half, full)]
+                yield Goal(f"{title(half)}: GB/s with out= / float32's", 0.7, rates[0] / rates[1])
+
+
+def _others(cells: Cells) -> Iterator[Goal]:
+    for rival in BOTH_CAN:
+        both = [c for c in cells.group("main") if rival in c["contestants"]]
+        if both:
+            worst = min(both, key=lambda c: ratio(c, rival, ours_for(rival)))
+            text = f"{rival} / ours, the worst of {len(both)} cells: {title(worst)}"
+            yield Goal(text, 1, ratio(worst, rival, ours_for(rival)))
+    rates = {c["granularity"]: share(c, "copy", OURS_LENT) for c in cells.group("granularities")}
+    if rates:
+        best, worst = max(rates, key=rates.get), min(rates, key=rates.get)
+        text = f"per byte, the slowest granularity ({worst}) / the fastest ({best})"
+        yield Goal(text, 1.5, rates[best] / rates[worst], at_most=True)
+    main = cells.group("main")
+    if main:
+        worst = max(main, key=lambda c: ratio(c, OURS_LENT))
+        text = f"out= / allocating, the worst cell: {title(worst)}"
+        yield Goal(text, 1.05, ratio(worst, OURS_LENT), at_most=True)
+    for cell in cells.group("calls"):
+        c = {name: contestant["median"] for name, contestant in cell["contestants"].items()}
+        if cell["op"] == "operator":
+            cost = c["torch.ops.quantkit.quantize"] / c["torch.ops.aten.abs"]
+            yield Goal(
+                "one call on 8 elements: quantkit.quantize / aten.abs", 2, cost, at_most=True
+            )
+        else:
+            cost = (c["quantkit"] - c["operator alone"]) / c["eager"]
+            text = f"{cell['op']} on 8 elements: Python's own cost / eager's total"
+            yield Goal(text, 0.5, cost, at_most=True)
+    threads = cells.group("threads")
+    for op in dict.fromkeys(c["op"] for c in threads):
+        times = {c["threads"]: c["contestants"][OURS]["median"] for c in threads if c["op"] == op}
+        if 1 in times and 2 in times:
+            yield Goal(f"{op} 512×1024: one thread / two", 1.7, times[1] / times[2])
+    for entry in cells.memory:
+        if "peak_bytes" in entry:
+            beside = (entry["peak_bytes"] - entry["output_bytes"]) / 2**20
+            text = f"{entry['op']} per {entry['granularity']} 4096×4096: MiB beside the outputs"
+            yield Goal(text, THREAD_BYTES / 2**20, beside, at_most=True)
+
+
+def goals(run: dict) -> list[Goal]:
+    cells = Cells(run)
+    return [*_ratios(cells), *_bandwidths(cells), *_others(cells)]
+
+
+def goal_table(run: dict) -> Table:
+    table = Table(title="Goals", title_justify="left")
+    for name in ("goal", "wanted", "measured", ""):
+        table.add_column(name, justify="right" if name in ("wanted", "measured") else "left")
+    for goal in goals(run):
+        sign = "≤" if goal.at_most else "≥"
+        met = "met" if goal.met else "[bold red]missed"
+        table.add_row(goal.text, f"{sign} {goal.wanted:g}", f"{goal.measured:.2f}", met)
+    return table
+
+
+def show(run: dict, console: Console) -> None:
+    groups = ("main", "threads", "granularities", "calls")
+    for cell in run["cells"]:
+        if cell["group"] in groups:
+            console.print(cell_table(cell))
+    console.print(goal_table(run))
+    missing = sorted(k for k, v in run["machine"]["rivals"].items() if v is None)
+    if missing:
+        console.print(
+            f"[bold red]not installed: {', '.join(missing)}[/] (make bench installs them)"
+        )
+
+
+# ---- the README's section -----------------------------------------------------------------------------
+
+_ROWS = (
+    ("quantize", {}),
+    ("dequantize", {}),
+    ("dynamic_quantize", {}),
+    ("quantize_dequantize", {}),
+    ("quantize_dequantize", {"granularity": "channel"}),
+    ("quantize_dequantize", {"scheme": "asymmetric"}),
+    ("quantize_dequantize", {"dtype": "bfloat16"}),
+)
+_COLUMNS = ("eager", "compile", "torch", "torchao_compile", "onnxruntime")
+
+
+def markdown(run: dict) -> str:
+    """The speed section: our time, and how many times longer each rival takes."""
+    machine, cells = run["machine"], Cells(run)
+    pages = machine["huge_pages"]
+    setting = (machine["cpu"], f"{machine['threads']} threads", machine["quantkit"]["isa"])
+    lines = [
+        f"{', '.join(setting)}, torch {machine['torch']}, huge pages `{pages}`, commit "
+        f"{machine['commit']}. Milliseconds are medians; the other columns tell how many times "
+        "longer the rival takes, in the same interleaved run. An asterisk marks results whose bits "
+        "differ from ours, which are the reference's. ONNX Runtime writes to memory that stays, and "
+        "is compared with our `out=`.",
+        "",
+        "| | ms | " + " | ".join(_COLUMNS) + " |",
+        "|---|---|" + "---|" * len(_COLUMNS),
+    ]
+    for shape in (LARGE, MIDDLE, SMALL):
+        for op, more in _ROWS:
+            cell = cells.find(op, shape, **more)
+            if cell is None:
+                continue
+            entries = [_entry(cell, rival) for rival in _COLUMNS]
+            ours = milliseconds(cell["contestants"][OURS]["median"])
+            lines.append(f"| {title(cell)} | {ours} | " + " | ".join(entries) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _entry(cell: dict, rival: str) -> str:
+    against = ratio(cell, rival, ours_for(rival))
+    if against is None:
+        return "-"
+    star = "" if cell["contestants"][rival]["note"] == "same bits" else "\\*"
+    return f"{against:.3g}×{star}"
+
+
+def replaced(text: str, section: str) -> str:
+    """The README with the section between its markers."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"expected the markers {BEGIN} and {END}, once each")
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n{section}{END}{rest.split(END)[1]}"
