@@ -119,12 +119,13 @@ Tensor loadable(const View& x, const Tensor& tensor) {
   return is_floating(x.type) ? tensor : converted(x, tensor, Type::f32);
 }
 
-// From here on an output that the caller lends is written past the caches: it will not be in one when it
-// is read. Fresh memory has just been cleared through them.
+// From here on a float output that the caller lends is written past the caches: it will not be in one when
+// it is read. Fresh memory has just been cleared through them; codes are too few bytes to gain, and steps of
+// half precision compute for longer than they write.
 constexpr int64_t kStreamedBytes = int64_t(16) << 20;
 
-bool streams(bool fresh, const View& out) {
-  return !fresh && out.numel * size_of(out.kind()) >= kStreamedBytes;
+bool streams(bool fresh, const View& x, const View& y) {
+  return !fresh && !is_half(x.kind()) && y.numel * size_of(y.kind()) >= kStreamedBytes;
 }
 
 // ---- quantize, dequantize, fake_quantize ----------------------------------------------------------
@@ -149,7 +150,7 @@ Given given_for_quantize(const Tensor& x, const Tensor& scale, const Tensor& zer
   return Given("x", x, scale, zero_point);
 }
 
-void quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View& out, bool fresh) {
+void quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View& out) {
   if (out.numel == 0) return;
   const bool wide = is_wide(q_min, q_max);
   const Tensor x_tensor = loadable(g.x, g.x_tensor);
@@ -166,7 +167,6 @@ void quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View& out
   e.q_min = static_cast<int32_t>(q_min);
   e.q_max = static_cast<int32_t>(q_max);
   parameters.give(e, first_type(x, wide), x.dim);
-  e.streams = streams(fresh, out);
   run(kernels().quantize, e, torch_pool());
 }
 
@@ -174,7 +174,7 @@ Tensor quantize(const Tensor& x, const Tensor& scale, const Tensor& zero_point, 
                 int64_t q_max, int32_t dtype) {
   const Given g = given_for_quantize(x, scale, zero_point, q_min, q_max, dtype);
   Tensor q = empty_like(g.x, dtype);
-  quantize_into(g, q_min, q_max, View("out", q), true);
+  quantize_into(g, q_min, q_max, View("out", q));
   return q;
 }
 
@@ -184,7 +184,7 @@ void quantize_out(const Tensor& x, const Tensor& scale, const Tensor& zero_point
   const View out("out", out_tensor);
   check_out(out, g.x.sizes, g.x.dim, dtype, g.x);
   check_overlap({&out}, {&g.x, &g.scale, &g.zero_point});
-  quantize_into(g, q_min, q_max, out, false);
+  quantize_into(g, q_min, q_max, out);
 }
 
 Type dequantized_type(const View& q, const Type scale, int64_t scale_dim, const View& zero_point) {
@@ -213,7 +213,7 @@ void dequantize_into(const Given& g, const View& out, bool fresh) {
   e.y = out.data;
   e.y_type = out.kind();
   parameters.give(e, Type::f32, q.dim);
-  e.streams = streams(fresh, out);
+  e.streams = streams(fresh, q, out);
   run(kernels().dequantize, e, torch_pool());
 }
 
@@ -253,7 +253,7 @@ void fake_quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View
   e.q_min = static_cast<int32_t>(q_min);
   e.q_max = static_cast<int32_t>(q_max);
   parameters.give(e, first_type(x, wide), x.dim);
-  e.streams = streams(fresh, out);
+  e.streams = streams(fresh, x, out);
   run(grad != nullptr ? kernels().fake_quantize_backward : kernels().fake_quantize, e, torch_pool());
 }
 
@@ -389,7 +389,7 @@ void choose_into(const Choice& c, const Tensor& scale_tensor, const Tensor& zero
     e.subtract_type = e.scale_type = type_of(c.dequantized()) == static_cast<int>(Type::f64)
                                          ? Type::f64
                                          : Type::f32;
-    e.streams = streams(fresh, y != nullptr ? *y : *q);
+    e.streams = y != nullptr && streams(fresh, x, *y);
     fused = y != nullptr ? kernels().quantize_dequantize : kernels().quantize;
   }
   run(d, fused, torch_pool());

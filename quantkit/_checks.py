@@ -23,6 +23,9 @@ REAL_DTYPES = (
     torch.uint64,
 )
 _LIMITS = {torch.int8: (-128, 127), torch.uint8: (0, 255), torch.int16: (-32768, 32767)}
+# torch's own numbers of the dtypes, which operators take as well: much cheaper to pass than a dtype.
+NUMBER = {torch.uint8: 0, torch.int8: 1, torch.int16: 2}
+_OF_NUMBER = {number: dtype for dtype, number in NUMBER.items()}
 
 
 def tensor(name: str, value: object, dtypes: Sequence[torch.dtype] = REAL_DTYPES) -> None:
@@ -46,7 +49,9 @@ def limits(dtype: torch.dtype) -> tuple[int, int]:
     return found
 
 
-def q_range(q_min: int, q_max: int, dtype: torch.dtype = torch.int16) -> None:
+def q_range(q_min: int, q_max: int, dtype: torch.dtype | int = torch.int16) -> None:
+    if isinstance(dtype, int):
+        dtype = _OF_NUMBER[dtype]
     for name, value in (("q_min", q_min), ("q_max", q_max)):
         if not isinstance(value, (int, torch.SymInt)):
             raise TypeError(f"{name}: expected an int, got {type(value).__name__}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from . import _checks, _load  # noqa: F401  (_load registers the operators)
+from ._checks import NUMBER
 from .params import QuantizationParams, block_size_of, limits, unpack
 
 _ops = torch.ops.quantkit
@@ -122,7 +123,9 @@ def quantize_tensor(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tenso
 
     Formula: docs/numerics.md, section 2.
     """
-    return _call(_quantize, _checks.quantize, x, *unpack(qparams))
+    scale, zero_point, q_min, q_max, dtype = unpack(qparams)
+    number = NUMBER.get(dtype, dtype)
+    return _call(_quantize, _checks.quantize, x, scale, zero_point, q_min, q_max, number)
 
 
 def dequantize_tensor(q: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
@@ -167,7 +170,7 @@ def quantize_dequant(
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
     q, x_hat, *params = _call(
         _quantize_dequantize, _checks.dynamic_quantize,
-        x, blocks, q_min, q_max, eps, sym, dtype, include_zero,
+        x, blocks, q_min, q_max, eps, sym, NUMBER.get(dtype, dtype), include_zero,
     )  # fmt: skip
     return q, x_hat, QuantizationParams(*params, q_min, q_max, dtype=dtype)
 
@@ -193,7 +196,7 @@ def dynamic_quantize(
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
     q, *params = _call(
         _dynamic_quantize, _checks.dynamic_quantize,
-        x, blocks, q_min, q_max, eps, sym, dtype, include_zero,
+        x, blocks, q_min, q_max, eps, sym, NUMBER.get(dtype, dtype), include_zero,
     )  # fmt: skip
     return q, QuantizationParams(*params, q_min, q_max, dtype=dtype)
 

@@ -34,7 +34,7 @@ def unpack(
     """scale and zero_point as tensors, the limits, and the integer dtype spelled out."""
     try:
         scale, zero_point = qparams.scale, qparams.zero_point
-        q_min, q_max, dtype = qparams.q_min, qparams.q_max, qparams.dtype
+        q_min, q_max = qparams.q_min, qparams.q_max
     except AttributeError:
         raise TypeError(
             f"qparams: expected a QuantizationParams, got {type(qparams).__name__}"
@@ -43,8 +43,11 @@ def unpack(
         scale = torch.tensor(scale, dtype=torch.float64)
     if isinstance(zero_point, (int, float)):
         zero_point = torch.tensor(zero_point, dtype=torch.float64)
+    dtype = getattr(qparams, "dtype", None)  # the teaching module's parameters have none
     if dtype is None:
         dtype = _checks.smallest_dtype(q_min, q_max)
+    elif not isinstance(dtype, torch.dtype):
+        _checks.limits(dtype)  # raises
     return scale, zero_point, q_min, q_max, dtype
 
 

@@ -13,7 +13,7 @@ constexpr int64_t kGrain = 1 << 14;
 // Borders between threads lie on multiples of this, so that none share a cache line.
 constexpr int64_t kBorder = 64;
 // Slabs are reduced and then quantized this many elements at a time: still in the core's own cache.
-constexpr int64_t kBatch = 1 << 15;
+constexpr int64_t kBatch = 1 << 16;
 // Up to this many parameters each thread may have keys of its own.
 constexpr int64_t kPrivateKeys = 1 << 16;
 
