@@ -100,8 +100,8 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
     kernel = "-std=c++17 -ffp-contract=off -fno-math-errno -fno-trapping-math"
     isas = {"baseline": ""}
     if platform.machine() in ("x86_64", "AMD64"):
-        isas["avx2"] = "-mavx2 -mfma"
-        isas["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"
+        isas["avx2"] = "-mavx2 -mfma -mf16c"
+        isas["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c"
     have = " ".join(f"-DQUANTKIT_{isa.upper()}" for isa in isas if isa != "baseline")
     torch_include = shlex.quote(str(torch / "include"))
     torch_flags = f"-std=c++20 -isystem {torch_include} -DTORCH_TARGET_VERSION=0x020d000000000000"

@@ -76,24 +76,29 @@ class Job:
         job.outs = tuple(torch.empty_like(t) for t in job.expected)
         return job
 
-    def fresh(self) -> Results:
+    def allocating(self) -> Call:
         """quantkit's public function (the operator, where there is none), with fresh outputs."""
-        x, p = self.x, self.qparams
+        x, q, p = self.x, self.q, self.qparams
         chosen = {"block_size": self.case.blocks(), **self.scheme}
-        match self.case.op:
-            case "quantize":
-                return (quantkit.quantize_tensor(x, p),)
-            case "dequantize":
-                return (quantkit.dequantize_tensor(self.q, p),)
-            case "fake_quantize":
-                return (quantkit.fake_quantize(x, p),)
-            case "dynamic_quantize":
-                q, p = quantkit.dynamic_quantize(x, **chosen)
-                return q, p.scale, p.zero_point
-            case "quantize_dequantize":
-                q, x_hat, p = quantkit.quantize_dequant(x, **chosen)
-                return q, x_hat, p.scale, p.zero_point
-        return torch.ops.quantkit.choose_qparams.default(*self.arguments())
+        arguments, choose_qparams = self.arguments(), torch.ops.quantkit.choose_qparams.default
+        return {
+            "choose_qparams": lambda: choose_qparams(*arguments),
+            "quantize": lambda: quantkit.quantize_tensor(x, p),
+            "dequantize": lambda: quantkit.dequantize_tensor(q, p),
+            "dynamic_quantize": lambda: quantkit.dynamic_quantize(x, **chosen),
+            "quantize_dequantize": lambda: quantkit.quantize_dequant(x, **chosen),
+            "fake_quantize": lambda: quantkit.fake_quantize(x, p),
+        }[self.case.op]
+
+    def fresh(self) -> Results:
+        """The results of one such call: tensors, in the operator's order."""
+        results = self.allocating()()
+        if isinstance(results, torch.Tensor):
+            return (results,)
+        *tensors, last = results
+        if isinstance(last, QuantizationParams):
+            return (*tensors, last.scale, last.zero_point)
+        return (*tensors, last)
 
     def arguments(self) -> tuple:
         """The operator's."""

@@ -31,7 +31,7 @@ def cell(case: Case, rivals: list[str], budget: float, cold: bool = False, group
         same = torch.equal(ours.nan_to_num(nan=-1e30), expected.nan_to_num(nan=-1e30))
         if not same or ours.dtype != expected.dtype:
             raise Wrong(f"{case}: quantkit's result is not the reference's")
-    calls = {OURS: job.fresh, OURS_LENT: job.lent()}
+    calls = {OURS: job.allocating(), OURS_LENT: job.lent()}
     notes = {OURS: "the reference's bits", OURS_LENT: "the reference's bits"}
     absent = {}
     for name in rivals:

@@ -178,10 +178,26 @@ struct Reciprocal {
 
 QK_INLINE float quotient(float x, Reciprocal r) { return __builtin_fmaf(x, r.high, x * r.low); }
 
+// Where neither a reciprocal nor what is multiplied with it leaves the normal numbers.
+QK_INLINE bool has_reciprocal(float scale) { return scale >= 0x1p-60f && scale <= 0x1p60f; }
+
+// x / scale for every scale that has_reciprocal() and every x with a finite quotient, but the tiniest: below
+// 2^-40 either way. With r.high correctly rounded and quotient() within a unit in the last place, the
+// remainder is exact and one step from it gives the correctly rounded quotient (Markstein, "Computation of
+// elementary functions on the IBM RISC System/6000 processor", IBM J. Res. Dev. 1990).
+QK_INLINE float corrected_quotient(float x, float scale, Reciprocal r) {
+  const float q = quotient(x, r);
+  return __builtin_fmaf(__builtin_fmaf(-q, scale, x), r.high, q);
+}
+QK_INLINE Reciprocal nearest_reciprocal(float scale) {
+  const float high = 1.0f / scale;
+  return {high, __builtin_fmaf(-scale, high, 1.0f) * high};
+}
+
 // Whether quotient(x, r) is x / scale for every x but the tiniest, whose quotient is below 2^-70 either
 // way; NaN, infinities and overflow as the division gives them. Proof and sweep: docs/performance.md.
 QK_INLINE bool exact_reciprocal(float scale, Reciprocal& r) {
-  if (!(scale >= 0x1p-60f && scale <= 0x1p60f)) return false;
+  if (!has_reciprocal(scale)) return false;
   const uint32_t bits = bit_cast<uint32_t>(scale), fraction = bits & 0x7fffffu;
   const float s = bit_cast<float>(fraction | 0x3f800000u);  // scale's significand
   // high below 1 / s, so that low is positive: x * high and x * low overflow to the same infinity.

@@ -4,6 +4,10 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#ifdef QUANTKIT_AVX2
+#include <cpuid.h>
+#endif
+
 namespace quantkit {
 
 extern const KernelTable baseline_table;
@@ -16,6 +20,14 @@ extern const KernelTable avx512_table;
 
 namespace {
 
+#ifdef QUANTKIT_AVX2
+// Not every compiler's __builtin_cpu_supports() knows it.
+bool supports_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+#endif
+
 struct Candidate {
   const KernelTable* table;
   bool runs;
@@ -25,12 +37,12 @@ std::vector<Candidate> candidates() {
   return {
       {&baseline_table, true},
 #ifdef QUANTKIT_AVX2
-      {&avx2_table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {&avx2_table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c()},
 #endif
 #ifdef QUANTKIT_AVX512
       {&avx512_table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                          __builtin_cpu_supports("fma")},
+                          __builtin_cpu_supports("fma") && supports_f16c()},
 #endif
   };
 }

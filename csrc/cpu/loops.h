@@ -6,6 +6,10 @@
 
 #include "../kernels.h"
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 namespace quantkit {
 namespace {
 
@@ -34,9 +38,10 @@ struct Run {
 using Loop = void (*)(const Run&);
 
 // What a loop knows of its parameters. From kFma on it multiplies by run.reciprocal, and zero_point is an
-// integer: 0 in kZero and kCentred. In kFinite and kCentred they were chosen from x, which has no NaN;
-// then float codes with zero_point 0 are within the limits.
-enum Mode : int { kShared, kEach, kFma, kZero, kFinite, kCentred, kModes };
+// integer: 0 in kZero, kCentred and kCorrected. From kFinite on they were chosen from x, which has no NaN;
+// then float codes with zero_point 0 are within the limits. kCorrected needs no proof of its reciprocals, and
+// makes its own.
+enum Mode : int { kShared, kEach, kFma, kZero, kFinite, kCentred, kCorrected, kModes };
 
 struct NoCode {};
 
@@ -53,10 +58,13 @@ void quantize_row(const X* __restrict x, Q* __restrict q, Y* __restrict y,
   const Wide<D1> divide0 = *divide;
   const Wide<D2> add0 = *add;
   const float subtract0 = kBack ? *subtract : 0, multiply0 = kBack ? *multiply : 0;
+  constexpr bool kCentre = kMode == kCentred || kMode == kCorrected, kNoZero = kCentre || kMode == kZero;
   for (int64_t i = 0; i < n; ++i) {
     const Wide<D1> from = Wide<D1>(widen(x[i]));
     Wide<D2> v;
-    if constexpr (kMode == kZero || kMode == kCentred)
+    if constexpr (kMode == kCorrected)
+      v = rounded_for_code<D1>(corrected_quotient(from, divide0, reciprocal));
+    else if constexpr (kMode == kZero || kMode == kCentred)
       v = rounded_for_code<D1>(quotient(from, reciprocal));
     else if constexpr (kMode >= kFma)
       v = affine_for_code<D1, D2>(quotient(from, reciprocal), add0);
@@ -66,27 +74,44 @@ void quantize_row(const X* __restrict x, Q* __restrict q, Y* __restrict y,
     if constexpr (kSame<Q, bool>) {
       q[i] = in_range(v, q_min, q_max) & !nan;
     } else {
-      const Wide<D2> code = kMode == kCentred && kSame<D1, float> ? v + shifter
-                                                                  : shifted_code(v, q_min, q_max);
+      const Wide<D2> code = kCentre && kSame<D1, float> ? v + shifter
+                                                          : shifted_code(v, q_min, q_max);
       if constexpr (!kSame<Q, NoCode>)
         q[i] = nan ? Q(0) : static_cast<Q>(bit_cast<typename Traits<Wide<D2>>::Bits>(code));
       if constexpr (kBack)
         y[i] = narrow<Y>(dequantized<float, float>(nan ? 0.0f : float(code - shifter),
-                                                   kOwn ? subtract[i] : subtract0,
+                                                   kNoZero ? 0.0f : kOwn ? subtract[i] : subtract0,
                                                    kOwn ? multiply[i] : multiply0));
     }
   }
 }
 
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
 template <class X, class D1, class D2, class Q, class Y, int kMode>
 void quantize_run(const Run& run) {
   const int64_t n = run.n;
-  for (int64_t row = 0; row < run.rows; ++row)
-    quantize_row<X, D1, D2, Q, Y, kMode>(
-        static_cast<const X*>(run.x) + row * n, static_cast<Q*>(run.q) + row * n,
-        static_cast<Y*>(run.y) + row * n, static_cast<const Wide<D1>*>(run.divide) + row,
-        static_cast<const Wide<D2>*>(run.add) + row, static_cast<const float*>(run.subtract) + row,
-        static_cast<const float*>(run.multiply) + row, run.reciprocal, run.q_min, run.q_max, n);
+  for (int64_t row = 0; row < run.rows; ++row) {
+    const auto quantize = [&](auto mode, Reciprocal reciprocal) {
+      quantize_row<X, D1, D2, Q, Y, mode.value>(
+          static_cast<const X*>(run.x) + row * n, static_cast<Q*>(run.q) + row * n,
+          static_cast<Y*>(run.y) + row * n, static_cast<const Wide<D1>*>(run.divide) + row,
+          static_cast<const Wide<D2>*>(run.add) + row, static_cast<const float*>(run.subtract) + row,
+          static_cast<const float*>(run.multiply) + row, reciprocal, run.q_min, run.q_max, n);
+    };
+    if constexpr (kMode == kCorrected) {
+      const float scale = static_cast<const float*>(run.divide)[row];
+      if (has_reciprocal(scale))
+        quantize(Constant<kCorrected>(), nearest_reciprocal(scale));
+      else
+        quantize(Constant<kShared>(), run.reciprocal);
+    } else {
+      quantize(Constant<kMode>(), run.reciprocal);
+    }
+  }
 }
 
 template <class Q, class E1, class E2, bool kOwn>
@@ -114,6 +139,32 @@ void convert_run(const void* from_, void* to_, int64_t n) {
   To* __restrict to = static_cast<To*>(to_);
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<To>(static_cast<Wide<To>>(widen(from[i])));
 }
+
+#ifdef __F16C__
+// Instructions for what integer arithmetic does elsewhere, which compilers do not find by themselves.
+template <>
+void convert_run<f16, float>(const void* from_, void* to_, int64_t n) {
+  const f16* from = static_cast<const f16*>(from_);
+  float* to = static_cast<float*>(to_);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(half));
+  }
+  for (; i < n; ++i) to[i] = widen(from[i]);
+}
+template <>
+void convert_run<float, f16>(const void* from_, void* to_, int64_t n) {
+  const float* from = static_cast<const float*>(from_);
+  f16* to = static_cast<f16*>(to_);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), half);
+  }
+  for (; i < n; ++i) to[i] = narrow<f16>(from[i]);
+}
+#endif
 
 // to = keep ? from : 0, for any type of the size of Bits.
 template <class Bits>
@@ -253,21 +304,36 @@ Loops loops_of() {
     if constexpr (kSame<D1, D2> && !kSame<Q, bool> && !kSame<Q, NoCode>) {
       loops.of[kFinite] = quantize_run<X, D1, D2, Q, Y, kFinite>;
       loops.of[kCentred] = quantize_run<X, D1, D2, Q, Y, kCentred>;
+      // Half precision has its rounding to compute: there, two more steps cost more than the proof.
+      if constexpr (kSame<D1, float>)
+        loops.of[kCorrected] = quantize_run<X, D1, D2, Q, Y, kCorrected>;
     }
   }
   return loops;
 }
 
-// The steps' types that occur: D1 is x's or wider, D2 is D1 or wider.
-template <class X, class Q, class Y>
+// What a loop reads where x is of type T: float16 comes as float, widened a chunk at a time.
+template <class T>
+struct Loaded {
+  using type = T;
+};
+template <>
+struct Loaded<f16> {
+  using type = float;
+};
+bool is_widened(const Elementwise& e) { return e.x_type == Type::f16; }
+
+// The steps' types that occur, where x is of type T: D1 is T or wider, D2 is D1 or wider.
+template <class T, class Q, class Y>
 Loops loops_of(Type d1, Type d2) {
-  if constexpr (sizeof(X) == 2) {
+  using X = typename Loaded<T>::type;
+  if constexpr (sizeof(T) == 2) {
     if (d1 != Type::f32 && d1 != Type::f64)
-      return d2 == Type::f32   ? loops_of<X, X, float, Q, Y>()
-             : d2 == Type::f64 ? loops_of<X, X, double, Q, Y>()
-                               : loops_of<X, X, X, Q, Y>();
+      return d2 == Type::f32   ? loops_of<X, T, float, Q, Y>()
+             : d2 == Type::f64 ? loops_of<X, T, double, Q, Y>()
+                               : loops_of<X, T, T, Q, Y>();
   }
-  if constexpr (sizeof(X) <= 4) {
+  if constexpr (sizeof(T) <= 4) {
     if (d1 != Type::f64)
       return d2 == Type::f64 ? loops_of<X, float, double, Q, Y>()
                              : loops_of<X, float, float, Q, Y>();
@@ -293,19 +359,20 @@ bool is_fused(const Elementwise& e) {
 }
 
 // Where is_fused: all types of steps but double.
-template <class X, class Q, class Y>
+template <class T, class Q, class Y>
 Loops fused_loops_of(Type d1, Type d2) {
-  if constexpr (sizeof(X) == 2) {
+  using X = typename Loaded<T>::type;
+  if constexpr (sizeof(T) == 2) {
     if (d1 != Type::f32)
-      return d2 == Type::f32 ? loops_of<X, X, float, Q, Y>() : loops_of<X, X, X, Q, Y>();
+      return d2 == Type::f32 ? loops_of<X, T, float, Q, Y>() : loops_of<X, T, T, Q, Y>();
   }
   return loops_of<X, float, float, Q, Y>();
 }
 
-template <class X>
+template <class T>
 Loops quantize_dequantize_loops(const Elementwise& e) {
-  return e.q_type == Type::i16 ? fused_loops_of<X, int16_t, float>(e.divide_type, e.add_type)
-                               : fused_loops_of<X, int8_t, float>(e.divide_type, e.add_type);
+  return e.q_type == Type::i16 ? fused_loops_of<T, int16_t, float>(e.divide_type, e.add_type)
+                               : fused_loops_of<T, int8_t, float>(e.divide_type, e.add_type);
 }
 
 Loops quantize_dequantize_loops(const Elementwise& e) {
@@ -316,7 +383,7 @@ Loops quantize_dequantize_loops(const Elementwise& e) {
   }
 }
 
-// y in x's type, but for float16: in float, since converting to it keeps this loop from vectorising.
+// y in x's type, but for float16: in float, to be narrowed a chunk at a time.
 Loops fake_quantize_loops(const Elementwise& e) {
   switch (e.x_type) {
     case Type::f16: return fused_loops_of<f16, NoCode, float>(e.divide_type, e.add_type);

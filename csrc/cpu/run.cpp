@@ -16,6 +16,8 @@ constexpr int64_t kBorder = 64;
 constexpr int64_t kBatch = 1 << 16;
 // Up to this many parameters each thread may have keys of its own.
 constexpr int64_t kPrivateKeys = 1 << 16;
+// A thread clears and joins its keys: they must be few beside the elements it reads.
+constexpr int64_t kPrivateShare = 16;
 
 int64_t threads_for(int64_t elements, const Pool& pool) {
   return std::max<int64_t>(1, std::min(pool.threads, elements / kGrain));
@@ -127,11 +129,13 @@ void run(const Dynamic& d, Range fused, const Pool& pool) {
     if (shape.levels[k].step[kScale] != 0 &&
         (widest < 0 || shape.levels[k].size > shape.levels[widest].size))
       widest = k;
-  const bool few = d.parameters.numel <= kPrivateKeys;
-  if (widest >= 0 && (shape.levels[widest].size >= 4 * threads || !few))
-    reduce_parts(d, widest, threads, pool);
-  else
+  // Keys of their own let threads read memory in one piece each.
+  const bool few = d.parameters.numel <= kPrivateKeys &&
+                   d.parameters.numel * threads * kPrivateShare <= shape.numel;
+  if (few || widest < 0)
     reduce_privately(d, threads, pool);
+  else
+    reduce_parts(d, widest, threads, pool);
   const int64_t parameters = d.parameters.numel;
   parallel_range(parameters, threads_for(parameters, pool), pool,
                  [&](int64_t begin, int64_t end) { kernels().finish(d, begin, end); });

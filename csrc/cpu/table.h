@@ -6,8 +6,8 @@
 namespace quantkit {
 namespace {
 
-// Below this many elements the reciprocal and its proof cost more than they save.
-constexpr int64_t kLongRun = 512;
+// Below these many elements a reciprocal with its proof, or without one, costs more than it saves.
+constexpr int64_t kLongRun = 512, kProofRun = 2048, kCorrectedRun = 64;
 
 // The parameters of both directions, and how many values of each a chunk takes.
 struct Given {
@@ -23,7 +23,7 @@ struct Given {
 
   Given(const Elementwise& e_, const Loops& loops_)
       : e(e_),
-        plan(e_.shape),
+        plan(e_.shape, corrects(e_, loops_) ? kProofRun : kManyRows),
         divide(e_.scale, plan.scale, e_.divide_type, false),
         add(e_.add_zero_point, plan.zero_point, e_.add_type, true),
         subtract(e_.subtract_zero_point, plan.zero_point, e_.subtract_type, false),
@@ -69,11 +69,15 @@ struct Given {
   Mode mode_of(const Chunk& c) {
     if (plan.each) return kEach;
     if (loops.of[kFma] == nullptr) return kShared;
-    if (plan.row != 0 || plan.levels[plan.count - 1].size < kLongRun) return kShared;
+    const int64_t size = plan.row != 0 ? plan.row : plan.levels[plan.count - 1].size;
+    const bool corrected = corrects(e, loops) && size >= kCorrectedRun;
+    if (corrected && size < kProofRun) return kCorrected;
+    if (plan.row != 0 || size < kLongRun) return kShared;
     if (scale_known != c.scale || zero_point_known != c.zero_point) {
       scale_known = c.scale;
       zero_point_known = c.zero_point;
       mode = multiplied(c);
+      if (mode == kShared && corrected) mode = kCorrected;
     }
     return mode;
   }
@@ -91,15 +95,23 @@ struct Given {
       return kShared;
     if (!e.chosen || loops.of[kFinite] == nullptr) return zero_point == 0 ? kZero : kFma;
     // x held no NaN: the scale would be one.
-    return e.symmetric && e.q_max >= 1 && e.q_min <= -e.q_max ? kCentred : kFinite;
+    return centred(e) ? kCentred : kFinite;
+  }
+
+  // Whether the scheme that chose the parameters puts every code within the limits.
+  static bool centred(const Elementwise& e) {
+    return e.chosen && e.symmetric && e.q_max >= 1 && e.q_min <= -e.q_max;
+  }
+  static bool corrects(const Elementwise& e, const Loops& loops) {
+    return centred(e) && loops.of[kCorrected] != nullptr;
   }
 };
 
 void quantize(const Elementwise& e, int64_t begin, int64_t end) {
   Given given(e, quantize_loops(e, e.q_type));
-  Reader x(e.x, e.x_type);
+  Reader x(e.x, e.x_type, is_widened(e));
   Writer q(e.q, e.q_type, given.streams());
-  given.plan.run(begin, end, given.whole, [&](const Chunk& c) {
+  given.plan.run(begin, end, given.whole && !is_widened(e), [&](const Chunk& c) {
     given.quantize(c, x.get(c.x, c.xs, c.elements()), q.get(c.q, c.qs, c.elements()), nullptr);
     q.put(c.q, c.qs, c.elements());
   });
@@ -120,9 +132,9 @@ void quantize_dequantize(const Elementwise& e, int64_t begin, int64_t end) {
   const bool fused = is_fused(e);
   Given given(e, fused ? quantize_dequantize_loops(e) : quantize_loops(e, e.q_type));
   const Loop back = dequantize_loop(e, e.q_type, given.plan.each);
-  Reader x(e.x, e.x_type);
+  Reader x(e.x, e.x_type, is_widened(e));
   Writer q(e.q, e.q_type, given.streams()), y(e.y, e.scale_type, given.streams());
-  given.plan.run(begin, end, given.whole && fused, [&](const Chunk& c) {
+  given.plan.run(begin, end, given.whole && fused && !is_widened(e), [&](const Chunk& c) {
     const void* from = x.get(c.x, c.xs, c.elements());
     void* codes = q.get(c.q, c.qs, c.elements());
     void* to = y.get(c.y, c.ys, c.elements());
@@ -138,9 +150,9 @@ void fake_quantize(const Elementwise& e, int64_t begin, int64_t end) {
   Given given(e, fused ? fake_quantize_loops(e) : quantize_loops(e, Type::i16));
   const Loop back = dequantize_loop(e, Type::i16, given.plan.each);
   const ConvertRun convert = convert_loop(e.scale_type, e.y_type);
-  Reader x(e.x, e.x_type);
+  Reader x(e.x, e.x_type, is_widened(e));
   Writer y(e.y, e.y_type, given.streams());
-  const bool direct = fused && e.y_type != Type::f16;
+  const bool direct = fused && !is_widened(e);
   Scratch codes, wide;
   given.plan.run(begin, end, given.whole && direct, [&](const Chunk& c) {
     const void* from = x.get(c.x, c.xs, c.elements());
@@ -162,7 +174,7 @@ void fake_quantize(const Elementwise& e, int64_t begin, int64_t end) {
 
 void fake_quantize_backward(const Elementwise& e, int64_t begin, int64_t end) {
   Given given(e, quantize_loops<bool>(e));
-  Reader x(e.x, e.x_type), grad(e.q_in, e.y_type);
+  Reader x(e.x, e.x_type, is_widened(e)), grad(e.q_in, e.y_type);
   Writer y(e.y, e.y_type, given.streams());
   bool inside[kChunk];
   given.plan.run(begin, end, false, [&](const Chunk& c) {
@@ -227,7 +239,7 @@ void reduce(const Dynamic& d, Part part, int64_t begin, int64_t end, void* low, 
   }
   // Short rows that lie one after the other are given to the loop many at a time.
   const int64_t row = levels[count - 1].size, *inner = levels[count - 1].step;
-  const bool rows = count > 1 && row < kManyRows && inner[kScale] == 0 && inner[kX] == 1 &&
+  const bool rows = count > 1 && row < kProofRun && inner[kScale] == 0 && inner[kX] == 1 &&
                     levels[count - 2].step[kX] == row && begin % row == 0 && end % row == 0;
   if (rows) {
     --count;

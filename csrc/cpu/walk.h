@@ -67,30 +67,40 @@ struct alignas(64) Scratch {
   unsigned char bytes[kChunk * 8];
 };
 
-// A chunk of a tensor to read: in place where it is contiguous, else gathered.
+// A chunk of a tensor to read: in place where it is contiguous, else gathered; widened from float16 to float
+// where that is asked for.
 struct Reader {
   const char* base;
   int64_t size;
-  Scratch scratch;
+  bool widens;
+  Scratch scratch, wide;
 
-  Reader(const void* data, Type type) : base(static_cast<const char*>(data)), size(size_of(type)) {}
+  Reader(const void* data, Type type, bool widens_ = false)
+      : base(static_cast<const char*>(data)), size(size_of(type)), widens(widens_) {}
   const void* get(int64_t offset, int64_t step, int64_t n) {
-    const char* from = base + offset * size;
-    if (step == 1 || n == 1) return from;
-    copy_steps(size, from, step, scratch.bytes, 1, n);
-    return scratch.bytes;
+    const void* from = base + offset * size;
+    if (step != 1 && n != 1) {
+      copy_steps(size, from, step, scratch.bytes, 1, n);
+      from = scratch.bytes;
+    }
+    if (!widens) return from;
+    convert_run<f16, float>(from, wide.bytes, n);
+    return wide.bytes;
   }
 };
 
 #ifdef __SSE2__
-// Past the caches: lines that are written whole need not be read first.
+// Past the caches: lines that are written whole need not be read first. Half a line would cost as much as
+// many whole ones, so the ends are written as usual.
 void stream(char* __restrict to, const unsigned char* __restrict from, int64_t bytes) {
-  const int64_t head = smaller(bytes, -reinterpret_cast<intptr_t>(to) & 15);
+  constexpr int64_t kLine = 64;
+  const int64_t head = smaller(bytes, -reinterpret_cast<intptr_t>(to) & (kLine - 1));
   memcpy(to, from, head);
   int64_t i = head;
-  for (; i + 16 <= bytes; i += 16)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i),
-                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+  for (; i + kLine <= bytes; i += kLine)
+    for (int64_t k = 0; k < kLine; k += 16)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + i + k),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i + k)));
   memcpy(to + i, from + i, bytes - i);
 }
 void finish_streams() { _mm_sfence(); }
@@ -150,10 +160,11 @@ struct Values {
   }
 
   const void* get(int64_t base, int64_t from, int64_t n) {
-    const int64_t column = from % pattern.inner;
+    if (pattern.outer_step == 0 && pattern.inner_step == 0) from = 0;
+    const int64_t column = from == 0 ? 0 : from % pattern.inner;  // divisions are slow
     if (as_is && (n == 1 || (pattern.inner_step == 1 && column + n <= pattern.inner))) {
-      const int64_t at =
-          base + from / pattern.inner * pattern.outer_step + column * pattern.inner_step;
+      const int64_t row = from == 0 ? 0 : from / pattern.inner;
+      const int64_t at = base + row * pattern.outer_step + column * pattern.inner_step;
       return static_cast<const char*>(parameter.data) + at * size_of(parameter.type);
     }
     const int64_t start = pattern.outer_step == 0 ? column : from;
@@ -170,6 +181,10 @@ struct Values {
       using P = typename decltype(tag)::type;
       const P* p = static_cast<const P*>(parameter.data) + base;
       Wide<D>* out = reinterpret_cast<Wide<D>*>(scratch.bytes);
+      if (n == 1 && from == 0) {
+        *out = value<D>(*p);
+        return;
+      }
       int64_t row = from / pattern.inner, column = from % pattern.inner;
       for (int64_t i = 0; i < n; ++row, column = 0) {
         const int64_t count = smaller(pattern.inner - column, n - i);
@@ -213,14 +228,15 @@ struct Plan {
   int64_t row = 0;  // elements under one set of parameters, where a chunk takes several such rows
   bool each, contiguous;
 
-  explicit Plan(const Shape& shape) : count(shape.count), each(false), contiguous(true) {
+  explicit Plan(const Shape& shape, int64_t many_rows = kManyRows)
+      : count(shape.count), each(false), contiguous(true) {
     for (int32_t k = 0; k < count; ++k) levels[k] = shape.levels[k];
     Level* inner = &levels[count - 1];
     const int64_t size = inner->size;
     scale = {size, 0, inner->step[kScale]};
     zero_point = {size, 0, inner->step[kZeroPoint]};
     each = scale.inner_step != 0 || zero_point.inner_step != 0;
-    if (count > 1 && size < (each ? kShortRow : kManyRows) && joins(levels[count - 2], *inner)) {
+    if (count > 1 && size < (each ? kShortRow : many_rows) && joins(levels[count - 2], *inner)) {
       Level* outer = inner - 1;
       const int64_t steps[] = {outer->step[kScale], outer->step[kZeroPoint]};
       if (!each && size >= kShortRun) {
