@@ -1,4 +1,5 @@
-// Compares quotient(x, exact_reciprocal(scale)) with x / scale.
+// Compares with x / scale: quotient(x, exact_reciprocal(scale)), where that is accepted, and
+// corrected_quotient(x, scale, nearest_reciprocal(scale)), which needs no proof.
 // division SCALES SEED: every significand of x, for that many random scales and the notorious ones.
 // division all SCALES SEED: every float x, for that many scales.
 #include <algorithm>
@@ -16,21 +17,31 @@ using namespace quantkit;
 
 namespace {
 
-// How many of the floats with bits begin, begin + 1, ... differ.
-int64_t differing(float scale, Reciprocal r, uint32_t begin, int64_t count) {
+// How many of the floats with bits begin, begin + 1, ... differ; below `tiny` they may.
+template <class Quotient>
+int64_t differing(Quotient quotient_of, float scale, float tiny, uint32_t begin, int64_t count) {
   int64_t total = 0;
   for (int64_t block = 0; block < count; block += 1 << 16) {
     int32_t wrong = 0;
     const int32_t length = int32_t(std::min<int64_t>(count - block, 1 << 16));
     for (int32_t i = 0; i < length; ++i) {
       const float x = bit_cast<float>(begin + uint32_t(block) + uint32_t(i));
-      const float a = quotient(x, r), b = x / scale;
+      const float b = x / scale, a = quotient_of(x, b);
       const bool nan = (a != a) & (b != b);
-      const bool tiny = (__builtin_fabsf(a) < 0x1p-70f) & (__builtin_fabsf(b) < 0x1p-70f);
-      wrong += !((bit_cast<uint32_t>(a) == bit_cast<uint32_t>(b)) | nan | tiny);
+      const bool small = (__builtin_fabsf(a) < tiny) & (__builtin_fabsf(b) < tiny);
+      wrong += !((bit_cast<uint32_t>(a) == bit_cast<uint32_t>(b)) | nan | small);
     }
     total += wrong;
   }
+  return total;
+}
+
+template <class Quotient>
+int64_t differing(Quotient quotient_of, float scale, float tiny, bool all) {
+  if (!all) return differing(quotient_of, scale, tiny, 0x3f800000u, 1 << 23);
+  int64_t total = 0;
+  for (uint32_t part = 0; part < 512; ++part)
+    total += differing(quotient_of, scale, tiny, part << 23, 1 << 23);
   return total;
 }
 
@@ -46,28 +57,32 @@ int main(int argc, char** argv) {
   while (int64_t(tried.size()) < scales + (all ? 0 : 6))
     tried.push_back(bit_cast<float>(uint32_t((67 + random() % 120) << 23 | random() >> 9)));
 
-  std::atomic<int64_t> next{0}, accepted{0}, wrong{0}, refused_wrong{0};
+  std::atomic<int64_t> next{0}, accepted{0}, wrong{0}, refused_wrong{0}, corrected_wrong{0};
   const auto work = [&] {
     for (int64_t i = next++; i < int64_t(tried.size()); i = next++) {
+      const float scale = tried[i];
       Reciprocal r;
-      const bool exact = exact_reciprocal(tried[i], r);
-      int64_t found = 0;
-      if (exact && all) {
-        for (uint32_t part = 0; part < 512; ++part)
-          found += differing(tried[i], r, part << 23, 1 << 23);
-      } else {
-        found = differing(tried[i], r, 0x3f800000u, 1 << 23);
-      }
+      const bool exact = exact_reciprocal(scale, r);
+      const Reciprocal nearest = nearest_reciprocal(scale);
+      const int64_t found = differing([r](float x, float) { return quotient(x, r); }, scale, 0x1p-70f,
+                                      all && exact);
       accepted += exact;
       (exact ? wrong : refused_wrong) += found;
-      if (exact && found) std::printf("%a: %lld differ\n", tried[i], (long long)found);
+      if (exact && found) std::printf("%a: %lld differ\n", scale, (long long)found);
+      // Only for finite quotients.
+      corrected_wrong += differing(
+          [nearest, scale](float x, float b) {
+            return b - b == 0 ? corrected_quotient(x, scale, nearest) : b;
+          },
+          scale, 0x1p-40f, all);
     }
   };
   std::vector<std::thread> threads;
   for (unsigned t = 0; t < std::max(1u, std::thread::hardware_concurrency()); ++t)
     threads.emplace_back(work);
   for (std::thread& thread : threads) thread.join();
-  std::printf("scales %zu accepted %lld wrong %lld refused_wrong %lld\n", tried.size(),
-              (long long)accepted, (long long)wrong, (long long)refused_wrong);
-  return wrong != 0;
+  std::printf("scales %zu accepted %lld wrong %lld refused_wrong %lld corrected_wrong %lld\n",
+              tried.size(), (long long)accepted, (long long)wrong, (long long)refused_wrong,
+              (long long)corrected_wrong);
+  return wrong != 0 || corrected_wrong != 0;
 }

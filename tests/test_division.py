@@ -1,4 +1,4 @@
-"""The quotient by a multiplication and an fma against the true one, over whole ranges of floats.
+"""Quotients by multiplications and fmas against the true ones, over whole ranges of floats.
 
 QUANTKIT_DIVISION_SCALES sets how many scales are swept (`make bench`: 20,000).
 """
@@ -50,8 +50,10 @@ def test_every_significand(division):
     refused = counted["scales"] - counted["accepted"]
     assert 0 < refused < counted["scales"] // 8
     assert counted["refused_wrong"] >= refused
+    assert counted["corrected_wrong"] == 0
 
 
 def test_every_float(division):
     counted = swept(division, "all", max(SCALES // 500, 4), SEED)
     assert counted["wrong"] == 0 and counted["accepted"] > 1
+    assert counted["corrected_wrong"] == 0
