@@ -6,8 +6,9 @@
 namespace quantkit {
 namespace {
 
-// Below these many elements a reciprocal with its proof, or without one, costs more than it saves.
-constexpr int64_t kLongRun = 512, kProofRun = 2048, kCorrectedRun = 64;
+// From these many elements on a reciprocal pays: one with a proof for given parameters, one without, and one
+// with a proof for chosen parameters (docs/performance.md).
+constexpr int64_t kLongRun = 512, kCorrectedRun = 64, kProofRun = 4096;
 
 // The parameters of both directions, and how many values of each a chunk takes.
 struct Given {
