@@ -33,16 +33,18 @@ def cell(case: Case, rivals: list[str], budget: float, cold: bool = False, group
             raise Wrong(f"{case}: quantkit's result is not the reference's")
     calls = {OURS: job.allocating(), OURS_LENT: job.lent()}
     notes = {OURS: "the reference's bits", OURS_LENT: "the reference's bits"}
-    absent = {}
+    absent, apart = {}, []
     for name in rivals:
         made = contestant(name, job)
         if isinstance(made, Contestant):
             calls[name] = made.call
+            if made.own_threads:
+                apart.append(name)
             results = made.results() if made.results is not None else None
             notes[name] = "" if results is None else differing(results, job.expected)
         else:
             absent[name] = made
-    measured = interleaved(calls, budget, cold)
+    measured = interleaved(calls, budget, cold, apart=apart)
     return {
         "group": group,
         "op": case.op,

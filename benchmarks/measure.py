@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
 SAMPLE_SECONDS = 3e-4  # a shorter call is repeated within a sample
+# Threads that wait for more work spin for a while: until then those of one pool leave no core to
+# another's.
+PAUSE_SECONDS = 5e-3
 FLUSH_BYTES = 128 << 20  # written between calls for cold caches: more than they hold
 
 
 def interleaved(
-    calls: dict[str, Callable[[], object]], budget: float, cold: bool = False, rounds: int = 7
+    calls: dict[str, Callable[[], object]],
+    budget: float,
+    cold: bool = False,
+    rounds: int = 7,
+    apart: Collection[str] = (),
 ) -> dict[str, list[float]]:
     """Seconds per call of each contestant, one number per round.
 
-    Rounds go on until `budget` seconds are spent, at least `rounds` of them; each starts with another
-    contestant. Caches are warm (each sample is preceded by an untimed call) unless `cold`.
+    Rounds go on until `budget` seconds are spent, at least `rounds` of them, each in another order.
+    Caches are warm (an untimed call comes before each sample) unless `cold`. Contestants in `apart` have
+    threads of their own, and get a pause before and after.
     """
     flush = torch.empty(FLUSH_BYTES if cold else 0, dtype=torch.uint8)
     repeats = {}
@@ -31,7 +40,7 @@ def interleaved(
         once = max(time.perf_counter() - started, 1e-7)
         repeats[name] = 1 if cold else max(1, round(SAMPLE_SECONDS / once))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
+    names, order = list(calls), random.Random(0)
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -39,6 +48,8 @@ def interleaved(
         while len(seconds[names[0]]) < rounds or time.perf_counter() < ends:
             for name in names:
                 call, count = calls[name], repeats[name]
+                if name in apart:
+                    time.sleep(PAUSE_SECONDS)
                 if cold:
                     flush.fill_(1)
                 else:
@@ -47,7 +58,9 @@ def interleaved(
                 for _ in range(count):
                     call()
                 seconds[name].append((time.perf_counter() - started) / count)
-            names.append(names.pop(0))
+                if name in apart:
+                    time.sleep(PAUSE_SECONDS)
+            order.shuffle(names)
     finally:
         if collecting:
             gc.enable()

@@ -28,7 +28,7 @@ class Contestant:
 
     call: Call
     results: Callable[[], Results] | None
-    lent: bool = False  # writes to outputs that stay: to be compared with our out=
+    own_threads: bool = False  # beside torch's
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def onnxruntime(job: Job) -> Contestant:
         session.run_with_iobinding(binding)
         return tuple(torch.from_numpy(array.copy()) for array in outputs.values())
 
-    return Contestant(lambda: session.run_with_iobinding(binding), results, lent=True)
+    return Contestant(lambda: session.run_with_iobinding(binding), results, own_threads=True)
 
 
 # ---- bandwidth --------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def onnxruntime(job: Job) -> Contestant:
 
 def copy(job: Job) -> Contestant:
     out = torch.empty_like(job.x)
-    return Contestant(lambda: out.copy_(job.x), None, lent=True)
+    return Contestant(lambda: out.copy_(job.x), None)
 
 
 def clone(job: Job) -> Contestant:
@@ -317,7 +317,7 @@ def stream(job: Job) -> Contestant:
     """Reads and writes as many bytes as the operation must, as bytes: half of them each way."""
     source = torch.zeros(job.bytes // 2, dtype=torch.uint8)
     out = torch.empty_like(source)
-    return Contestant(lambda: out.copy_(source), None, lent=True)
+    return Contestant(lambda: out.copy_(source), None)
 
 
 RIVALS = {
