@@ -1,8 +1,8 @@
-"""Measure quantkit beside its rivals, compare two runs, or render a run for the README.
+"""Measure quantkit beside its rivals, compare two runs, or render a run for the pages that quote it.
 
 python -m benchmarks [options]              measures; writes JSON and plots
 python -m benchmarks compare OLD NEW        prints what got slower beyond the measured noise
-python -m benchmarks readme RUN [--write F] prints (or replaces in F) the README's speed section
+python -m benchmarks publish RUN [--root DIR] puts a run into README.md and docs/ of this source tree
 """
 
 from __future__ import annotations
@@ -178,26 +178,36 @@ def main_compare(arguments: list[str], console: Console) -> int:
     return 1 if found else 0
 
 
-def main_readme(arguments: list[str], console: Console) -> int:
-    p = argparse.ArgumentParser("benchmarks readme")
+def main_publish(arguments: list[str], console: Console) -> int:
+    p = argparse.ArgumentParser("benchmarks publish")
     p.add_argument("run", type=Path)
-    p.add_argument("--write", type=Path, metavar="FILE")
+    p.add_argument("--root", type=Path, default=machine.ROOT, metavar="DIR")
     args = p.parse_args(arguments)
-    section = report.markdown(load(args.run))
-    if args.write is None:
-        print(section, end="")
-        return 0
+    run = load(args.run)
+    for cell in run["cells"]:
+        for contestant in cell["contestants"].values():
+            contestant.pop("seconds", None)  # the raw times stay with who measured
+    docs = args.root / "docs"
+    pages = {
+        args.root / "README.md": report.markdown(run),
+        docs / "performance.md": report.goals_markdown(run),
+    }
     try:
-        args.write.write_text(report.replaced(args.write.read_text(), section))
+        texts = {path: report.replaced(path.read_text(), new) for path, new in pages.items()}
+        for path, text in texts.items():
+            path.write_text(text)
+        (docs / "speed.json").write_text(json.dumps(run, indent=1) + "\n")
     except (OSError, ValueError) as error:
-        raise SystemExit(f"benchmarks: {args.write}: {error}") from None
+        raise SystemExit(f"benchmarks: {args.root}: {error}") from None
+    paths = [*texts, docs / "speed.json", *plots.save(run, docs)]
+    console.print("wrote " + ", ".join(map(str, paths)))
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     console = Console()
-    commands = {"compare": main_compare, "readme": main_readme}
+    commands = {"compare": main_compare, "publish": main_publish}
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:], console)
     args = parser().parse_args(arguments)

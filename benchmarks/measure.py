@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 import torch
 
 SAMPLE_SECONDS = 3e-4  # a shorter call is repeated within a sample
+# Calls between these take several samples in a turn: calls beside them may be so slow that turns are few.
+SEVERAL, SEVERAL_SECONDS = 5, (1e-3, 2e-2)
 # Threads that wait for more work spin for a while: until then those of one pool leave no core to
 # another's.
 PAUSE_SECONDS = 5e-3
@@ -24,14 +26,14 @@ def interleaved(
     rounds: int = 7,
     apart: Collection[str] = (),
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contestant, one number per round.
+    """Seconds per call of each contestant, one number (or SEVERAL) per round.
 
     Rounds go on until `budget` seconds are spent, at least `rounds` of them, each in another order.
     Caches are warm (an untimed call comes before each sample) unless `cold`. Contestants in `apart` have
     threads of their own, and get a pause before and after.
     """
     flush = torch.empty(FLUSH_BYTES if cold else 0, dtype=torch.uint8)
-    repeats = {}
+    repeats, turns = {}, {}
     for name, call in calls.items():
         call()
         call()
@@ -39,25 +41,29 @@ def interleaved(
         call()
         once = max(time.perf_counter() - started, 1e-7)
         repeats[name] = 1 if cold else max(1, round(SAMPLE_SECONDS / once))
+        turns[name] = SEVERAL if SEVERAL_SECONDS[0] < once < SEVERAL_SECONDS[1] else 1
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names, order = list(calls), random.Random(0)
     collecting = gc.isenabled()
     gc.disable()
     try:
         ends = time.perf_counter() + budget
-        while len(seconds[names[0]]) < rounds or time.perf_counter() < ends:
+        done = 0
+        while done < rounds or time.perf_counter() < ends:
+            done += 1
             for name in names:
                 call, count = calls[name], repeats[name]
                 if name in apart:
                     time.sleep(PAUSE_SECONDS)
-                if cold:
-                    flush.fill_(1)
-                else:
-                    call()
-                started = time.perf_counter()
-                for _ in range(count):
-                    call()
-                seconds[name].append((time.perf_counter() - started) / count)
+                for _ in range(turns[name]):
+                    if cold:
+                        flush.fill_(1)
+                    else:
+                        call()
+                    started = time.perf_counter()
+                    for _ in range(count):
+                        call()
+                    seconds[name].append((time.perf_counter() - started) / count)
                 if name in apart:
                     time.sleep(PAUSE_SECONDS)
             order.shuffle(names)

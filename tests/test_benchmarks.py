@@ -186,23 +186,29 @@ def test_compare_refuses_other_files(tmp_path, text):
         main("compare", path, path)
 
 
-# ---- the README's section ---------------------------------------------------------------------------
+# ---- the pages that quote a run ---------------------------------------------------------------------
 
 
-def test_readme_section_is_replaced(run, tmp_path):
+def test_publish_replaces_the_sections_and_keeps_the_run(run, tmp_path):
     report = copy.deepcopy(run[0])
     for cell in report["cells"]:
         cell["shape"] = [4096, 4096]
-    path, readme = tmp_path / "run.json", tmp_path / "README.md"
+    path, readme, docs = tmp_path / "run.json", tmp_path / "README.md", tmp_path / "docs"
+    docs.mkdir()
     path.write_text(json.dumps(report))
-    readme.write_text("before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nafter\n")
-    assert main("readme", path, "--write", readme) == 0
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert text.count("| quantize 4096×4096 float32, per tensor |") == 1
+    for page in (readme, docs / "performance.md"):
+        page.write_text("before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nafter\n")
+    assert main("publish", path, "--root", tmp_path) == 0
+    for page, row in ((readme, "| quantize 4096×4096"), (docs / "performance.md", "| goal |")):
+        text = page.read_text()
+        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+        assert row in text
+    published = json.loads((docs / "speed.json").read_text())
+    assert len(published["cells"]) == len(report["cells"])
+    assert (docs / "speedup.png").exists()
     readme.write_text("no markers\n")
     with pytest.raises(SystemExit, match="expected the markers"):
-        main("readme", path, "--write", readme)
+        main("publish", path, "--root", tmp_path)
     assert readme.read_text() == "no markers\n"
 
 
