@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.console import Console
 from benchmarks import __main__ as program
 from benchmarks import cells, compare, rivals
 from benchmarks.cases import Case, Job, differing
-from benchmarks.report import Goal, goal_table
+from benchmarks.report import Goal, goal_table, goals_markdown, markdown, replaced
 
 TINY = ["--quick", "--shapes", "8x32", "--rivals", "eager,torch,decomposed,copy,clone"]
 
@@ -210,6 +211,17 @@ def test_publish_replaces_the_sections_and_keeps_the_run(run, tmp_path):
     with pytest.raises(SystemExit, match="expected the markers"):
         main("publish", path, "--root", tmp_path)
     assert readme.read_text() == "no markers\n"
+
+
+def test_the_pages_quote_the_run_that_is_there():
+    root = Path(__file__).resolve().parent.parent
+    published = json.loads((root / "docs" / "speed.json").read_text())
+    for page, section in (
+        ("README.md", markdown(published)),
+        ("docs/performance.md", goals_markdown(published)),
+    ):
+        text = (root / page).read_text()
+        assert replaced(text, section) == text, f"{page}: run python -m benchmarks publish"
 
 
 def test_goals_are_judged_both_ways():

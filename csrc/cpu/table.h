@@ -8,7 +8,7 @@ namespace {
 
 // From these many elements on a reciprocal pays: one with a proof for given parameters, one without, and one
 // with a proof for chosen parameters (docs/performance.md).
-constexpr int64_t kLongRun = 512, kCorrectedRun = 64, kProofRun = 4096;
+constexpr int64_t kLongRun = kManyRows, kCorrectedRun = 64, kProofRun = 4096;
 
 // The parameters of both directions, and how many values of each a chunk takes.
 struct Given {

@@ -218,7 +218,7 @@ struct Chunk {
 // Rows below these sizes are joined with the level around them where the data allows. A call of a loop
 // would cost more than the row: very short ones get their parameters spread out in scratch, others are
 // given to a loop many at a time.
-constexpr int64_t kShortRun = 32, kManyRows = 512, kShortRow = 256;
+constexpr int64_t kShortRun = 32, kManyRows = 1024, kShortRow = 256;
 
 // The levels prepared for walking: the innermost one's parameters are left to patterns.
 struct Plan {
