@@ -58,7 +58,7 @@ def _speedups(run: dict, folder: Path) -> Path | None:
         axis.set_title("×".join(map(str, shape)))
         axis.grid(axis="y", which="both", alpha=0.25)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colors[name]) for name in names]
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     figure.suptitle(f"How many times longer than quantkit (above 1: slower)\n{_subtitle(run)}")
     return _write(figure, folder / "speedup.png")
 
