@@ -110,8 +110,8 @@ QK_INLINE float rounded<f16>(float v) {
   return bit_cast<float>(bit_cast<uint32_t>(limited) | sign);
 }
 
-// As rounded(), for what becomes a code beside an integer zero point: there the steps of subnormal float16
-// and its infinity make no difference. NaN gives anything.
+// As rounded(), for what becomes a code beside an integer zero point of at most 2^10: there the steps of
+// subnormal float16 and its infinity make no difference. NaN gives anything.
 template <class T>
 QK_INLINE Wide<T> rounded_for_code(Wide<T> v) {
   return v;
@@ -178,7 +178,7 @@ struct Reciprocal {
 
 QK_INLINE float quotient(float x, Reciprocal r) { return __builtin_fmaf(x, r.high, x * r.low); }
 
-// Where neither a reciprocal nor what is multiplied with it leaves the normal numbers.
+// Where a reciprocal and its low part are normal numbers.
 QK_INLINE bool has_reciprocal(float scale) { return scale >= 0x1p-60f && scale <= 0x1p60f; }
 
 // x / scale for every scale that has_reciprocal() and every x with a finite quotient, but the tiniest: below

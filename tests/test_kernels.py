@@ -124,6 +124,27 @@ def test_every_half_precision_pattern(dtype):
     check_chosen(x.view(256, 256), [1, 1], -32768, 32767, True, torch.int16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_zero_points_at_the_end_of_half_precision(dtype):
+    """Quotients that float16 rounds to an infinity, beside zero points that are as large."""
+    x = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype)
+    for z in (-70000, 70000, -65504, 65520, -2049, 1025, -1024):
+        for s in (0.01, 1.0, 300.0):
+            for zero_point in (torch.tensor(float(z)), torch.tensor([float(z)]), torch.tensor(z)):
+                for scale in (torch.tensor(s), torch.tensor([s]), torch.tensor(s, dtype=dtype)):
+                    check_given(x, scale, zero_point, -128, 127, torch.int8)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_fake_quantize_in_place(dtype):
+    x = values((3, 5000), dtype, special=True)
+    scale, zero_point = torch.tensor(0.05), torch.tensor(3.0)
+    expected = reference.fake_quantize_op(x, scale, zero_point, -128, 127)
+    for out in (x.clone(), x.t().clone().t()):
+        ops.fake_quantize.out(out, scale, zero_point, -128, 127, out=out)
+        assert_same(out, torch.empty_like(out).copy_(expected))
+
+
 def test_every_code_dequantizes(dtype=torch.float32):
     for code, (low, high) in CODES.items():
         q = torch.arange(low, high + 1, dtype=torch.int32).to(code)

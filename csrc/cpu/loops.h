@@ -38,9 +38,9 @@ struct Run {
 using Loop = void (*)(const Run&);
 
 // What a loop knows of its parameters. From kFma on it multiplies by run.reciprocal, and zero_point is an
-// integer: 0 in kZero, kCentred and kCorrected. From kFinite on they were chosen from x, which has no NaN;
-// then float codes with zero_point 0 are within the limits. kCorrected needs no proof of its reciprocals, and
-// makes its own.
+// integer: 0 in kZero, kCentred and kCorrected. From kFinite on they were chosen from x, which has no NaN
+// where the scale has a reciprocal; then float codes with zero_point 0 are within the limits. kCorrected needs
+// no proof of its reciprocals, and makes its own.
 enum Mode : int { kShared, kEach, kFma, kZero, kFinite, kCentred, kCorrected, kModes };
 
 struct NoCode {};
@@ -94,13 +94,16 @@ struct Constant {
 template <class X, class D1, class D2, class Q, class Y, int kMode>
 void quantize_run(const Run& run) {
   const int64_t n = run.n;
+  constexpr bool kCode = !kSame<Q, NoCode>, kBack = !kSame<Y, NoCode>;
   for (int64_t row = 0; row < run.rows; ++row) {
     const auto quantize = [&](auto mode, Reciprocal reciprocal) {
       quantize_row<X, D1, D2, Q, Y, mode.value>(
-          static_cast<const X*>(run.x) + row * n, static_cast<Q*>(run.q) + row * n,
-          static_cast<Y*>(run.y) + row * n, static_cast<const Wide<D1>*>(run.divide) + row,
-          static_cast<const Wide<D2>*>(run.add) + row, static_cast<const float*>(run.subtract) + row,
-          static_cast<const float*>(run.multiply) + row, reciprocal, run.q_min, run.q_max, n);
+          static_cast<const X*>(run.x) + row * n, kCode ? static_cast<Q*>(run.q) + row * n : nullptr,
+          kBack ? static_cast<Y*>(run.y) + row * n : nullptr,
+          static_cast<const Wide<D1>*>(run.divide) + row, static_cast<const Wide<D2>*>(run.add) + row,
+          kBack ? static_cast<const float*>(run.subtract) + row : nullptr,
+          kBack ? static_cast<const float*>(run.multiply) + row : nullptr, reciprocal, run.q_min,
+          run.q_max, n);
     };
     if constexpr (kMode == kCorrected) {
       const float scale = static_cast<const float*>(run.divide)[row];

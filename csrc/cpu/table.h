@@ -91,8 +91,11 @@ struct Given {
       using P = typename decltype(tag)::type;
       return double(widen(static_cast<const P*>(add.parameter.data)[c.zero_point]));
     });
-    // The tiniest quotients are not exact: they vanish beside an integer.
-    if (!(zero_point >= -0x1p20 && zero_point <= 0x1p20) || zero_point != int32_t(zero_point))
+    // The tiniest quotients are not exact: they vanish beside an integer. What float16 rounds to an infinity
+    // must be beyond the limits still when a finite zero point is added.
+    const bool half = e.divide_type == Type::f16 || e.add_type == Type::f16;
+    const double most = half ? 0x1p10 : 0x1p20;
+    if (!(zero_point >= -most && zero_point <= most) || zero_point != int32_t(zero_point))
       return kShared;
     if (!e.chosen || loops.of[kFinite] == nullptr) return zero_point == 0 ? kZero : kFma;
     // x held no NaN: the scale would be one.
@@ -152,10 +155,12 @@ void fake_quantize(const Elementwise& e, int64_t begin, int64_t end) {
   const Loop back = dequantize_loop(e, Type::i16, given.plan.each);
   const ConvertRun convert = convert_loop(e.scale_type, e.y_type);
   Reader x(e.x, e.x_type, is_widened(e));
-  Writer y(e.y, e.y_type, given.streams());
+  // Loops take their operands to be apart: in place they write to scratch.
+  const bool in_place = e.x == e.y;
+  Writer y(e.y, e.y_type, given.streams(), in_place);
   const bool direct = fused && !is_widened(e);
   Scratch codes, wide;
-  given.plan.run(begin, end, given.whole && direct, [&](const Chunk& c) {
+  given.plan.run(begin, end, given.whole && direct && !in_place, [&](const Chunk& c) {
     const void* from = x.get(c.x, c.xs, c.elements());
     void* to = y.get(c.y, c.ys, c.elements());
     if (direct) {

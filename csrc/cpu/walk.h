@@ -111,15 +111,16 @@ void finish_streams() {}
 constexpr bool kStreams = false;
 #endif
 
-// A chunk of a tensor to write: in place where it is contiguous, else scattered by put(), or streamed.
+// A chunk of a tensor to write: directly where it is contiguous, else (or where it must be apart from what is
+// read) through scratch by put(), or streamed.
 struct Writer {
   char* base;
   int64_t size;
-  bool streams;
+  bool streams, apart;
   Scratch scratch;
 
-  Writer(void* data, Type type, bool streams_)
-      : base(static_cast<char*>(data)), size(size_of(type)), streams(streams_) {}
+  Writer(void* data, Type type, bool streams_, bool apart_ = false)
+      : base(static_cast<char*>(data)), size(size_of(type)), streams(streams_), apart(apart_) {}
   ~Writer() {
     if (streams) finish_streams();
   }
@@ -127,12 +128,13 @@ struct Writer {
   Writer& operator=(const Writer&) = delete;
 
   void* get(int64_t offset, int64_t step, int64_t n) {
-    if (!streams && (step == 1 || n == 1)) return base + offset * size;
+    if (!streams && !apart && (step == 1 || n == 1)) return base + offset * size;
     return scratch.bytes;
   }
   void put(int64_t offset, int64_t step, int64_t n) {
     if (streams) return stream(base + offset * size, scratch.bytes, n * size);
-    if (step != 1 && n != 1) copy_steps(size, scratch.bytes, 1, base + offset * size, step, n);
+    if (step != 1 && n != 1) return copy_steps(size, scratch.bytes, 1, base + offset * size, step, n);
+    if (apart) memcpy(base + offset * size, scratch.bytes, n * size);
   }
 };
 
