@@ -18,11 +18,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+import quantkit
+
 from . import cells, compare, machine, plots, report
 from .cases import DTYPES, GRANULARITIES, OPS, SCHEMES, SHAPES, Case, default_cases
 from .rivals import RIVALS
 
 FORMAT = 1
+MOST_THREADS = 1024
 MEMORY = (
     *((op, "tensor") for op in OPS),
     ("dynamic_quantize", "channel_last"),
@@ -41,7 +44,7 @@ def words(known):
             raise argparse.ArgumentTypeError(
                 f"expected some of {', '.join(known)}, got {', '.join(wrong) or 'nothing'}"
             )
-        return names
+        return tuple(dict.fromkeys(names))
 
     return parse
 
@@ -58,9 +61,11 @@ def shapes(text: str) -> tuple[tuple[int, int], ...]:
     return found
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+def threads(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(
+            f"expected a number from 1 to {MOST_THREADS}, got {text!r}"
+        )
     return int(text)
 
 
@@ -72,8 +77,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shapes", type=shapes, help="default: 4096x4096,512x1024,64x1024")
     p.add_argument("--granularity", type=words(GRANULARITIES), help="default: tensor and channel")
     p.add_argument("--schemes", type=words(SCHEMES), help="default: symmetric, others for some ops")
-    p.add_argument("--threads", type=positive, help="default: torch's")
-    p.add_argument("--rivals", type=words(RIVALS), default=tuple(RIVALS), help="default: all")
+    p.add_argument("--threads", type=threads, help="default: torch's")
+    p.add_argument(
+        "--rivals", type=words(RIVALS), help="default: all; with --quick, none that compiles"
+    )
     p.add_argument("--cold", action="store_true", help="flush the caches before every call")
     p.add_argument("--quick", action="store_true", help="a few cells, shortly: noisier")
     p.add_argument("--json", type=Path, default=Path("results/bench.json"), metavar="FILE")
@@ -105,7 +112,7 @@ def chosen(args) -> list[Case]:
 def work(args, cases: list[Case]) -> Iterator[dict]:
     """Every cell, measured as it is asked for."""
     scale = 0.2 if args.quick else 1.0
-    rivals = [r for r in args.rivals if not (args.quick and r.endswith("compile"))]
+    rivals = args.rivals or [r for r in RIVALS if not (args.quick and r.endswith("compile"))]
     for case in cases:
         large = case.shape[0] * case.shape[1] > 1 << 22
         yield cells.cell(case, rivals, scale * (4 if large else 1), args.cold)
@@ -154,7 +161,8 @@ def load(path: Path) -> dict:
         run = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise SystemExit(f"benchmarks: {path}: {error}") from None
-    if not isinstance(run, dict) or run.get("format") != FORMAT:
+    known = {"format", "machine", "cells", "memory"}
+    if not isinstance(run, dict) or run.get("format") != FORMAT or not known <= set(run):
         raise SystemExit(f"benchmarks: {path} is not a run of this program (format {FORMAT})")
     return run
 
@@ -167,14 +175,17 @@ def main_compare(arguments: list[str], console: Console) -> int:
     old, new = load(args.old), load(args.new)
     for note in compare.differences(old, new):
         console.print(f"[bold yellow]not the same setting:[/] {note}")
-    known = {compare.identity(cell) for cell in old["cells"]}
-    common = sum(compare.identity(cell) in known for cell in new["cells"])
-    if common == 0:
-        raise SystemExit("benchmarks: the two runs have no cell in common")
+    fit, unfit = compare.pairs(old, new)
+    for cell in unfit:
+        console.print(
+            f"[bold yellow]not compared[/], no yardstick in both runs: {report.title(cell)}"
+        )
+    if not fit:
+        raise SystemExit("benchmarks: the two runs have no cell in common that can be compared")
     found = compare.slower(old, new)
     for cell, name, times, noise in found:
         console.print(f"slower: {report.title(cell)}, {name}: {times:.2f}× (noise {noise:.0%})")
-    console.print(f"{len(found)} slower beyond noise, of {common} cells in both runs")
+    console.print(f"{len(found)} slower beyond noise, of {len(fit)} cells compared")
     return 1 if found else 0
 
 
@@ -187,6 +198,8 @@ def main_publish(arguments: list[str], console: Console) -> int:
     for cell in run["cells"]:
         for contestant in cell["contestants"].values():
             contestant.pop("seconds", None)  # the raw times stay with who measured
+    if not report.quoted(run):
+        raise SystemExit(f"benchmarks: {args.run} has none of the cells that the pages quote")
     docs = args.root / "docs"
     pages = {
         args.root / "README.md": report.markdown(run),
@@ -212,12 +225,19 @@ def main(arguments: list[str] | None = None) -> int:
         return commands[arguments[0]](arguments[1:], console)
     args = parser().parse_args(arguments)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    if not quantkit.backend().extension:
+        console.print(f"[bold red]not the kernels: {quantkit.backend()}")
+    try:  # now, not when hours were measured
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.open("a").close()
+        args.png.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"benchmarks: {error}") from None
     try:
         run = measure(args, console)
-    except cells.Wrong as error:
+    except (cells.Wrong, RuntimeError) as error:
         raise SystemExit(f"benchmarks: {error}") from None
     report.show(run, console)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(run) + "\n")
     paths = [args.json, *plots.save(run, args.png)]
     console.print("wrote " + ", ".join(map(str, paths)))

@@ -141,13 +141,20 @@ class Job:
         return sum(t.numel() * t.element_size() for t in moved)
 
 
+def same_bits(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Where values are the same, zeros with their signs; NaN is NaN."""
+    return ((ours == theirs) & (ours.signbit() == theirs.signbit())) | (
+        ours.isnan() & theirs.isnan()
+    )
+
+
 def differing(results: Results, expected: Results) -> str:
-    """How the results differ from ours: "same bits", or how many values do."""
+    """How the results differ from ours: "same bits", or how many values do, whatever their dtype."""
     notes = []
-    for name, ours, theirs in zip(_names(expected), expected, results, strict=False):
-        theirs = theirs.reshape(ours.shape)
-        same = (theirs.to(ours.dtype) == ours) | (theirs.isnan() & ours.isnan())
-        different = ours.numel() - int(same.sum())
+    for name, ours, theirs in zip(_names(expected), expected, results, strict=True):
+        different = ours.numel() - int(
+            same_bits(ours, theirs.reshape(ours.shape).to(ours.dtype)).sum()
+        )
         if different:
             notes.append(f"{different:,} of {ours.numel():,} {name} differ")
     return "; ".join(notes) or "same bits"

@@ -13,12 +13,20 @@ def identity(cell: dict) -> tuple:
     return (*(cell[name] for name in names), tuple(cell["shape"]))
 
 
-def yardstick(cell: dict) -> str | None:
-    """What cancels the machine's mood: the copy of the same cell, else eager, else abs."""
+def yardstick(old: dict, new: dict) -> str | None:
+    """What cancels the machine's mood: a copy in both cells, else eager, else abs."""
     for name in ("copy", "eager", "torch.ops.aten.abs"):
-        if name in cell["contestants"]:
+        if name in old["contestants"] and name in new["contestants"]:
             return name
     return None
+
+
+def pairs(old: dict, new: dict) -> tuple[list[tuple[dict, dict]], list[dict]]:
+    """The cells of both runs that can be compared, and those of both that cannot: no common yardstick."""
+    before = {identity(cell): cell for cell in old["cells"]}
+    both = [(before[identity(c)], c) for c in new["cells"] if identity(c) in before]
+    fit = [(then, now) for then, now in both if yardstick(then, now) is not None]
+    return fit, [now for then, now in both if yardstick(then, now) is None]
 
 
 def differences(old: dict, new: dict) -> list[str]:
@@ -29,9 +37,8 @@ def differences(old: dict, new: dict) -> list[str]:
     return notes + ([f"isa: {isas[0]} then, {isas[1]} now"] if isas[0] != isas[1] else [])
 
 
-def _relative(cell: dict, name: str) -> tuple[float, float]:
+def _relative(cell: dict, name: str, mark: str) -> tuple[float, float]:
     """The median in units of the yardstick's, and its noise: both spreads between the quartiles."""
-    mark = yardstick(cell)
     own, unit = cell["contestants"][name], cell["contestants"][mark]
     spread = sum((c["upper"] - c["lower"]) / c["median"] for c in (own, unit))
     return own["median"] / unit["median"], spread
@@ -39,20 +46,15 @@ def _relative(cell: dict, name: str) -> tuple[float, float]:
 
 def slower(old: dict, new: dict) -> list[tuple[dict, str, float, float]]:
     """(cell, contestant, how many times the time of before, the noise), the worst first."""
-    before = {identity(cell): cell for cell in old["cells"]}
     found = []
-    for cell in new["cells"]:
-        earlier = before.get(identity(cell))
-        if earlier is None or yardstick(cell) is None or yardstick(cell) != yardstick(earlier):
-            continue
-        ours = [
-            n for n in cell["contestants"] if n.startswith((OURS, OURS_LENT, "torch.ops.quantkit"))
-        ]
-        for name in ours:
-            if name not in earlier["contestants"]:
+    for earlier, cell in pairs(old, new)[0]:
+        mark = yardstick(earlier, cell)
+        for name in cell["contestants"]:
+            ours = name.startswith((OURS, OURS_LENT, "torch.ops.quantkit"))
+            if not ours or name not in earlier["contestants"]:
                 continue
-            then, then_noise = _relative(earlier, name)
-            now, now_noise = _relative(cell, name)
+            then, then_noise = _relative(earlier, name, mark)
+            now, now_noise = _relative(cell, name, mark)
             noise = max(LEAST, then_noise, now_noise)
             if now / then > 1 + noise:
                 found.append((cell, name, now / then, noise))

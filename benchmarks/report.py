@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .cells import OURS, OURS_LENT, ours_for, ratio, share
+from .cells import OURS, OURS_LENT, ours_for, ratio
 
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 LARGE, MIDDLE, SMALL = [4096, 4096], [512, 1024], [64, 1024]
@@ -70,10 +70,24 @@ class Goal:
 
 
 class Cells:
-    """Cells of one run, by what they measured."""
+    """Cells of one run, by what they measured, and which statistic of it counts: "median" or "min"."""
 
-    def __init__(self, run: dict):
-        self.all, self.memory = run["cells"], run["memory"]
+    def __init__(self, run: dict, statistic: str = "median"):
+        self.all, self.memory, self.statistic = run["cells"], run["memory"], statistic
+
+    def time(self, cell: dict, name: str) -> float:
+        return cell["contestants"][name][self.statistic]
+
+    def ratio(self, cell: dict, rival: str, ours: str = OURS) -> float:
+        return self.time(cell, rival) / self.time(cell, ours)
+
+    def rate(self, cell: dict, ours: str) -> float:
+        """Bytes that must move, per second."""
+        return cell["bytes"] / self.time(cell, ours)
+
+    def share(self, cell: dict, of: str, ours: str) -> float:
+        """Our bytes per second as a share of a copy's."""
+        return self.rate(cell, ours) * self.time(cell, of) / cell["copied_bytes"]
 
     def find(
         self, op, shape, dtype="float32", granularity="tensor", scheme="symmetric", group="main"
@@ -104,7 +118,7 @@ def _ratios(cells: Cells) -> Iterator[Goal]:
         for shape, goal in zip((LARGE, MIDDLE, SMALL), goals, strict=True):
             cell = cells.find(op, shape, **more)
             if cell is not None and rival in cell["contestants"]:
-                yield Goal(f"{title(cell)}: {rival} / ours", goal, ratio(cell, rival))
+                yield Goal(f"{title(cell)}: {rival} / ours", goal, cells.ratio(cell, rival))
 
 
 def _bandwidths(cells: Cells) -> Iterator[Goal]:
@@ -121,7 +135,7 @@ def _bandwidths(cells: Cells) -> Iterator[Goal]:
         cell = cells.find(op, LARGE, granularity=granularity)
         if cell is not None and "copy" in cell["contestants"]:
             text = f"{title(cell)}: bytes per second with out= / y.copy_(x)'s"
-            yield Goal(text, goal, share(cell, "copy", OURS_LENT))
+            yield Goal(text, goal, cells.share(cell, "copy", OURS_LENT))
     for op, granularity, goal in (
         ("dequantize", "tensor", 1.5),
         ("quantize_dequantize", "channel", 1.5),
@@ -130,12 +144,12 @@ def _bandwidths(cells: Cells) -> Iterator[Goal]:
         cell = cells.find(op, LARGE, granularity=granularity)
         if cell is not None and "clone" in cell["contestants"]:
             text = f"{title(cell)}: bytes per second, fresh outputs / x.clone()'s"
-            yield Goal(text, goal, share(cell, "clone", OURS))
+            yield Goal(text, goal, cells.share(cell, "clone", OURS))
     for dtype in ("float16", "bfloat16"):
         for op in ("quantize", "quantize_dequantize"):
             half, full = cells.find(op, LARGE, dtype), cells.find(op, LARGE)
             if half is not None and full is not None:
-                rates = [c["bytes"] / c["contestants"][OURS_LENT]["median"] for c in (half, full)]
+                rates = [cells.rate(c, OURS_LENT) for c in (half, full)]
                 yield Goal(f"{title(half)}: GB/s with out= / float32's", 0.7, rates[0] / rates[1])
 
 
@@ -145,19 +159,24 @@ def _others(cells: Cells) -> Iterator[Goal]:
         if both:
             worst = min(both, key=lambda c: ratio(c, rival, ours_for(rival)))
             text = f"{rival} / ours, the worst of {len(both)} cells: {title(worst)}"
-            yield Goal(text, 1, ratio(worst, rival, ours_for(rival)))
-    rates = {c["granularity"]: share(c, "copy", OURS_LENT) for c in cells.group("granularities")}
-    if rates:
-        best, worst = max(rates, key=rates.get), min(rates, key=rates.get)
-        text = f"per byte, the slowest granularity ({worst}) / the fastest ({best})"
-        yield Goal(text, 1.5, rates[best] / rates[worst], at_most=True)
+            yield Goal(text, 1, cells.ratio(worst, rival, ours_for(rival)))
+    by_median = Cells({"cells": cells.all, "memory": []})
+    group = [c for c in cells.group("granularities") if "copy" in c["contestants"]]
+    if group:
+        worst, best = (
+            f(group, key=lambda c: by_median.share(c, "copy", OURS_LENT)) for f in (min, max)
+        )
+        names = (worst["granularity"], best["granularity"])
+        text = f"per byte, the slowest granularity ({names[0]}) / the fastest ({names[1]})"
+        rates = [cells.share(c, "copy", OURS_LENT) for c in (best, worst)]
+        yield Goal(text, 1.5, rates[0] / rates[1], at_most=True)
     main = cells.group("main")
     if main:
         worst = max(main, key=lambda c: ratio(c, OURS_LENT))
         text = f"out= / allocating, the worst cell: {title(worst)}"
-        yield Goal(text, 1.05, ratio(worst, OURS_LENT), at_most=True)
+        yield Goal(text, 1.05, cells.ratio(worst, OURS_LENT), at_most=True)
     for cell in cells.group("calls"):
-        c = {name: contestant["median"] for name, contestant in cell["contestants"].items()}
+        c = {name: cells.time(cell, name) for name in cell["contestants"]}
         if cell["op"] == "operator":
             cost = c["torch.ops.quantkit.quantize"] / c["torch.ops.aten.abs"]
             yield Goal(
@@ -169,7 +188,7 @@ def _others(cells: Cells) -> Iterator[Goal]:
             yield Goal(text, 0.5, cost, at_most=True)
     threads = cells.group("threads")
     for op in dict.fromkeys(c["op"] for c in threads):
-        times = {c["threads"]: c["contestants"][OURS]["median"] for c in threads if c["op"] == op}
+        times = {c["threads"]: cells.time(c, OURS) for c in threads if c["op"] == op}
         if 1 in times and 2 in times:
             yield Goal(f"{op} 512×1024: one thread / two", 1.7, times[1] / times[2])
     for entry in cells.memory:
@@ -179,17 +198,14 @@ def _others(cells: Cells) -> Iterator[Goal]:
             yield Goal(text, THREAD_BYTES / 2**20, beside, at_most=True)
 
 
-def _measured(cells: Cells) -> list[Goal]:
+def _measured(run: dict, statistic: str) -> list[Goal]:
+    cells = Cells(run, statistic)
     return [*_ratios(cells), *_bandwidths(cells), *_others(cells)]
 
 
 def goals(run: dict) -> list[Goal]:
-    found = _measured(Cells(run))
-    fastest = []
-    for cell in run["cells"]:
-        contestants = {k: {**c, "median": c["min"]} for k, c in cell["contestants"].items()}
-        fastest.append({**cell, "contestants": contestants})
-    for goal, best in zip(found, _measured(Cells({**run, "cells": fastest})), strict=True):
+    found = _measured(run, "median")
+    for goal, best in zip(found, _measured(run, "min"), strict=True):
         goal.by_minima = best.measured
     return found
 
@@ -257,9 +273,15 @@ def _setting(run: dict) -> str:
     return f"{', '.join(setting)}, {versions}"
 
 
+def quoted(run: dict) -> list[dict]:
+    """The cells that the README's table shows."""
+    cells = Cells(run)
+    found = (cells.find(op, s, **more) for s in (LARGE, MIDDLE, SMALL) for op, more in _ROWS)
+    return [cell for cell in found if cell is not None]
+
+
 def markdown(run: dict) -> str:
     """The speed section: our time, and how many times longer each rival takes."""
-    cells = Cells(run)
     lines = [
         f"{_setting(run)}. Milliseconds are medians; the other columns tell how many times "
         "longer the rival takes, in the same interleaved run. An asterisk marks results whose bits "
@@ -269,14 +291,10 @@ def markdown(run: dict) -> str:
         "| | ms | " + " | ".join(_COLUMNS) + " |",
         "|---|---|" + "---|" * len(_COLUMNS),
     ]
-    for shape in (LARGE, MIDDLE, SMALL):
-        for op, more in _ROWS:
-            cell = cells.find(op, shape, **more)
-            if cell is None:
-                continue
-            entries = [_entry(cell, rival) for rival in _COLUMNS]
-            ours = milliseconds(cell["contestants"][OURS]["median"])
-            lines.append(f"| {title(cell)} | {ours} | " + " | ".join(entries) + " |")
+    for cell in quoted(run):
+        entries = [_entry(cell, rival) for rival in _COLUMNS]
+        ours = milliseconds(cell["contestants"][OURS]["median"])
+        lines.append(f"| {title(cell)} | {ours} | " + " | ".join(entries) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -290,7 +308,7 @@ def _entry(cell: dict, rival: str) -> str:
 
 def replaced(text: str, section: str) -> str:
     """The page with the section between its markers."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"expected the markers {BEGIN} and {END}, once in each page")
     head, rest = text.split(BEGIN)
     return f"{head}{BEGIN}\n{section}{END}{rest.split(END)[1]}"

@@ -122,7 +122,7 @@ Tensor loadable(const View& x, const Tensor& tensor) {
 // From here on a float output that the caller lends is written past the caches: it will not be in one when
 // it is read. Fresh memory has just been cleared through them; codes are too few bytes to gain, and steps of
 // half precision compute for longer than they write.
-constexpr int64_t kStreamedBytes = int64_t(16) << 20;
+constexpr int64_t kStreamedBytes = int64_t(32) << 20;
 
 bool streams(bool fresh, const View& x, const View& y) {
   return !fresh && !is_half(x.kind()) && y.numel * size_of(y.kind()) >= kStreamedBytes;

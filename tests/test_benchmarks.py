@@ -66,6 +66,22 @@ def test_a_wrong_kernel_is_not_measured(monkeypatch):
         cells.cell(Case("quantize", (8, 32)), [], 0.01)
 
 
+def test_wrong_lent_outputs_are_not_measured(monkeypatch):
+    honest = Job.lent
+    monkeypatch.setattr(Job, "lent", lambda job: lambda: (honest(job)(), job.outs[0].neg_()))
+    with pytest.raises(cells.Wrong, match="not the reference's"):
+        cells.cell(Case("quantize", (8, 32)), [], 0.01)
+
+
+def test_results_that_cannot_be_written_are_known_before_measuring(monkeypatch, tmp_path):
+    monkeypatch.setattr(program, "measure", lambda *_: pytest.fail("measured"))
+    file = tmp_path / "file"
+    file.write_text("")
+    for arguments in (["--json", tmp_path], ["--json", file / "x.json"], ["--png", file]):
+        with pytest.raises(SystemExit, match="benchmarks: "):
+            main(*TINY, "--json", tmp_path / "run.json", *arguments)
+
+
 def test_a_missing_rival_is_reported(monkeypatch, capsys, tmp_path):
     def none(name):
         raise rivals.importlib.metadata.PackageNotFoundError(name)
@@ -100,7 +116,8 @@ def test_every_rival_of_torch_does_the_case_or_says_why_not(name, op, granularit
         (["--dtypes", ""], "got nothing"),
         (["--shapes", "64"], "expected matrices such as 4096x4096,64x1024, got '64'"),
         (["--shapes", "0x4"], "got '0x4'"),
-        (["--threads", "0"], "expected a number above 0, got '0'"),
+        (["--threads", "0"], "expected a number from 1 to 1024, got '0'"),
+        (["--threads", "99999"], "got '99999'"),
         (["--rivals", "nobody"], "got nobody"),
     ],
 )
@@ -179,7 +196,21 @@ def test_compare_as_a_command(run, tmp_path, capsys):
     assert "6 slower beyond noise, of 6 cells" in printed
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 0}'])
+def test_compare_names_cells_without_a_common_yardstick(run, tmp_path, capsys):
+    report, other = steady(run[0]), slowed(steady(run[0]), 100)
+    for cell in other["cells"]:
+        del cell["contestants"]["copy"]
+    assert len(compare.slower(report, other)) == len(report["cells"])  # eager is in both
+    del other["cells"][0]["contestants"]["eager"]
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(json.dumps(report))
+    new.write_text(json.dumps(other))
+    assert main("compare", old, new) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "not compared" in printed and "of 5 cells compared" in printed
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 0}', '{"format": 1}'])
 def test_compare_refuses_other_files(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
@@ -207,6 +238,10 @@ def test_publish_replaces_the_sections_and_keeps_the_run(run, tmp_path):
     published = json.loads((docs / "speed.json").read_text())
     assert len(published["cells"]) == len(report["cells"])
     assert (docs / "speedup.png").exists()
+    path.write_text(json.dumps(run[0]))  # no cell of a quoted shape
+    with pytest.raises(SystemExit, match="none of the cells"):
+        main("publish", path, "--root", tmp_path)
+    path.write_text(json.dumps(report))
     readme.write_text("no markers\n")
     with pytest.raises(SystemExit, match="expected the markers"):
         main("publish", path, "--root", tmp_path)

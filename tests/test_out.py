@@ -149,3 +149,30 @@ def test_empty_outs():
     out = torch.zeros(0, 3, dtype=torch.int8)
     ops.quantize.out(x, torch.tensor(1.0), torch.tensor(0.0), -128, 127, torch.int8, out=out)
     assert out.shape == (0, 3)
+
+
+@pytest.mark.parametrize("by", [0, 1, 3])
+@pytest.mark.parametrize("blocks", [None, [1, -1], [-1, 1], [1, 559]], ids=str)
+def test_outputs_large_enough_to_be_streamed(blocks, by):
+    """Lent float outputs of 32 MiB and more are written past the caches, whole cache lines at a time."""
+    shape = (5003, 1677)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(by))
+    numel = x.numel()
+    assert numel * 4 >= 32 << 20
+    q = torch.empty(numel + by, dtype=torch.int8)[by:].view(shape)
+    y = torch.full((numel + 2 * by + 2,), 7.0)
+    y, around = y[by + 1 : by + 1 + numel].view(shape), y
+    chosen = (x, blocks, -128, 127, 1e-8, blocks != [1, -1], torch.int8)
+    expected = reference.quantize_dequantize_op(*chosen)
+    scale, zero_point = (torch.empty_like(p) for p in expected[2:])
+    ops.quantize_dequantize.out(*chosen, q=q, x_hat=y, scale=scale, zero_point=zero_point)
+    for ours, theirs in zip((q, y, scale, zero_point), expected, strict=True):
+        assert_same(ours, theirs)
+    for write in (
+        lambda: ops.dequantize.out(q, scale, zero_point, out=y),
+        lambda: ops.fake_quantize.out(x, scale, zero_point, -128, 127, out=y),
+    ):
+        y.fill_(0)
+        write()
+        assert_same(y, expected[1])
+    assert around[: by + 1].tolist() == [7.0] * (by + 1) == around[by + 1 + numel :].tolist()
