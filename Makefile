@@ -38,7 +38,7 @@ lint: $(STAMP)-test
 
 # Always asks the build: a stamp would miss changed flags and a deleted file.
 build: $(STAMP)-build
-	$(PY) setup.py --quiet build_ext --inplace
+	QUANTKIT_BUILD_EMU=1 $(PY) setup.py --quiet build_ext --inplace
 
 $(PY):
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('quantkit needs Python 3.11 or newer, $(PYTHON) is ' + sys.version.split()[0] + '; try make PYTHON=python3.11')"

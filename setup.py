@@ -7,6 +7,7 @@ that will run quantkit, also where pip isolates the build.
 import filecmp
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -60,6 +61,59 @@ def find_compiler():
     return command
 
 
+# GPUs since Turing; the PTX of the oldest lets later ones compile the kernels for themselves.
+CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
+ISAS_X86 = {
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c",
+}
+
+
+def is_set(name):
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        fail(f"{name}: expected 0 or 1, got {value!r}")
+    return value == "1"
+
+
+def find_nvcc():
+    """The toolkit's nvcc, or None: whether CUDA is built depends on nothing else."""
+    if is_set("FORCE_CPU"):
+        if is_set("FORCE_CUDA"):
+            fail("FORCE_CPU=1 and FORCE_CUDA=1 exclude each other: unset one")
+        return None
+    home = os.environ.get("CUDA_HOME")
+    if home:
+        places = [Path(home) / "bin" / "nvcc"]
+    else:
+        found = shutil.which("nvcc")
+        places = [Path(found)] if found else []
+        places += [Path("/usr/local/cuda/bin/nvcc"), Path("/opt/cuda/bin/nvcc")]
+        places += sorted(Path("/usr/local").glob("cuda-*/bin/nvcc"), reverse=True)
+    for nvcc in places:
+        if nvcc.is_file():
+            return nvcc
+    if home or is_set("FORCE_CUDA"):
+        why = f"CUDA_HOME={home} has no bin/nvcc" if home else "FORCE_CUDA=1, but there is no nvcc"
+        fail(f"{why}; install the CUDA toolkit, set CUDA_HOME, or set FORCE_CPU=1")
+    return None
+
+
+def cuda_archs():
+    """The architectures of TORCH_CUDA_ARCH_LIST, or all."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if not listed:
+        return CUDA_ARCHS
+    archs = []
+    for entry in listed:
+        version = entry.removesuffix("+PTX")
+        number = version.replace(".", "")
+        if not re.fullmatch(r"\d+\.\d", version) or int(number) < 75:
+            fail(f"TORCH_CUDA_ARCH_LIST: expected versions from 7.5 on, such as 8.0 9.0, got {entry}")
+        archs.append(number)
+    return tuple(dict.fromkeys(archs))
+
+
 class NinjaBuild(build_ext):
     def run(self):
         try:
@@ -100,9 +154,12 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
     kernel = "-std=c++17 -ffp-contract=off -fno-math-errno -fno-trapping-math"
     isas = {"baseline": ""}
     if platform.machine() in ("x86_64", "AMD64"):
-        isas["avx2"] = "-mavx2 -mfma -mf16c"
-        isas["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c"
+        isas |= ISAS_X86
     have = " ".join(f"-DQUANTKIT_{isa.upper()}" for isa in isas if isa != "baseline")
+    nvcc, emulated = find_nvcc(), is_set("QUANTKIT_BUILD_EMU")
+    archs = cuda_archs() if nvcc else ()
+    has_cuda = "-DQUANTKIT_CUDA" if nvcc else ""
+    names = shlex.quote(f'-DQUANTKIT_CUDA_ARCHS="{" ".join(f"sm_{arch}" for arch in archs)}"')
     torch_include = shlex.quote(str(torch / "include"))
     torch_flags = f"-std=c++20 -isystem {torch_include} -DTORCH_TARGET_VERSION=0x020d000000000000"
     python_flags = (
@@ -110,12 +167,13 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
         f"-isystem {shlex.quote(pybind11_include)}"
     )
     sources = {
-        "ops.cpp": torch_flags,
+        "ops.cpp": f"{torch_flags} {has_cuda}",
+        "device.cpp": f"{torch_flags} {has_cuda}",
         "tensor.cpp": torch_flags,
         "checks.cpp": torch_flags,
         "levels.cpp": kernel,
-        "module.cpp": python_flags,
-        "cpu/dispatch.cpp": f"{kernel} {have}",
+        "module.cpp": f"{python_flags} {names}",
+        "cpu/dispatch.cpp": f"{kernel} {have} {'-DQUANTKIT_CUDA_EMU' if emulated else ''}",
         "cpu/run.cpp": kernel,
         # Without exceptions the object needs no weak symbol of the C++ runtime.
         **{f"cpu/{isa}.cpp": f"{kernel} -fno-exceptions {flags}" for isa, flags in isas.items()},
@@ -129,15 +187,23 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
         depfile="$out.d",
         description="compile $in",
     )
+    if emulated:
+        emu = ROOT / "tests" / "emu"
+        if not emu.is_dir():
+            fail("QUANTKIT_BUILD_EMU=1, but tests/emu is not here: only the sources have the emulator")
+        # O1: half the time to compile, and the emulator waits for its threads, not for the kernels.
+        sources["../tests/emu/cuda_emu.cpp"] = f"{kernel} -O1 -Wno-unknown-pragmas -I{shlex.quote(str(emu))}"
+        sources["../tests/emu/emulator.cpp"] = "-std=c++17"
     libraries = f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu"
-    ninja.rule(
-        "link",
-        f"{compiler} -shared $in -Wl,--as-needed {libraries} -o $out",
-        description="link $out",
-    )
+    if nvcc:  # as the linker it knows where its static runtime is
+        cuda = f"{shlex.quote(str(nvcc))} -ccbin {shlex.quote(compiler.split()[0])}"
+        link = f"{cuda} --cudart=static -shared $in -Xlinker=--as-needed,--exclude-libs=ALL"
+    else:
+        link = f"{compiler} -shared $in -Wl,--as-needed"
+    ninja.rule("link", f"{link} {libraries} -o $out", description="link $out")
     objects = []
     for source, flags in sources.items():
-        obj = source.replace("/", "_").replace(".cpp", ".o")
+        obj = source.removeprefix("../tests/").replace("/", "_").replace(".cpp", ".o")
         ninja.build(
             obj,
             "cxx",
@@ -145,6 +211,21 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
             variables={"flags": flags, "extra": os.environ.get("CXXFLAGS", "")},
         )
         objects.append(obj)
+    if nvcc:
+        codes = ",".join([*(f"sm_{arch}" for arch in archs), "compute_75"])
+        host = f"-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror,-ffile-prefix-map={ROOT}=quantkit"
+        ninja.rule(
+            "nvcc",
+            f"{cuda} -std=c++17 -O3 --threads 2 "
+            "--fmad=false -prec-div=true -ftz=false -Werror=all-warnings --cudart=static "
+            f"-Xfatbin=-compress-all -Xcompiler={shlex.quote(host)} "
+            f"-gencode 'arch=compute_75,code=[{codes}]' -MD -MF $out.d -c $in -o $out",
+            deps="gcc",
+            depfile="$out.d",
+            description="compile $in",
+        )
+        ninja.build("cuda_kernels.o", "nvcc", str(csrc / "cuda" / "kernels.cu"))
+        objects.append("cuda_kernels.o")
     ninja.build(target.name, "link", objects)
     ninja.default(target.name)
     ninja.close()

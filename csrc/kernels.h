@@ -50,7 +50,17 @@ struct Shape {
 
 struct Parameter {
   const void* data;
-  Type type;  // any floating type: loops convert what they load
+  Type type;     // any floating type: loops convert what they load
+  bool on_host;  // one value in the host's memory, where x is on a GPU
+};
+
+enum class Operation : int32_t {
+  none,
+  quantize,
+  dequantize,
+  quantize_dequantize,
+  fake_quantize,
+  fake_quantize_backward
 };
 
 // quantize: x -> q. dequantize: q -> y. fake_quantize: x -> y. Its gradient: x and the gradient q -> y.
@@ -111,4 +121,57 @@ struct KernelTable {
   void (*finish)(const Dynamic&, int64_t begin, int64_t end);            // keys to parameters
 };
 
+// The CUDA kernels. A call puts its work on a stream of the current device, and returns what went wrong, or
+// nullptr. The scratch of `dynamic` may be freed, in the stream's order, when the call returns.
+struct LaunchTable {
+  const char* name;
+  const char* (*elementwise)(Operation, const Elementwise&, void* stream);
+  int64_t (*scratch_bytes)(const Dynamic&);
+  const char* (*dynamic)(const Dynamic&, Operation fused, void* scratch, void* stream);
+  const char* (*convert)(const Conversion&, void* stream);
+};
+
+// What stands for a type in generic code.
+template <class T>
+struct Tag {
+  using type = T;
+};
+
+namespace {
+
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
+// Calls f with the tag of a floating type.
+template <class F>
+QK_INLINE auto with_float(Type type, F f) {
+  switch (type) {
+    case Type::f16: return f(Tag<f16>());
+    case Type::bf16: return f(Tag<bf16>());
+    case Type::f64: return f(Tag<double>());
+    default: return f(Tag<float>());
+  }
+}
+
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
+// Calls f with the tag of any type.
+template <class F>
+QK_INLINE auto with_real(Type type, F f) {
+  switch (type) {
+    case Type::i8: return f(Tag<int8_t>());
+    case Type::u8: return f(Tag<uint8_t>());
+    case Type::i16: return f(Tag<int16_t>());
+    case Type::u16: return f(Tag<uint16_t>());
+    case Type::i32: return f(Tag<int32_t>());
+    case Type::u32: return f(Tag<uint32_t>());
+    case Type::i64: return f(Tag<int64_t>());
+    case Type::u64: return f(Tag<uint64_t>());
+    case Type::boolean: return f(Tag<boolean>());
+    default: return with_float(type, f);
+  }
+}
+
+}  // namespace
 }  // namespace quantkit

@@ -8,10 +8,10 @@
 PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;
   m.doc() = "The compiled kernels of quantkit. Private: use quantkit.backend().";
-  m.def("isa", [] { return std::string(quantkit::kernels().name); },
-        "The instruction set in use.");
+  m.def("isa", &quantkit::isa, "The instruction set in use.");
   m.def("isas", [] { return py::tuple(py::cast(quantkit::available_isas())); },
         "The instruction sets that this build has and this machine runs.");
   m.def("set_isa", &quantkit::set_isa, py::arg("name"), "Switch the instruction set, for tests.");
-  m.def("cuda_archs", [] { return py::tuple(); }, "The GPU architectures compiled in.");
+  m.def("cuda_archs", [] { return py::tuple(py::str(QUANTKIT_CUDA_ARCHS).attr("split")()); },
+        "The GPU architectures compiled in.");
 }

@@ -164,6 +164,7 @@ QK_INLINE Wide<D2> affine_for_code(Wide<D1> quotient, Wide<D2> zero_point) {
   return rounded_for_code<D2>(Wide<D2>(rounded_for_code<D1>(quotient)) + zero_point);
 }
 
+#ifndef __CUDACC__  // a GPU divides
 #if !defined(QUANTKIT_TRUE_DIVISION) && (defined(__FMA__) || defined(__aarch64__))
 constexpr bool kHasFma = true;
 #else
@@ -230,6 +231,7 @@ QK_INLINE bool exact_reciprocal(float scale, Reciprocal& r) {
   r = {unit.high * power, unit.low * power};
   return exact;
 }
+#endif
 
 // 1.5 * 2^(mantissa bits): adding it to |v| < 2^22 rounds v half to even into the low mantissa bits.
 template <class V>
@@ -328,6 +330,23 @@ QK_INLINE Wide<P> asymmetric_zero_point(Wide<P> x_min, Wide<P> scale, const Sche
   const Wide<P> round = small ? (quotient + shifter) - shifter : quotient;
   const Wide<P> zero_point = rounded<P>(q_min - round);
   return zero_point != zero_point ? zero_point : clamp(zero_point, q_min, q_max);
+}
+
+// From the least and the greatest key of X (symmetric: from the greatest magnitude's) to parameters of type P.
+template <class X, class P, bool kSymmetric>
+QK_INLINE void parameters_of(typename Traits<X>::Bits low, typename Traits<X>::Bits high, const Scheme& s,
+                             P& scale, P& zero_point) {
+  if constexpr (kSymmetric) {
+    const Wide<P> max_abs = static_cast<Wide<P>>(widen(bit_cast<X>(high)));
+    scale = narrow<P>(symmetric_scale<P>(max_abs, s));
+    zero_point = narrow<P>(0);
+  } else {
+    Wide<P> x_min = static_cast<Wide<P>>(widen(from_order_key<X>(low)));
+    const Wide<P> x_max = static_cast<Wide<P>>(widen(from_order_key<X>(high)));
+    const Wide<P> chosen = asymmetric_scale<P>(x_min, x_max, s);
+    scale = narrow<P>(chosen);
+    zero_point = narrow<P>(asymmetric_zero_point<P>(x_min, chosen, s));
+  }
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "checks.h"
-#include "cpu/run.h"
+#include "device.h"
 #include "levels.h"
 #include "tensor.h"
 
@@ -15,22 +15,6 @@ namespace quantkit {
 namespace {
 
 // ---- from tensors to kernels ----------------------------------------------------------------------
-
-Pool torch_pool() {
-  uint32_t threads = 1;
-  check_shim(torch_get_num_threads(&threads));
-  return {threads, [](int64_t tasks, void (*task)(int64_t, void*), void* context) {
-            struct Call {
-              void (*task)(int64_t, void*);
-              void* context;
-            } call{task, context};
-            const auto part = [](int64_t begin, int64_t end, void* c) {
-              for (int64_t i = begin; i < end; ++i)
-                static_cast<Call*>(c)->task(i, static_cast<Call*>(c)->context);
-            };
-            check_shim(torch_parallel_for(0, tasks, 1, part, &call));
-          }};
-}
 
 Type promote(Type a, Type b) {
   if (a == b) return a;
@@ -78,7 +62,7 @@ Tensor converted(const View& t, const Tensor& tensor, Type type) {
   const View to(t.name, result);
   if (t.numel == 0) return result;
   const std::vector<Level> levels = levels_of(dimensions_of(t, t, to, to), kY, kX);
-  run(Conversion{shape_of(levels), t.data, to.data, t.kind(), type}, torch_pool());
+  run(Conversion{shape_of(levels), t.data, to.data, t.kind(), type}, t);
   return result;
 }
 
@@ -97,10 +81,12 @@ struct Parameters {
         subtract("zero_point", subtract_tensor) {}
 
   // Types and addresses, for data of dtype `first` before its first step.
-  void give(Elementwise& e, Type first, int64_t dim) const {
-    e.scale = {scale.data, scale.kind()};
-    e.add_zero_point = {add.data, add.kind()};
-    e.subtract_zero_point = {subtract.data, subtract.kind()};
+  void give(Elementwise& e, Type first, const View& data) const {
+    const int64_t dim = data.dim;
+    const auto given = [&](const View& p) { return Parameter{p.data, p.kind(), !p.same_device(data)}; };
+    e.scale = given(scale);
+    e.add_zero_point = given(add);
+    e.subtract_zero_point = given(subtract);
     e.divide_type = step_type(first, dim, scale.kind(), scale.dim);
     e.add_type = step_type(e.divide_type, dim, add.kind(), add.dim);
     e.subtract_type = step_type(Type::f32, dim, subtract.kind(), subtract.dim);
@@ -166,8 +152,8 @@ void quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View& out
   e.q_type = out.kind();
   e.q_min = static_cast<int32_t>(q_min);
   e.q_max = static_cast<int32_t>(q_max);
-  parameters.give(e, first_type(x, wide), x.dim);
-  run(kernels().quantize, e, torch_pool());
+  parameters.give(e, first_type(x, wide), x);
+  run(Operation::quantize, e, x);
 }
 
 Tensor quantize(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t q_min,
@@ -212,9 +198,9 @@ void dequantize_into(const Given& g, const View& out, bool fresh) {
   e.q_type = q.kind();
   e.y = out.data;
   e.y_type = out.kind();
-  parameters.give(e, Type::f32, q.dim);
+  parameters.give(e, Type::f32, q);
   e.streams = streams(fresh, q, out);
-  run(kernels().dequantize, e, torch_pool());
+  run(Operation::dequantize, e, q);
 }
 
 Tensor dequantize(const Tensor& q, const Tensor& scale, const Tensor& zero_point) {
@@ -252,9 +238,9 @@ void fake_quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View
   e.y_type = out.kind();
   e.q_min = static_cast<int32_t>(q_min);
   e.q_max = static_cast<int32_t>(q_max);
-  parameters.give(e, first_type(x, wide), x.dim);
+  parameters.give(e, first_type(x, wide), x);
   e.streams = streams(fresh, x, out);
-  run(grad != nullptr ? kernels().fake_quantize_backward : kernels().fake_quantize, e, torch_pool());
+  run(grad != nullptr ? Operation::fake_quantize_backward : Operation::fake_quantize, e, x);
 }
 
 int32_t fake_dtype(const View& x) { return is_floating(x.type) ? x.dtype : dtype_of(Type::f32); }
@@ -374,15 +360,15 @@ void choose_into(const Choice& c, const Tensor& scale_tensor, const Tensor& zero
   Elementwise& e = d.elements;
   e.x = x.data;
   e.x_type = x.kind();
-  Range fused = nullptr;
+  Operation fused = Operation::none;
   if (q != nullptr) {
     e.q = q->data;
     e.q_type = q->kind();
     e.y = y != nullptr ? y->data : nullptr;
     e.q_min = c.scheme.q_min;
     e.q_max = c.scheme.q_max;
-    e.scale = {s.data, c.type};
-    e.add_zero_point = e.subtract_zero_point = {z.data, c.type};
+    e.scale = {s.data, c.type, false};
+    e.add_zero_point = e.subtract_zero_point = {z.data, c.type, false};
     e.chosen = true;
     e.symmetric = c.scheme.symmetric;
     e.divide_type = e.add_type = c.type;
@@ -390,9 +376,9 @@ void choose_into(const Choice& c, const Tensor& scale_tensor, const Tensor& zero
                                          ? Type::f64
                                          : Type::f32;
     e.streams = y != nullptr && streams(fresh, x, *y);
-    fused = y != nullptr ? kernels().quantize_dequantize : kernels().quantize;
+    fused = y != nullptr ? Operation::quantize_dequantize : Operation::quantize;
   }
-  run(d, fused, torch_pool());
+  run(d, fused, x);
   scale.copy_back();
   zero_point.copy_back();
 }
@@ -507,7 +493,8 @@ STABLE_TORCH_LIBRARY(quantkit, m) {
   def("_fake_quantize_backward", "Tensor grad, " GIVEN, "Tensor", "Tensor(a!) out");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(quantkit, CPU, m) {
+namespace {
+void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("choose_qparams", TORCH_BOX(&quantkit::choose_qparams));
   m.impl("choose_qparams.out", TORCH_BOX(&quantkit::choose_qparams_out));
   m.impl("quantize", TORCH_BOX(&quantkit::quantize));
@@ -525,3 +512,9 @@ STABLE_TORCH_LIBRARY_IMPL(quantkit, CPU, m) {
   m.impl("_fake_quantize_backward", TORCH_BOX(&quantkit::fake_quantize_backward));
   m.impl("_fake_quantize_backward.out", TORCH_BOX(&quantkit::fake_quantize_backward_out));
 }
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(quantkit, CPU, m) { implement(m); }
+#ifdef QUANTKIT_CUDA
+STABLE_TORCH_LIBRARY_IMPL(quantkit, CUDA, m) { implement(m); }
+#endif

@@ -17,6 +17,9 @@ extern const KernelTable avx2_table;
 #ifdef QUANTKIT_AVX512
 extern const KernelTable avx512_table;
 #endif
+#ifdef QUANTKIT_CUDA_EMU
+extern const LaunchTable cuda_emu_table;
+#endif
 
 namespace {
 
@@ -28,63 +31,78 @@ bool supports_f16c() {
 }
 #endif
 
+// Kernels of the CPU, or emulated ones beside which the baseline stands in.
 struct Candidate {
+  const char* name;
   const KernelTable* table;
   bool runs;
+  const LaunchTable* emulated = nullptr;
 };
 
 std::vector<Candidate> candidates() {
   return {
-      {&baseline_table, true},
+      {"baseline", &baseline_table, true},
 #ifdef QUANTKIT_AVX2
-      {&avx2_table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c()},
+      {"avx2", &avx2_table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c()},
 #endif
 #ifdef QUANTKIT_AVX512
-      {&avx512_table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      {"avx512", &avx512_table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                           __builtin_cpu_supports("fma") && supports_f16c()},
+#endif
+#ifdef QUANTKIT_CUDA_EMU
+      {"cuda_emu", &baseline_table, true, &cuda_emu_table},
 #endif
   };
 }
 
-std::atomic<const KernelTable*> chosen{nullptr};
+const std::vector<Candidate>& all() {
+  static const std::vector<Candidate> found = candidates();
+  return found;
+}
 
-const KernelTable* find(const std::string& name) {
+std::atomic<const Candidate*> chosen{nullptr};
+
+const Candidate* find(const std::string& name) {
   std::string built;
-  for (const Candidate& c : candidates()) {
-    if (name == c.table->name) {
-      if (c.runs) return c.table;
+  for (const Candidate& c : all()) {
+    if (name == c.name) {
+      if (c.runs) return &c;
       throw std::runtime_error("QUANTKIT_ISA=" + name + ": this machine does not run it");
     }
-    built += std::string(built.empty() ? "" : ", ") + c.table->name;
+    built += std::string(built.empty() ? "" : ", ") + c.name;
   }
   throw std::runtime_error("QUANTKIT_ISA=" + name + ": this build has " + built);
 }
 
-const KernelTable* choose() {
+const Candidate* choose() {
   const char* forced = std::getenv("QUANTKIT_ISA");
   if (forced != nullptr && *forced != '\0') return find(forced);
-  const KernelTable* best = nullptr;
-  for (const Candidate& c : candidates())
-    if (c.runs) best = c.table;
+  const Candidate* best = nullptr;
+  for (const Candidate& c : all())
+    if (c.runs && c.emulated == nullptr) best = &c;
   return best;
+}
+
+const Candidate& candidate() {
+  const Candidate* c = chosen.load(std::memory_order_acquire);
+  if (c == nullptr) {
+    c = choose();
+    chosen.store(c, std::memory_order_release);
+  }
+  return *c;
 }
 
 }  // namespace
 
-const KernelTable& kernels() {
-  const KernelTable* table = chosen.load(std::memory_order_acquire);
-  if (table == nullptr) {
-    table = choose();
-    chosen.store(table, std::memory_order_release);
-  }
-  return *table;
-}
+const KernelTable& kernels() { return *candidate().table; }
+const LaunchTable* emulated_launches() { return candidate().emulated; }
+std::string isa() { return candidate().name; }
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const Candidate& c : candidates())
-    if (c.runs) names.push_back(c.table->name);
+  for (const Candidate& c : all())
+    if (c.runs) names.push_back(c.name);
   return names;
 }
 

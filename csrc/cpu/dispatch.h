@@ -12,6 +12,12 @@ namespace quantkit {
 // std::runtime_error where the machine or the build lacks that one.
 const KernelTable& kernels();
 
+// The CUDA kernels as the emulator runs them, where they are the instruction set in use; else nullptr.
+const LaunchTable* emulated_launches();
+
+// The name of what is in use.
+std::string isa();
+
 // Those built in that this machine runs, worst first.
 std::vector<std::string> available_isas();
 

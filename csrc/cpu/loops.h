@@ -256,39 +256,12 @@ void finish_run(void* zero_point_, void* scale_, int64_t step, int64_t n, const 
   P* zero_point = static_cast<P*>(zero_point_);
   for (int64_t k = 0; k < n; ++k) {
     const int64_t i = kDense ? k : k * step;
-    const Key high = key_at<Key>(scale + i);
-    if constexpr (kSymmetric) {
-      const Wide<P> max_abs = static_cast<Wide<P>>(widen(bit_cast<X>(high)));
-      scale[i] = narrow<P>(symmetric_scale<P>(max_abs, scheme));
-      zero_point[i] = narrow<P>(0);
-    } else {
-      const Key low = key_at<Key>(zero_point + i);
-      Wide<P> x_min = static_cast<Wide<P>>(widen(from_order_key<X>(low)));
-      const Wide<P> x_max = static_cast<Wide<P>>(widen(from_order_key<X>(high)));
-      const Wide<P> s = asymmetric_scale<P>(x_min, x_max, scheme);
-      scale[i] = narrow<P>(s);
-      zero_point[i] = narrow<P>(asymmetric_zero_point<P>(x_min, s, scheme));
-    }
+    const Key low = kSymmetric ? Key(0) : key_at<Key>(zero_point + i);
+    parameters_of<X, P, kSymmetric>(low, key_at<Key>(scale + i), scheme, scale[i], zero_point[i]);
   }
 }
 
 // ---- choosing a loop ------------------------------------------------------------------------------
-
-template <class T>
-struct Tag {
-  using type = T;
-};
-
-// Calls f with the tag of a floating type.
-template <class F>
-auto with_float(Type type, F f) {
-  switch (type) {
-    case Type::f16: return f(Tag<f16>());
-    case Type::bf16: return f(Tag<bf16>());
-    case Type::f64: return f(Tag<double>());
-    default: return f(Tag<float>());
-  }
-}
 
 // A loop for each mode; those that cannot be are null.
 struct Loops {
@@ -417,27 +390,12 @@ Loop dequantize_loop(const Elementwise& e, Type q, bool each) {
               : dequantize_loop<false>(q, e.subtract_type, e.scale_type);
 }
 
-template <class To>
-ConvertRun convert_loop(Type from) {
-  switch (from) {
-    case Type::i8: return convert_run<int8_t, To>;
-    case Type::u8: return convert_run<uint8_t, To>;
-    case Type::i16: return convert_run<int16_t, To>;
-    case Type::u16: return convert_run<uint16_t, To>;
-    case Type::i32: return convert_run<int32_t, To>;
-    case Type::u32: return convert_run<uint32_t, To>;
-    case Type::i64: return convert_run<int64_t, To>;
-    case Type::u64: return convert_run<uint64_t, To>;
-    case Type::boolean: return convert_run<boolean, To>;
-    default:
-      return with_float(from, [](auto x) -> ConvertRun {
-        return convert_run<typename decltype(x)::type, To>;
-      });
-  }
-}
-
 ConvertRun convert_loop(Type from, Type to) {
-  return with_float(to, [&](auto y) { return convert_loop<typename decltype(y)::type>(from); });
+  return with_float(to, [&](auto y) {
+    return with_real(from, [&](auto x) -> ConvertRun {
+      return convert_run<typename decltype(x)::type, typename decltype(y)::type>;
+    });
+  });
 }
 
 // Calls f with the tags of x's type and of the parameters': the same, or float for half precision.

@@ -1,0 +1,7 @@
+#include "run.cuh"
+
+namespace quantkit {
+// The object's one exported symbol.
+extern const LaunchTable cuda_table;
+const LaunchTable cuda_table = {"cuda", run_elementwise, scratch_bytes, run_dynamic, run_convert};
+}  // namespace quantkit

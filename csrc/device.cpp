@@ -1,0 +1,90 @@
+#include "device.h"
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cpu/run.h"
+
+namespace quantkit {
+
+#ifdef QUANTKIT_CUDA
+extern const LaunchTable cuda_table;
+#endif
+
+namespace {
+
+Pool torch_pool() {
+  uint32_t threads = 1;
+  check_shim(torch_get_num_threads(&threads));
+  return {threads, [](int64_t tasks, void (*task)(int64_t, void*), void* context) {
+            struct Call {
+              void (*task)(int64_t, void*);
+              void* context;
+            } call{task, context};
+            const auto part = [](int64_t begin, int64_t end, void* c) {
+              for (int64_t i = begin; i < end; ++i)
+                static_cast<Call*>(c)->task(i, static_cast<Call*>(c)->context);
+            };
+            check_shim(torch_parallel_for(0, tasks, 1, part, &call));
+          }};
+}
+
+Range range_of(Operation operation) {
+  const KernelTable& k = kernels();
+  switch (operation) {
+    case Operation::none: return nullptr;
+    case Operation::quantize: return k.quantize;
+    case Operation::dequantize: return k.dequantize;
+    case Operation::quantize_dequantize: return k.quantize_dequantize;
+    case Operation::fake_quantize: return k.fake_quantize;
+    default: return k.fake_quantize_backward;
+  }
+}
+
+void check_launch(const char* error) {
+  if (error != nullptr) throw std::runtime_error(std::string("quantkit: a CUDA kernel failed: ") + error);
+}
+
+// Calls body(launches, stream) with the GPU's kernels, or with those that are emulated; false: the CPU's turn.
+template <class Body>
+bool on_gpu(const View& on, Body body) {
+#ifdef QUANTKIT_CUDA
+  if (on.device_type == aoti_torch_device_type_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(on.device_index);
+    const auto stream = torch::stable::accelerator::getCurrentStream(on.device_index);
+    body(cuda_table, stream.nativeHandle());
+    return true;
+  }
+#endif
+  const LaunchTable* emulated = emulated_launches();
+  if (emulated == nullptr) return false;
+  body(*emulated, nullptr);
+  return true;
+}
+
+}  // namespace
+
+void run(Operation operation, const Elementwise& e, const View& on) {
+  const bool done = on_gpu(on, [&](const LaunchTable& table, void* stream) {
+    check_launch(table.elementwise(operation, e, stream));
+  });
+  if (!done) run(range_of(operation), e, torch_pool());
+}
+
+void run(const Conversion& c, const View& on) {
+  const bool done = on_gpu(on, [&](const LaunchTable& table, void* stream) {
+    check_launch(table.convert(c, stream));
+  });
+  if (!done) run(c, torch_pool());
+}
+
+void run(const Dynamic& d, Operation fused, const View& on) {
+  const bool done = on_gpu(on, [&](const LaunchTable& table, void* stream) {
+    // From torch's caching allocator, which gives it out again in the stream's order.
+    const int64_t bytes = table.scratch_bytes(d);
+    const Tensor scratch = empty_contiguous(on, &bytes, 1, dtype_of(Type::u8));
+    check_launch(table.dynamic(d, fused, View("scratch", scratch).data, stream));
+  });
+  if (!done) run(d, range_of(fused), torch_pool());
+}
+
+}  // namespace quantkit

@@ -1,0 +1,89 @@
+// The CUDA kernels as one more instruction set of a development build: run by the emulator.
+
+#define QUANTKIT_EMULATE
+#include "../../csrc/cuda/dynamic.cuh"
+
+namespace quantkit {
+namespace {
+
+// As a small GPU: few blocks, so that threads take several items in turn.
+constexpr int64_t kBlocksPerProcessor = 4;
+int64_t multiprocessors() { return 2; }
+
+// ---- the memory of a launch -----------------------------------------------------------------------
+
+void add(emu::Buffers& buffers, const char* name, const void* data, int64_t last, int64_t size, bool writable) {
+  if (data == nullptr) return;
+  const char* const begin = static_cast<const char*>(data);
+  buffers.push_back({name, begin, begin + (last + 1) * size, writable});
+}
+
+// The last element of an operand.
+int64_t last_of(Operand o, const Level* levels, int count) {
+  int64_t last = 0;
+  for (int k = 0; k < count; ++k) last += (levels[k].size - 1) * levels[k].step[o];
+  return last;
+}
+
+emu::Buffers buffers_of(const ElementwiseArgs& a) {
+  emu::Buffers buffers;
+  const auto last = [&](Operand o) { return last_of(o, a.levels, a.count) + (a.n - 1) * a.step[o]; };
+  add(buffers, "x", a.x, last(kX), a.x == nullptr ? 0 : size_of(a.x_type), false);
+  // What comes in beside x is a gradient in y's type, or codes.
+  add(buffers, "q_in", a.q_in, last(kQ), a.x != nullptr ? size_of(a.y_type) : size_of(a.q_type), false);
+  add(buffers, "q", a.q, last(kQ), size_of(a.q_type), true);
+  add(buffers, "y", a.y, last(kY), size_of(a.y_type), true);
+  for (const Numbers* p : {&a.scale, &a.add, &a.subtract})
+    add(buffers, p == &a.scale ? "scale" : "zero_point", p->data,
+        last(p == &a.scale ? kScale : kZeroPoint), size_of(p->type), false);
+  return buffers;
+}
+
+emu::Buffers buffers_of(const SetArgs& a) {
+  emu::Buffers buffers;
+  const auto last = [&](Operand o) { return last_of(o, a.levels, a.count); };
+  add(buffers, "x", a.x, last(kX), size_of(a.x_type), false);
+  add(buffers, "q", a.q, last(kQ), size_of(a.q_type), true);
+  add(buffers, "x_hat", a.y, last(kY), 4, true);
+  add(buffers, "scale", a.scale, last(kScale), size_of(a.p_type), true);
+  add(buffers, "zero_point", a.zero_point, last(kScale), size_of(a.p_type), true);
+  add(buffers, "low", a.low, last(kScale), a.x_type == Type::f64 ? 8 : 4, true);
+  add(buffers, "high", a.high, last(kScale), a.x_type == Type::f64 ? 8 : 4, true);
+  return buffers;
+}
+
+template <class Args>
+const char* launch(void (*kernel)(Args), int64_t blocks, int threads, void*, const Args& args) {
+  static_assert(sizeof(Args) <= 4096, "more than a kernel's arguments may be");
+  emu::launch(blocks, threads, buffers_of(args), [&] { kernel(args); });
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace quantkit
+
+#include "../../csrc/cuda/run.cuh"
+
+namespace quantkit {
+namespace {
+
+// One value reaches a kernel in memory or, from the host's memory, among its arguments: here by turns.
+const char* run_by_turns(Operation operation, const Elementwise& elements, void* stream) {
+  static thread_local unsigned turn = 0;
+  Elementwise e = elements;
+  bool scale = true, zero_point = true;
+  for (int k = 0; k < e.shape.count; ++k) {
+    scale &= e.shape.levels[k].step[kScale] == 0;
+    zero_point &= e.shape.levels[k].step[kZeroPoint] == 0;
+  }
+  ++turn;
+  e.scale.on_host = scale && turn % 2 != 0;
+  e.add_zero_point.on_host = e.subtract_zero_point.on_host = zero_point && turn / 2 % 2 != 0;
+  return run_elementwise(operation, e, stream);
+}
+
+}  // namespace
+
+extern const LaunchTable cuda_emu_table;
+const LaunchTable cuda_emu_table = {"cuda_emu", run_by_turns, scratch_bytes, run_dynamic, run_convert};
+}  // namespace quantkit
