@@ -365,6 +365,7 @@ void choose_into(const Choice& c, const Tensor& scale_tensor, const Tensor& zero
     e.q = q->data;
     e.q_type = q->kind();
     e.y = y != nullptr ? y->data : nullptr;
+    e.y_type = y != nullptr ? y->kind() : Type::f32;
     e.q_min = c.scheme.q_min;
     e.q_max = c.scheme.q_max;
     e.scale = {s.data, c.type, false};
