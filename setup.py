@@ -197,7 +197,7 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
     libraries = f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu"
     if nvcc:  # as the linker it knows where its static runtime is
         cuda = f"{shlex.quote(str(nvcc))} -ccbin {shlex.quote(compiler.split()[0])}"
-        link = f"{cuda} --cudart=static -shared $in -Xlinker=--as-needed,--exclude-libs=ALL"
+        link = f"{cuda} --cudart=static -nodlink -shared $in -Xlinker=--as-needed,--exclude-libs=ALL"
     else:
         link = f"{compiler} -shared $in -Wl,--as-needed"
     ninja.rule("link", f"{link} {libraries} -o $out", description="link $out")

@@ -82,7 +82,7 @@ def test_kernels_keep_to_their_instruction_set(objects, isa, banned):
 
 
 def test_the_rest_is_built_for_every_machine(objects):
-    for name in ("ops", "tensor", "checks", "levels", "module", "cpu_run", "cpu_dispatch"):
+    for name in ("ops", "device", "tensor", "checks", "levels", "module", "cpu_run", "cpu_dispatch"):
         code = output("objdump", "-d", "--no-show-raw-insn", objects / f"{name}.o")
         assert not X86 or not re.search(r"%[yz]mm", code), name
 
@@ -114,7 +114,8 @@ def source(tmp_path_factory):
 
 def build(root, **variables):
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    env = {k: v for k, v in os.environ.items() if k not in ("CXX", "CXXFLAGS")} | variables
+    ours = ("CXX", "CXXFLAGS", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "FORCE_CUDA", "QUANTKIT_BUILD_EMU")
+    env = {k: v for k, v in os.environ.items() if k not in ours} | {"FORCE_CPU": "1"} | variables
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
 
 
@@ -165,3 +166,28 @@ def test_a_compiler_error_fails_the_build(source):
     file.write_text(text)
     one_line(done, "compiling failed")
     assert "broken on purpose" in done.stderr
+
+
+def test_settings_of_the_cuda_build_that_cannot_be(source, tmp_path):
+    one_line(build(source, FORCE_CUDA="1"), "FORCE_CPU=1 and FORCE_CUDA=1")
+    one_line(build(source, FORCE_CPU="yes"), "FORCE_CPU", "'yes'")
+    one_line(build(source, FORCE_CPU="", CUDA_HOME=str(tmp_path)), "CUDA_HOME", "bin/nvcc")
+    one_line(build(source, QUANTKIT_BUILD_EMU="1"), "tests/emu")
+    if shutil.which("nvcc"):
+        for wrong in ("7.0", "9", "8.0 Ampere"):
+            done = build(source, FORCE_CPU="", TORCH_CUDA_ARCH_LIST=wrong)
+            one_line(done, "TORCH_CUDA_ARCH_LIST", wrong.split()[-1])
+
+
+def test_a_build_without_cuda_says_so(source):
+    """torch's own error names the operator and the backend that it lacks."""
+    program = (
+        "import torch, quantkit\n"
+        "assert quantkit.backend().cuda_archs == () and 'no CUDA kernels' in str(quantkit.backend())\n"
+        "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
+        "assert has('quantkit::quantize', 'CPU') and not has('quantkit::quantize', 'CUDA')\n"
+    )
+    assert compiled(build(source)) >= set()
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
