@@ -109,7 +109,9 @@ def cuda_archs():
         version = entry.removesuffix("+PTX")
         number = version.replace(".", "")
         if not re.fullmatch(r"\d+\.\d", version) or int(number) < 75:
-            fail(f"TORCH_CUDA_ARCH_LIST: expected versions from 7.5 on, such as 8.0 9.0, got {entry}")
+            fail(
+                f"TORCH_CUDA_ARCH_LIST: expected versions from 7.5 on, such as 8.0 9.0, got {entry}"
+            )
         archs.append(number)
     return tuple(dict.fromkeys(archs))
 
@@ -190,14 +192,20 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
     if emulated:
         emu = ROOT / "tests" / "emu"
         if not emu.is_dir():
-            fail("QUANTKIT_BUILD_EMU=1, but tests/emu is not here: only the sources have the emulator")
+            fail(
+                "QUANTKIT_BUILD_EMU=1, but tests/emu is not here: only the sources have the emulator"
+            )
         # O1: half the time to compile, and the emulator waits for its threads, not for the kernels.
-        sources["../tests/emu/cuda_emu.cpp"] = f"{kernel} -O1 -Wno-unknown-pragmas -I{shlex.quote(str(emu))}"
+        sources["../tests/emu/cuda_emu.cpp"] = (
+            f"{kernel} -O1 -Wno-unknown-pragmas -I{shlex.quote(str(emu))}"
+        )
         sources["../tests/emu/emulator.cpp"] = "-std=c++17"
     libraries = f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu"
     if nvcc:  # as the linker it knows where its static runtime is
         cuda = f"{shlex.quote(str(nvcc))} -ccbin {shlex.quote(compiler.split()[0])}"
-        link = f"{cuda} --cudart=static -nodlink -shared $in -Xlinker=--as-needed,--exclude-libs=ALL"
+        link = (
+            f"{cuda} --cudart=static -nodlink -shared $in -Xlinker=--as-needed,--exclude-libs=ALL"
+        )
     else:
         link = f"{compiler} -shared $in -Wl,--as-needed"
     ninja.rule("link", f"{link} {libraries} -o $out", description="link $out")

@@ -82,7 +82,16 @@ def test_kernels_keep_to_their_instruction_set(objects, isa, banned):
 
 
 def test_the_rest_is_built_for_every_machine(objects):
-    for name in ("ops", "device", "tensor", "checks", "levels", "module", "cpu_run", "cpu_dispatch"):
+    for name in (
+        "ops",
+        "device",
+        "tensor",
+        "checks",
+        "levels",
+        "module",
+        "cpu_run",
+        "cpu_dispatch",
+    ):
         code = output("objdump", "-d", "--no-show-raw-insn", objects / f"{name}.o")
         assert not X86 or not re.search(r"%[yz]mm", code), name
 
@@ -114,7 +123,14 @@ def source(tmp_path_factory):
 
 def build(root, **variables):
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    ours = ("CXX", "CXXFLAGS", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "FORCE_CUDA", "QUANTKIT_BUILD_EMU")
+    ours = (
+        "CXX",
+        "CXXFLAGS",
+        "CUDA_HOME",
+        "TORCH_CUDA_ARCH_LIST",
+        "FORCE_CUDA",
+        "QUANTKIT_BUILD_EMU",
+    )
     env = {k: v for k, v in os.environ.items() if k not in ours} | {"FORCE_CPU": "1"} | variables
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
 

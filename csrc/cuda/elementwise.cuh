@@ -250,6 +250,7 @@ __device__ __forceinline__ void dequantize_element(const ElementwiseArgs& a, con
         dequantized<float, float>(static_cast<float>(q), s.subtract, s.scale));
 }
 
+// Where y is aligned.
 template <class Q, int V, class S>
 __device__ __forceinline__ void dequantize_vector(const ElementwiseArgs& a, const Vector<Q, V>& q, S steps,
                                                   const Offsets& at, int64_t first) {
@@ -259,7 +260,7 @@ __device__ __forceinline__ void dequantize_vector(const ElementwiseArgs& a, cons
     const Steps<float> s = steps(k);
     y.put(k, dequantized<float, float>(static_cast<float>(q.get(k)), s.subtract, s.scale));
   }
-  store_vector<float, V>(static_cast<float*>(a.y) + at.of[kY] + first, 1, y);
+  store_vector<float, V>(static_cast<float*>(a.y) + at.of[kY] + first, y);
 }
 
 // The output is the wider operand: its address decides where vectors begin. Of the steps only those back count.

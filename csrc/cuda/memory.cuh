@@ -40,6 +40,15 @@ struct alignas(kBytes) Piece {
   uint32_t words[kBytes / 4];
 };
 
+#ifdef __CUDA_ARCH__
+// In words of PTX: the compiler makes four stores of some of these.
+__device__ __forceinline__ void store(Piece<16>* p, Piece<16> v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)),
+               "r"(v.words[0]), "r"(v.words[1]), "r"(v.words[2]), "r"(v.words[3])
+               : "memory");
+}
+#endif
+
 // V elements in registers, as they lie in memory.
 template <class T, int V>
 struct Vector {
@@ -100,21 +109,22 @@ __device__ __forceinline__ Vector<T, V> load_vector(const T* p, int64_t step) {
   return v;
 }
 template <class T, int V>
-__device__ __forceinline__ void store_vector(T* p, int64_t step, const Vector<T, V>& v) {
-  using Whole = Piece<Vector<T, V>::kPiece>;
-  constexpr int kWords = sizeof(Whole) / 4;
-  if (is_aligned<T, V>(p, step)) {
+__device__ __forceinline__ void store_vector(T* p, const Vector<T, V>& v) {
+  constexpr int kPiece = Vector<T, V>::kPiece, kWords = kPiece / 4;
+  using Whole = Piece<kPiece>;
 #pragma unroll
-    for (int i = 0; i < Vector<T, V>::kWords / kWords; ++i) {
-      Whole piece;
+  for (int i = 0; i < Vector<T, V>::kWords / kWords; ++i) {
+    Whole piece;
 #pragma unroll
-      for (int w = 0; w < kWords; ++w) piece.words[w] = v.words[i * kWords + w];
-      store(reinterpret_cast<Whole*>(p) + i, piece);
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < V; ++k) store(p + k * step, v.get(k));
+    for (int w = 0; w < kWords; ++w) piece.words[w] = v.words[i * kWords + w];
+    store(reinterpret_cast<Whole*>(p) + i, piece);
   }
+}
+template <class T, int V>
+__device__ __forceinline__ void store_vector(T* p, int64_t step, const Vector<T, V>& v) {
+  if (is_aligned<T, V>(p, step)) return store_vector<T, V>(p, v);
+#pragma unroll
+  for (int k = 0; k < V; ++k) store(p + k * step, v.get(k));
 }
 
 // A row of n elements in vectors: where it begins between two aligned addresses, the first vector begins
