@@ -2,6 +2,9 @@
 # make test   sets up, builds, and runs lint and every test
 # make bench  sets up, builds, installs the rivals, measures all of them, sweeps the division
 #             (BENCH="--quick" or any options of python -m benchmarks)
+# make mutants      plants mistakes in the CUDA kernels: each must fail a test
+# make sanitize     runs the kernel tests with AddressSanitizer and UBSan, emulated CUDA kernels included
+# make wheel-check  builds a wheel beside CPU torch and tests it in a CUDA torch (downloads gigabytes)
 # make build  sets up and builds only
 #
 # PYTHON picks the interpreter (3.11 or newer), TORCH the torch to install into .venv.
@@ -18,7 +21,7 @@ EXTRA = import sys, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))
 BUILD_REQUIRES = $(EXTRA); print(*p['build-system']['requires'], sep='\n')
 EXTRA_REQUIRES = $(EXTRA); print(*p['project']['optional-dependencies'][sys.argv[1]], sep='\n')
 
-.PHONY: run test bench build lint clean
+.PHONY: run test bench build lint mutants sanitize wheel-check clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
@@ -31,6 +34,36 @@ test: build $(STAMP)-test $(STAMP)-run lint
 bench: build $(STAMP)-bench $(STAMP)-test
 	$(PY) -m benchmarks $(BENCH)
 	QUANTKIT_DIVISION_SCALES=20000 $(PY) -m pytest -rP tests/test_division.py
+
+mutants: build $(STAMP)-test
+	$(PY) tests/mutants.py $(MUTANTS)
+
+# A copy, so that the sanitized objects do not replace the others.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
+sanitize: build $(STAMP)-test
+	rm -rf build/sanitize && mkdir -p build/sanitize
+	cp -r csrc quantkit tests setup.py pyproject.toml README.md LICENSE build/sanitize
+	rm -f build/sanitize/quantkit/_C*.so
+	cd build/sanitize && FORCE_CPU=1 QUANTKIT_BUILD_EMU=1 CXXFLAGS="$(SANITIZERS)" \
+		../../$(PY) setup.py --quiet build_ext --inplace
+	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		../../$(PY) -m pytest tests/test_kernels.py tests/test_out.py
+
+WHEEL := dist/check
+wheel-check: build
+	rm -rf $(WHEEL) && $(PY) -m pip wheel --quiet --no-deps --no-build-isolation -w $(WHEEL) .
+	test -d .venv-cuda || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install --quiet torch==2.14.1
+	$(PY) -c "$(EXTRA_REQUIRES)" test > $(WHEEL)/requirements.txt
+	.venv-cuda/bin/python -m pip install --quiet -r $(WHEEL)/requirements.txt
+	.venv-cuda/bin/python -m pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl
+	cp -r tests $(WHEEL)/tests
+	cd $(WHEEL) && ../../.venv-cuda/bin/python -c "import quantkit, torch; b = quantkit.backend(); \
+		print(torch.__version__, b); assert len(b.cuda_archs) == 7 and 'cuda_emu' not in b.isas"
+	cd $(WHEEL) && ../../.venv-cuda/bin/python -m pytest -c ../../pyproject.toml --rootdir . -rs \
+		tests/test_kernels.py tests/test_out.py tests/test_operators.py tests/test_errors.py \
+		tests/test_threads.py tests/test_reference.py tests/test_differential.py tests/test_cuda.py tests/test_gpu.py
 
 lint: $(STAMP)-test
 	$(PY) -m ruff check .

@@ -23,6 +23,15 @@ def pytest_report_header():
     return str(quantkit.backend())
 
 
+def pytest_terminal_summary(terminalreporter):
+    """How many tests passed on each instruction set, so that a missing one is seen."""
+    passed = [report.nodeid for report in terminalreporter.stats.get("passed", [])]
+    counts = {isa: sum(f"[{isa}" in name for name in passed) for isa in ISAS}
+    if any(counts.values()):
+        shown = ", ".join(f"{isa} {count}" for isa, count in counts.items())
+        terminalreporter.write_line(f"passed on each instruction set: {shown}")
+
+
 def pytest_collection_modifyitems(config, items):
     if FALLBACK and any("fallback" not in item.keywords for item in items):
         chosen = [item for item in items if "fallback" in item.keywords]

@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels: PTX, registers, cubins. Run as a program: the table of registers."""
+"""What nvcc makes of the CUDA kernels: PTX, registers, cubins. As a program: the table of registers."""
 
 import concurrent.futures
 import functools
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-# Registers of a multiprocessor, and threads it can hold (CUDA C++ Programming Guide, compute capabilities).
+# Registers of a multiprocessor, and the threads it holds (CUDA C++ Programming Guide).
 REGISTERS = 65536
 THREADS = {"sm_75": 1024, "sm_86": 1536, "sm_89": 1536, "sm_120": 1536}
 
@@ -70,8 +70,10 @@ def compiled(arch):
         file.write_text(ptx())
         command = (ptxas(), "-v", "-O3", f"-arch={arch}", file, "-o", Path(folder) / "x")
         text = output(*command).stderr
-    pattern = r"Function properties for (\w+)\n\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) "
-    pattern += r"bytes spill loads\nptxas info\s+: Used (\d+) registers"
+    pattern = (
+        r"Function properties for (\w+)\n\s+(\d+) bytes stack frame, (\d+) bytes spill stores, "
+    )
+    pattern += r"(\d+) bytes spill loads\nptxas info\s+: Used (\d+) registers"
     return {
         short(name): (int(registers), int(stack), int(stores) + int(loads))
         for name, stack, stores, loads, registers in re.findall(pattern, text)

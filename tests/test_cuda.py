@@ -1,4 +1,4 @@
-"""The CUDA side as far as it can be seen without a GPU: machine code, registration, fake tensors, emulator."""
+"""CUDA as far as it can be seen without a GPU: machine code, registration, fake tensors, emulator."""
 
 import os
 import re
@@ -189,7 +189,7 @@ def test_offsets_beyond_32_bits():
 
 FAULTS = {
     "good": "ok",
-    "divergent_barrier": "a divergent barrier or a stray shuffle: thread 0 of block 0 waits at the barrier of",
+    "divergent_barrier": "a divergent barrier or a stray shuffle: thread 0 of block 0 waits at the",
     "two_barriers": "waits at the barrier of faults.cpp",
     "stray_shuffle": "waits in the shuffle of faults.cpp",
     "some_lanes": "a shuffle of some lanes only",

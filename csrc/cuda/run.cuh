@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "../cpu/fpenv.h"
 #include "dynamic.cuh"
 #ifndef QUANTKIT_EMULATE
 #include "launch.h"
@@ -29,6 +30,7 @@ int64_t blocks_for(int64_t wanted) {
 Numbers numbers_of(const Parameter& p) {
   Numbers n{p.data, 0, p.type};
   if (p.on_host) {
+    FloatingPointGuard guard;  // widening a denormal must not flush it
     n.value = with_float(p.type, [&](auto tag) -> double {
       return widen(*static_cast<const typename decltype(tag)::type*>(p.data));
     });

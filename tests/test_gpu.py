@@ -1,0 +1,196 @@
+"""On a real GPU: the kernel suite's cases against the reference on the CPU and on the GPU, and what only
+a device can show. Skipped, with the reason, where there is none."""
+
+import pytest
+import torch
+from cases import CODES, FLOATS, LAYOUTS, STRIDES, assert_same, given, values
+
+import quantkit
+from quantkit import reference
+
+ops = torch.ops.quantkit
+
+
+def why_not():
+    if not quantkit.backend().cuda_archs:
+        return "quantkit was built without CUDA"
+    if not torch.cuda.is_available():
+        return "no CUDA device, or a torch without CUDA"
+    return ""
+
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+CHOSEN = (-128, 127, 1e-8, False)
+
+
+def on_gpu(t):
+    """The same strides on the GPU."""
+    if not isinstance(t, torch.Tensor):
+        return t
+    if 0 in t.stride():
+        return t[:1].to("cuda").expand(t.shape) if t.dim() else t.to("cuda")
+    far = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda")
+    return far.copy_(t)
+
+
+def on_cpu(t):
+    if isinstance(t, tuple):
+        return tuple(on_cpu(each) for each in t)
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).copy_(t)
+
+
+def check(name, *args):
+    """The operator on the GPU, the reference on the CPU, and the reference on the GPU."""
+    function = getattr(reference, f"{name.removeprefix('_')}_op")
+    right = function(*args)
+    far = [on_gpu(a) for a in args]
+    assert_same(on_cpu(getattr(ops, name)(*far)), right)
+    assert_same(on_cpu(function(*far)), right)
+    return right
+
+
+def check_all(x, blocks, code, seed):
+    low, high = CODES[code]
+    scale, zero_point = given(x.shape, blocks, x.dtype, seed, integral=seed % 2 == 0)
+    q = check("quantize", x, scale, zero_point, low, high, code)
+    check("dequantize", q, scale, zero_point)
+    check("fake_quantize", x, scale, zero_point, low, high)
+    check("_fake_quantize_backward", x.neg(), x, scale, zero_point, low, high)
+    symmetric = seed % 2 == 0
+    check("choose_qparams", x, blocks, low, high, 1e-8, symmetric)
+    check("dynamic_quantize", x, blocks, low, high, 1e-8, symmetric, code)
+    check("quantize_dequantize", x, blocks, low, high, 1e-8, symmetric, code)
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_granularity_and_layout(dtype, code):
+    for i, (shape, blocks, name) in enumerate(LAYOUTS):
+        x = STRIDES[name](values(shape, dtype, i, special=i % 3 == 0))
+        check_all(x, blocks, code, i)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_sizes_that_fill_the_device(dtype):
+    shapes = [((8192, 4096), [1, -1]), ((8192, 4096), [1, 128]), ((3, 5_000_001), [1, -1])]
+    shapes += [((5_000_001, 3), [-1, 1]), ((4096, 4100), None), ((4096, 4096), [128, 128])]
+    for i, (shape, blocks) in enumerate(shapes):
+        check_all(values(shape, dtype, i, special=True), blocks, torch.int8, i)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_length_and_misaligned_views(dtype):
+    whole = values((600,), dtype, 1).cuda()
+    one, zero = torch.tensor(0.25, dtype=dtype), torch.tensor(3.0, dtype=dtype)
+    for n in range(1, 513):
+        x = whole[n % 7 : n % 7 + n]
+        out = torch.empty(n + 5, dtype=torch.int8, device="cuda")[n % 5 :][:n]
+        ops.quantize.out(x, one, zero, -128, 127, torch.int8, out=out)
+        assert_same(out.cpu(), reference.quantize_op(x.cpu(), one, zero, -128, 127, torch.int8))
+        made = ops.dynamic_quantize(x, None, *CHOSEN, torch.int8)
+        right = reference.dynamic_quantize_op(x.cpu(), None, *CHOSEN, torch.int8)
+        assert_same(on_cpu(made), right)
+
+
+def test_scalar_parameters_of_the_cpu_need_no_synchronisation():
+    x = values((300, 500), torch.float32).cuda()
+    scale, zero_point = torch.tensor(0.1), torch.tensor(3)
+    far = scale.cuda(), zero_point.cuda()
+    out = torch.empty(300, 500, dtype=torch.int8, device="cuda")
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        q = ops.quantize(x, scale, zero_point, -128, 127, torch.int8)
+        ops.quantize.out(x, *far, -128, 127, torch.int8, out=out)
+        for blocks in (None, [1, -1], [-1, 1], [1, 100]):
+            ops.quantize_dequantize(x, blocks, *CHOSEN, torch.int8)
+        ops.fake_quantize(x, scale, zero_point, -128, 127)
+        ops.dequantize(q, scale, zero_point)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert_same(q.cpu(), out.cpu())
+
+
+def test_work_goes_to_the_current_stream():
+    x = values((4096, 4096), torch.float32).cuda()
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        x.mul_(2)
+        made = ops.dynamic_quantize(x, [1, -1], *CHOSEN, torch.int8)
+    stream.synchronize()
+    right = reference.dynamic_quantize_op(x.cpu(), [1, -1], *CHOSEN, torch.int8)
+    assert_same(on_cpu(made), right)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device only")
+def test_a_device_that_is_not_the_current_one():
+    x = values((40, 50), torch.float32)
+    far = x.to("cuda:1")
+    made = ops.dynamic_quantize(far, [1, -1], *CHOSEN, torch.int8)
+    assert made[0].device == far.device and torch.cuda.current_device() == 0
+    assert_same(on_cpu(made), reference.dynamic_quantize_op(x, [1, -1], *CHOSEN, torch.int8))
+    with pytest.raises(RuntimeError, match=r"scale: expected device cuda:1.*got cuda:0"):
+        ops.quantize(far, made[1].to("cuda:0"), made[2], -128, 127, torch.int8)
+
+
+@pytest.mark.parametrize("blocks", [None, [1, -1], [-1, 1], [1, 64]], ids=str)
+def test_a_captured_graph_replays_on_new_data(blocks):
+    x = values((256, 512), torch.bfloat16).cuda()
+    args = (blocks, -128, 127, 1e-3, False, torch.int8)
+    outs = {
+        k: torch.empty_like(t)
+        for k, t in zip(
+            ("q", "x_hat", "scale", "zero_point"), ops.quantize_dequantize(x, *args), strict=True
+        )
+    }
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ops.quantize_dequantize.out(x, *args, **outs)
+    for seed in (1, 2):
+        x.copy_(values((256, 512), torch.bfloat16, seed))
+        graph.replay()
+        torch.cuda.synchronize()
+        right = reference.quantize_dequantize_op(x.cpu(), *args)
+        assert_same(on_cpu(tuple(outs.values())), right)
+
+
+def test_more_elements_than_32_bits_count():
+    n = 2**31 + 40
+    if torch.cuda.mem_get_info()[0] < 5 * n:
+        pytest.skip("needs 10 GiB of the device's memory")
+    x = torch.zeros(n, dtype=torch.bfloat16, device="cuda")
+    x[-3], x[2**31 - 1], x[5] = 3.0, -7.0, 1.0
+    q, scale, _ = ops.dynamic_quantize(x, None, -128, 127, 1e-3, True, torch.int8)
+    assert scale.item() == (torch.tensor(7.0) / 127).to(torch.bfloat16).item()
+    few = torch.tensor([3.0, -7.0, 1.0], dtype=torch.bfloat16)
+    right = reference.quantize_op(
+        few, scale.cpu(), torch.zeros((), dtype=few.dtype), -128, 127, torch.int8
+    )
+    assert q[[n - 3, 2**31 - 1, 5]].tolist() == right.tolist() and int((q != 0).sum()) == 3
+
+
+def test_no_elements_and_no_launch():
+    x = torch.empty(0, 3, device="cuda")
+    assert ops.quantize(x, torch.tensor(1.0), torch.tensor(0.0), -128, 127, torch.int8).shape == (
+        0,
+        3,
+    )
+    with pytest.raises(ValueError, match="at least one element"):
+        ops.choose_qparams(x, None, *CHOSEN)
+    torch.cuda.synchronize()
+
+
+def test_compiled_calls_give_the_same_bits():
+    def function(x):
+        q, x_hat, p = quantkit.quantize_dequant(x, True)
+        return q, x_hat, quantkit.fake_quantize(x, p)
+
+    x = values((128, 256), torch.bfloat16).cuda()
+    with torch.no_grad():
+        for mode in ("default", "reduce-overhead"):
+            compiled = torch.compile(function, fullgraph=True, mode=mode)
+            for _ in range(3):
+                assert_same(on_cpu(compiled(x)), on_cpu(function(x)))
