@@ -21,7 +21,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import quantkit
 
 from . import cells, compare, machine, plots, report
-from .cases import DTYPES, GRANULARITIES, OPS, SCHEMES, SHAPES, Case, default_cases
+from .cases import (
+    CUDA_SHAPES,
+    DTYPES,
+    GRANULARITIES,
+    OPS,
+    SCHEMES,
+    SHAPES,
+    Case,
+    cuda_cases,
+    default_cases,
+)
 from .rivals import RIVALS
 
 FORMAT = 1
@@ -74,9 +84,14 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("benchmarks", description=__doc__, formatter_class=kind)
     p.add_argument("--ops", type=words(OPS), help="default: all")
     p.add_argument("--dtypes", type=words(DTYPES), help="default: all, where the goals need them")
-    p.add_argument("--shapes", type=shapes, help="default: 4096x4096,512x1024,64x1024")
+    p.add_argument(
+        "--shapes",
+        type=shapes,
+        help="default: 4096x4096,512x1024,64x1024; cuda: 131072x4096,16384x4096",
+    )
     p.add_argument("--granularity", type=words(GRANULARITIES), help="default: tensor and channel")
     p.add_argument("--schemes", type=words(SCHEMES), help="default: symmetric, others for some ops")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     p.add_argument("--threads", type=threads, help="default: torch's")
     p.add_argument(
         "--rivals", type=words(RIVALS), help="default: all; with --quick, none that compiles"
@@ -91,7 +106,10 @@ def parser() -> argparse.ArgumentParser:
 def chosen(args) -> list[Case]:
     """The cases asked for: the default ones, or every combination of what was named."""
     named = (args.ops, args.dtypes, args.granularity, args.schemes)
-    sizes = args.shapes or (SHAPES[1:] if args.quick else SHAPES)
+    all_sizes = CUDA_SHAPES if args.device == "cuda" else SHAPES
+    sizes = args.shapes or (all_sizes[1:] if args.quick else all_sizes)
+    if not any(named) and args.device == "cuda":
+        return list(cuda_cases(sizes))
     if not any(named):
         dtypes = ("float32", "bfloat16") if args.quick else tuple(DTYPES)
         return list(default_cases(sizes, dtypes))
@@ -115,7 +133,8 @@ def work(args, cases: list[Case]) -> Iterator[dict]:
     rivals = args.rivals or [r for r in RIVALS if not (args.quick and r.endswith("compile"))]
     for case in cases:
         large = case.shape[0] * case.shape[1] > 1 << 22
-        yield cells.cell(case, rivals, scale * (4 if large else 1), args.cold)
+        budget = scale * (4 if large else 1)
+        yield cells.cell(case, rivals, budget, args.cold, device=args.device)
     if extras(args):
         yield from cells.call_cells(scale * 0.5)
         yield from cells.thread_cells(scale)
@@ -125,7 +144,8 @@ def work(args, cases: list[Case]) -> Iterator[dict]:
 
 def extras(args) -> bool:
     """Whether the whole picture was asked for, not some cells."""
-    return not any((args.ops, args.dtypes, args.granularity, args.schemes, args.shapes, args.cold))
+    named = (args.ops, args.dtypes, args.granularity, args.schemes, args.shapes, args.cold)
+    return args.device == "cpu" and not any(named)
 
 
 def measure(args, console: Console) -> dict:
@@ -225,6 +245,11 @@ def main(arguments: list[str] | None = None) -> int:
         return commands[arguments[0]](arguments[1:], console)
     args = parser().parse_args(arguments)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    if args.device == "cuda":
+        if not quantkit.backend().cuda_archs:
+            raise SystemExit("benchmarks: --device cuda: quantkit was built without CUDA")
+        if not torch.cuda.is_available():
+            raise SystemExit("benchmarks: --device cuda: torch sees no CUDA device")
     if not quantkit.backend().extension:
         console.print(f"[bold red]not the kernels: {quantkit.backend()}")
     try:  # now, not when hours were measured

@@ -24,6 +24,7 @@ OPS = (
 )
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SHAPES = ((4096, 4096), (512, 1024), (64, 1024))
+CUDA_SHAPES = ((131072, 4096), (16384, 4096))  # beyond any L2
 GRANULARITIES = {  # block_size for a matrix
     "tensor": None,
     "channel": [1, -1],
@@ -66,9 +67,9 @@ class Job:
     scheme: dict = field(default_factory=dict)
 
     @classmethod
-    def of(cls, case: Case) -> Job:
+    def of(cls, case: Case, device: str = "cpu") -> Job:
         torch.manual_seed(0)
-        x = torch.randn(case.shape).to(DTYPES[case.dtype])
+        x = torch.randn(case.shape, device=device).to(DTYPES[case.dtype])
         scheme = SCHEMES[case.scheme]
         q, qparams = quantkit.dynamic_quantize(x, block_size=case.blocks(), **scheme)
         job = cls(case, x, qparams, q, (), (), scheme)
@@ -180,6 +181,19 @@ def default_cases(shapes=SHAPES, dtypes=tuple(DTYPES)) -> Iterator[Case]:
             if dtype != "float32":
                 yield Case("quantize", shape, dtype)
                 yield Case("quantize_dequantize", shape, dtype)
+
+
+def cuda_cases(shapes=CUDA_SHAPES, dtypes=("bfloat16", "float32")) -> Iterator[Case]:
+    """What the goals on a GPU need, and each way of the kernels to choose parameters."""
+    for shape in shapes:
+        for dtype in dtypes:
+            for op in ("quantize", "dequantize"):
+                yield Case(op, shape, dtype)
+                yield Case(op, shape, dtype, granularity="channel")
+            for granularity in ("channel", "tensor", "channel_last", "group128", "block128"):
+                yield Case("dynamic_quantize", shape, dtype, granularity=granularity)
+            yield Case("quantize_dequantize", shape, dtype, granularity="channel")
+            yield Case("fake_quantize", shape, dtype)
 
 
 def same_numel(numel: int = 1 << 24) -> Iterator[Case]:

@@ -13,7 +13,7 @@ import quantkit
 from tests import quant_tool as teaching
 
 from .cases import Case, Job, differing, same_bits, same_numel
-from .measure import interleaved, summary
+from .measure import interleaved, interleaved_on_gpu, summary
 from .rivals import Contestant, contestant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,9 +24,16 @@ class Wrong(Exception):
     """quantkit did not return the reference's bits."""
 
 
-def cell(case: Case, rivals: list[str], budget: float, cold: bool = False, group="main") -> dict:
+def cell(
+    case: Case,
+    rivals: list[str],
+    budget: float,
+    cold: bool = False,
+    group: str = "main",
+    device: str = "cpu",
+) -> dict:
     """Measures one case; every rival's result is compared with ours, ours with the reference's."""
-    job = Job.of(case)
+    job = Job.of(case, device)
     calls = {OURS: job.allocating(), OURS_LENT: job.lent()}
     calls[OURS_LENT]()
     for results in (job.expected, job.outs):
@@ -45,7 +52,10 @@ def cell(case: Case, rivals: list[str], budget: float, cold: bool = False, group
             notes[name] = "" if results is None else differing(results, job.expected)
         else:
             absent[name] = made
-    measured = interleaved(calls, budget, cold, apart=apart)
+    if device == "cpu":
+        measured = interleaved(calls, budget, cold, apart=apart)
+    else:
+        measured, cold = interleaved_on_gpu(calls, budget), True
     return {
         "group": group,
         "op": case.op,
@@ -53,6 +63,7 @@ def cell(case: Case, rivals: list[str], budget: float, cold: bool = False, group
         "shape": list(case.shape),
         "granularity": case.granularity,
         "scheme": case.scheme,
+        "device": device,
         "threads": torch.get_num_threads(),
         "caches": "cold" if cold else "warm",
         "bytes": job.bytes,

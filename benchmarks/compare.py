@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from .cells import OURS, OURS_LENT
 
-SAME = ("cpu", "cores", "torch", "threads", "python", "huge_pages")
+SAME = ("gpu", "cpu", "cores", "torch", "threads", "python", "huge_pages")
 LEAST = 0.05  # smaller changes of a median are not worth a look
 
 
 def identity(cell: dict) -> tuple:
     names = ("group", "op", "dtype", "granularity", "scheme", "threads", "caches")
-    return (*(cell[name] for name in names), tuple(cell["shape"]))
+    device = cell.get("device", "cpu")  # runs from before there was another have none
+    return (*(cell[name] for name in names), tuple(cell["shape"]), device)
 
 
 def yardstick(old: dict, new: dict) -> str | None:

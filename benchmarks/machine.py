@@ -34,6 +34,20 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
+def _gpu() -> dict | None:
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": found.name,
+        "capability": f"{found.major}.{found.minor}",
+        "multiprocessors": found.multi_processor_count,
+        "memory": found.total_memory,
+        "l2": found.L2_cache_size,
+        "cuda": torch.version.cuda,
+    }
+
+
 def description() -> dict:
     cpuinfo = _read("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpuinfo)
@@ -50,6 +64,7 @@ def description() -> dict:
         "caches": caches,
         "system": f"{platform.system()} {platform.release()}",
         "huge_pages": pages[1] if pages else None,
+        "gpu": _gpu(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -73,6 +73,39 @@ def interleaved(
     return seconds
 
 
+def interleaved_on_gpu(
+    calls: dict[str, Callable[[], object]], budget: float, rounds: int = 20
+) -> dict[str, list[float]]:
+    """The same on the current CUDA device: each call between two events, after its L2 was overwritten.
+
+    The flush keeps the device busy while the host launches what follows: events time the kernels alone.
+    """
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    flush = torch.empty(4 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
+    for call in calls.values():
+        call()
+        call()
+    torch.cuda.synchronize()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    names, order = list(calls), random.Random(0)
+    ends, done = time.perf_counter() + budget, 0
+    while done < rounds or time.perf_counter() < ends:
+        done += 1
+        events = []
+        for name in names:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            flush.zero_()
+            begin.record()
+            calls[name]()
+            end.record()
+            events.append((name, begin, end))
+        torch.cuda.synchronize()
+        for name, begin, end in events:
+            seconds[name].append(begin.elapsed_time(end) / 1e3)
+        order.shuffle(names)
+    return seconds
+
+
 def summary(seconds: list[float]) -> dict[str, float]:
     """Minimum, median and quartiles."""
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3

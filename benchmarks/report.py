@@ -198,9 +198,31 @@ def _others(cells: Cells) -> Iterator[Goal]:
             yield Goal(text, THREAD_BYTES / 2**20, beside, at_most=True)
 
 
+TOKENS = [131072, 4096]
+
+
+def _on_gpu(cells: Cells) -> Iterator[Goal]:
+    """What must move, by the copy's rate of the same run; and the compiler's best."""
+    found = [c for c in cells.all if c.get("device") == "cuda"]
+    for cell in found:
+        reads_once = cell["op"] in ("quantize", "dequantize") or cell["granularity"] == "channel"
+        if cell["shape"] == TOKENS and reads_once and "copy" in cell["contestants"]:
+            text = f"{title(cell)}: bytes per second with out= / y.copy_(x)'s"
+            yield Goal(text, 0.9, cells.share(cell, "copy", OURS_LENT))
+        name = (cell["op"], cell["dtype"], cell["granularity"])
+        if cell["shape"] == TOKENS and name == ("dynamic_quantize", "bfloat16", "channel"):
+            text = f"{title(cell)}: microseconds with out= (580 is the goal on an H100)"
+            yield Goal(text, 580, cells.time(cell, OURS_LENT) * 1e6, at_most=True)
+    compiled = [c for c in found if "compile" in c["contestants"]]
+    if compiled:
+        worst = min(compiled, key=lambda c: ratio(c, "compile"))
+        text = f"compile / ours on the GPU, the worst of {len(compiled)} cells: {title(worst)}"
+        yield Goal(text, 1, cells.ratio(worst, "compile"))
+
+
 def _measured(run: dict, statistic: str) -> list[Goal]:
     cells = Cells(run, statistic)
-    return [*_ratios(cells), *_bandwidths(cells), *_others(cells)]
+    return [*_ratios(cells), *_bandwidths(cells), *_others(cells), *_on_gpu(cells)]
 
 
 def goals(run: dict) -> list[Goal]:

@@ -13,7 +13,7 @@ import torch
 
 from tests import quant_tool as teaching
 
-from .cases import Call, Job, Results
+from .cases import DTYPES, Call, Job, Results
 
 PER_TENSOR, PER_CHANNEL = "tensor", "channel"
 
@@ -243,6 +243,8 @@ def onnxruntime(job: Job) -> Contestant:
     """Outputs are bound to memory that stays."""
     import numpy as np
 
+    if job.x.device.type != "cpu":
+        raise Absent("measured on the CPU only")
     onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
     if job.case.op not in _ONNX_OPS:
         raise Absent("no such operator")
@@ -301,6 +303,24 @@ def onnxruntime(job: Job) -> Contestant:
     return Contestant(lambda: session.run_with_iobinding(binding), results, own_threads=True)
 
 
+# ---- vLLM -------------------------------------------------------------------------------------------
+
+
+def vllm(job: Job) -> Contestant:
+    """Its int8 quantization per token."""
+    _needs(job, granularities=(PER_CHANNEL,), dtypes=tuple(DTYPES), schemes=("symmetric",))
+    if job.case.op != "dynamic_quantize" or job.x.device.type != "cuda":
+        raise Absent("only dynamic_quantize per token, on a GPU")
+    scaled_int8_quant = importlib.import_module("vllm._custom_ops").scaled_int8_quant
+    zero = torch.zeros_like(job.qparams.zero_point)
+
+    def results() -> Results:
+        q, scale, _ = scaled_int8_quant(job.x)
+        return q, scale, zero
+
+    return Contestant(lambda: scaled_int8_quant(job.x), results)
+
+
 # ---- bandwidth --------------------------------------------------------------------------------------
 
 
@@ -315,7 +335,7 @@ def clone(job: Job) -> Contestant:
 
 def stream(job: Job) -> Contestant:
     """Reads and writes as many bytes as the operation must, as bytes: half of them each way."""
-    source = torch.zeros(job.bytes // 2, dtype=torch.uint8)
+    source = torch.zeros(job.bytes // 2, dtype=torch.uint8, device=job.x.device)
     out = torch.empty_like(source)
     return Contestant(lambda: out.copy_(source), None)
 
@@ -330,6 +350,7 @@ RIVALS = {
     "torchao_compile": Rival("the same under torch.compile", "torchao", torchao_compiled),
     "decomposed": Rival("torch.ops.quantized_decomposed", None, decomposed),
     "onnxruntime": Rival("ONNX Runtime's QuantizeLinear and kin", "onnxruntime", onnxruntime),
+    "vllm": Rival("vLLM's int8 quantization per token (GPU)", "vllm", vllm),
     "copy": Rival("y.copy_(x)", None, copy),
     "clone": Rival("x.clone()", None, clone),
     "stream": Rival("a copy of as many bytes as the operation must move", None, stream),

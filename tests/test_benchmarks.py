@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import cells, compare, rivals
+from benchmarks import cells, compare, report, rivals
 from benchmarks.cases import Case, Job, differing
 from benchmarks.report import Goal, goal_table, goals_markdown, markdown, replaced
 
@@ -271,3 +272,56 @@ def test_goal_table_names_the_missed(run):
     console = Console(record=True, width=200)
     console.print(goal_table(report))
     assert "bytes per second with out=" in console.export_text()
+
+
+# ---- a GPU ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"--device cuda: (torch sees no|quantkit was built)"):
+        main("--device", "cuda", "--json", tmp_path / "bench.json", "--png", tmp_path)
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_cases_for_a_gpu_are_beyond_its_caches():
+    args = program.parser().parse_args(["--device", "cuda"])
+    cases = program.chosen(args)
+    assert {case.shape for case in cases} == {(131072, 4096), (16384, 4096)}
+    assert all(case.shape[0] * case.shape[1] * 2 >= 128 << 20 for case in cases)
+    assert not program.extras(args)
+
+
+def test_goals_of_a_gpu_follow_from_its_cells(run):
+    made = copy.deepcopy(run[0])
+    cell = made["cells"][0]
+    cell |= {"op": "dynamic_quantize", "dtype": "bfloat16", "granularity": "channel"}
+    cell |= {"shape": [131072, 4096], "device": "cuda", "bytes": 3 << 29, "copied_bytes": 4 << 29}
+    times = {"quantkit": 6e-4, "quantkit out=": 5e-4, "copy": 6.2e-4, "compile": 9e-4}
+    note = {"note": "same bits", "seconds": []}
+    cell["contestants"] = {k: note | dict.fromkeys(("min", "median"), v) for k, v in times.items()}
+    made["cells"] = [cell]
+    found = {goal.text: goal for goal in report.goals(made)}
+    share = next(g for text, g in found.items() if "bytes per second" in text)
+    assert share.measured == pytest.approx(0.75 * 6.2 / 5) and share.met
+    micro = next(g for text, g in found.items() if "microseconds" in text)
+    assert micro.measured == pytest.approx(500) and micro.met and micro.at_most
+    compiled = next(g for text, g in found.items() if "compile / ours" in text)
+    assert compiled.measured == pytest.approx(1.5) and compiled.met
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_tiny_run_on_a_gpu(tmp_path):
+    shown = [
+        "--device",
+        "cuda",
+        "--shapes",
+        "64x128",
+        "--ops",
+        "quantize",
+        "--rivals",
+        "eager,copy",
+    ]
+    assert main(*shown, "--json", tmp_path / "bench.json", "--png", tmp_path) == 0
+    cell = json.loads((tmp_path / "bench.json").read_text())["cells"][0]
+    assert cell["device"] == "cuda" and cell["contestants"]["eager"]["seconds"]

@@ -285,3 +285,18 @@ def test_results_carry_no_gradient():
     with torch.no_grad():
         results.append(ops.fake_quantize(x, scale, zero_point, -128, 127))
     assert not any(r.requires_grad for r in results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1, 20_011), (6, 20_011), (20_011, 3)], ids=str)
+def test_an_extreme_is_found_wherever_it_lies(shape, dtype):
+    """At the borders of what threads, blocks and vectors take of a reduction."""
+    x = torch.ones(shape, dtype=dtype)
+    blocks = [1, -1] if shape[0] < 20_011 else [-1, 1]
+    n = x.numel()
+    places = [0, 1, n - 1, *range(n // 2 - 40, n // 2 + 40), *range(0, n, n // 60)]
+    for i, place in enumerate(places):
+        x.view(-1)[place] = -2 if i % 2 else 3
+        args = (x, blocks, -128, 127, 1e-3, i % 3 == 0)
+        assert_same(ops.choose_qparams(*args), reference.choose_qparams_op(*args))
+        x.view(-1)[place] = 1
