@@ -38,6 +38,8 @@ bench: build $(STAMP)-bench $(STAMP)-test
 mutants: build $(STAMP)-test
 	$(PY) tests/mutants.py $(MUTANTS)
 
+# Which tests: all of cuda_emu take more than 10 minutes.
+SANITIZE ?= cuda_emu
 # A copy, so that the sanitized objects do not replace the others.
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
 sanitize: build $(STAMP)-test
@@ -47,8 +49,8 @@ sanitize: build $(STAMP)-test
 	cd build/sanitize && FORCE_CPU=1 QUANTKIT_BUILD_EMU=1 CXXFLAGS="$(SANITIZERS)" \
 		../../$(PY) setup.py --quiet build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		../../$(PY) -m pytest tests/test_kernels.py tests/test_out.py
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
+		../../$(PY) -m pytest -k "$(SANITIZE)" tests/test_kernels.py tests/test_out.py
 
 WHEEL := dist/check
 wheel-check: build
