@@ -60,7 +60,7 @@ wheel-check: build
 	$(PY) -c "$(EXTRA_REQUIRES)" test > $(WHEEL)/requirements.txt
 	.venv-cuda/bin/python -m pip install --quiet -r $(WHEEL)/requirements.txt
 	.venv-cuda/bin/python -m pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl
-	cp -r tests $(WHEEL)/tests
+	cp -r tests csrc $(WHEEL)  # the emulator takes a header
 	cd $(WHEEL) && ../../.venv-cuda/bin/python -c "import quantkit, torch; b = quantkit.backend(); \
 		print(torch.__version__, b); assert len(b.cuda_archs) == 7 and 'cuda_emu' not in b.isas"
 	cd $(WHEEL) && ../../.venv-cuda/bin/python -m pytest -c ../../pyproject.toml --rootdir . -rs \
