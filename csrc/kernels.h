@@ -108,7 +108,6 @@ struct Conversion {
 // One table per instruction set. Ranges count elements (or parameters) in the shape's order, and any
 // split of the work gives the same bits.
 struct KernelTable {
-  const char* name;
   void (*quantize)(const Elementwise&, int64_t begin, int64_t end);
   void (*dequantize)(const Elementwise&, int64_t begin, int64_t end);
   void (*quantize_dequantize)(const Elementwise&, int64_t begin, int64_t end);
@@ -124,7 +123,6 @@ struct KernelTable {
 // The CUDA kernels. A call puts its work on a stream of the current device, and returns what went wrong, or
 // nullptr. The scratch of `dynamic` may be freed, in the stream's order, when the call returns.
 struct LaunchTable {
-  const char* name;
   const char* (*elementwise)(Operation, const Elementwise&, void* stream);
   int64_t (*scratch_bytes)(const Dynamic&);
   const char* (*dynamic)(const Dynamic&, Operation fused, void* scratch, void* stream);

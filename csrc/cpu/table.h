@@ -308,7 +308,7 @@ void finish(const Dynamic& d, int64_t begin, int64_t end) {
 #define QUANTKIT_EXPORT_TABLE(isa)                                                             \
   namespace quantkit {                                                                         \
   extern const KernelTable isa##_table;                                                        \
-  const KernelTable isa##_table = {#isa,          quantize,   dequantize, quantize_dequantize, \
+  const KernelTable isa##_table = {quantize,      dequantize, quantize_dequantize,             \
                                    fake_quantize, fake_quantize_backward, convert,             \
                                    clear_keys,    reduce,     join_keys,  finish};             \
   }

@@ -85,5 +85,5 @@ const char* run_by_turns(Operation operation, const Elementwise& elements, void*
 }  // namespace
 
 extern const LaunchTable cuda_emu_table;
-const LaunchTable cuda_emu_table = {"cuda_emu", run_by_turns, scratch_bytes, run_dynamic, run_convert};
+const LaunchTable cuda_emu_table = {run_by_turns, scratch_bytes, run_dynamic, run_convert};
 }  // namespace quantkit
