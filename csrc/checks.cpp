@@ -143,6 +143,8 @@ void check_out(const View& out, const int64_t* sizes, int64_t dim, int32_t dtype
     refuse_value(name + ": expected shape " + tuple_text(sizes, dim) + ", got " + out.shape_text());
 }
 
+namespace {
+
 void check_overlap(const std::vector<const View*>& outs, const std::vector<const View*>& inputs,
                    const View* in_place) {
   for (const View* out : outs)
@@ -159,6 +161,22 @@ void check_overlap(const std::vector<const View*>& outs, const std::vector<const
         refuse_value(std::string(out.name) + ": overlaps " + other->name + " in memory");
     }
   }
+}
+
+}  // namespace
+
+void claim_outs(const std::vector<const View*>& outs, const std::vector<const View*>& inputs,
+                const View* in_place) {
+  check_overlap(outs, inputs, in_place);
+  for (const View* out : outs)
+    if (aoti_torch_grad_mode_is_enabled() && !is_leaf(*out))
+      refuse(std::string(out->name) + ": expected a tensor outside of autograd's graphs, as out= has no "
+                                      "gradient; pass " + out->name + ".detach()");
+  // A tensor copied to itself stays as it is, but autograd counts a new version of it.
+  for (const View* out : outs)
+    if (aoti_torch_copy_(out->handle, out->handle, 0) != AOTI_TORCH_SUCCESS)
+      refuse(std::string(out->name) +
+             ": cannot be written: " + torch_exception_get_what_without_backtrace());
 }
 
 }  // namespace quantkit

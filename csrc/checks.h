@@ -22,8 +22,8 @@ void check_gradient(const View& grad, const View& x);
 // An `out=` tensor against the result it is to hold.
 void check_out(const View& out, const int64_t* sizes, int64_t dim, int32_t dtype, const View& like);
 // No output shares memory with itself, another output or an input; in_place may be one of the inputs
-// and be an output, element on element.
-void check_overlap(const std::vector<const View*>& outs, const std::vector<const View*>& inputs,
-                   const View* in_place = nullptr);
+// and be an output, element on element. Then autograd is told that the outputs will be written.
+void claim_outs(const std::vector<const View*>& outs, const std::vector<const View*>& inputs,
+                const View* in_place = nullptr);
 
 }  // namespace quantkit

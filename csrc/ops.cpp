@@ -169,7 +169,7 @@ void quantize_out(const Tensor& x, const Tensor& scale, const Tensor& zero_point
   const Given g = given_for_quantize(x, scale, zero_point, q_min, q_max, dtype);
   const View out("out", out_tensor);
   check_out(out, g.x.sizes, g.x.dim, dtype, g.x);
-  check_overlap({&out}, {&g.x, &g.scale, &g.zero_point});
+  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point});
   quantize_into(g, q_min, q_max, out);
 }
 
@@ -215,7 +215,7 @@ void dequantize_out(const Tensor& q, const Tensor& scale, const Tensor& zero_poi
   const Given g("q", q, scale, zero_point);
   const View out("out", out_tensor);
   check_out(out, g.x.sizes, g.x.dim, dequantized_dtype(g), g.x);
-  check_overlap({&out}, {&g.x, &g.scale, &g.zero_point});
+  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point});
   dequantize_into(g, out, false);
 }
 
@@ -263,7 +263,7 @@ void fake_quantize_out(const Tensor& x, const Tensor& scale, const Tensor& zero_
   const Given g = given_for_fake(x, scale, zero_point, q_min, q_max);
   const View out("out", out_tensor);
   check_out(out, g.x.sizes, g.x.dim, fake_dtype(g.x), g.x);
-  check_overlap({&out}, {&g.x, &g.scale, &g.zero_point}, &g.x);
+  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point}, &g.x);
   fake_quantize_into(g, q_min, q_max, nullptr, out, false);
 }
 
@@ -284,7 +284,7 @@ void fake_quantize_backward_out(const Tensor& grad_tensor, const Tensor& x, cons
   const View grad("grad", grad_tensor), out("out", out_tensor);
   check_gradient(grad, g.x);
   check_out(out, g.x.sizes, g.x.dim, g.x.dtype, g.x);
-  check_overlap({&out}, {&grad, &g.x, &g.scale, &g.zero_point});
+  claim_outs({&out}, {&grad, &g.x, &g.scale, &g.zero_point});
   fake_quantize_into(g, q_min, q_max, &grad, out, false);
 }
 
@@ -405,7 +405,7 @@ void choose_qparams_out(const Tensor& x, const BlockSize& block_size, int64_t q_
   const View scale("scale", scale_tensor), zero_point("zero_point", zero_point_tensor);
   check_parameter_out(c, scale);
   check_parameter_out(c, zero_point);
-  check_overlap({&scale, &zero_point}, {&c.x});
+  claim_outs({&scale, &zero_point}, {&c.x});
   choose_into(c, scale_tensor, zero_point_tensor, nullptr, nullptr, false);
 }
 
@@ -430,7 +430,7 @@ void dynamic_quantize_out(const Tensor& x, const BlockSize& block_size, int64_t 
   check_out(q, c.x.sizes, c.x.dim, dtype, c.x);
   check_parameter_out(c, scale);
   check_parameter_out(c, zero_point);
-  check_overlap({&q, &scale, &zero_point}, {&c.x});
+  claim_outs({&q, &scale, &zero_point}, {&c.x});
   choose_into(c, scale_tensor, zero_point_tensor, &q, nullptr, false);
 }
 
@@ -458,7 +458,7 @@ void quantize_dequantize_out(const Tensor& x, const BlockSize& block_size, int64
   check_out(x_hat, c.x.sizes, c.x.dim, c.dequantized(), c.x);
   check_parameter_out(c, scale);
   check_parameter_out(c, zero_point);
-  check_overlap({&q, &x_hat, &scale, &zero_point}, {&c.x});
+  claim_outs({&q, &x_hat, &scale, &zero_point}, {&c.x});
   choose_into(c, scale_tensor, zero_point_tensor, &q, &x_hat, false);
 }
 

@@ -190,6 +190,14 @@ Tensor empty_like(const View& like, int32_t dtype) {
   return tensor;
 }
 
+bool is_leaf(const View& t) {
+  AtenTensorHandle self = nullptr;
+  check_shim(aoti_torch_new_tensor_handle(t.handle, &self));
+  StableIValue value = torch::stable::detail::from(self);
+  check_shim(torch_call_dispatcher("aten::is_leaf", "", &value, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<bool>(value);
+}
+
 // ---- overlap --------------------------------------------------------------------------------------
 
 namespace {

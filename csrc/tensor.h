@@ -52,6 +52,9 @@ std::string tuple_text(const int64_t* sizes, int64_t n);
 Tensor empty_contiguous(const View& device_of, const int64_t* sizes, int64_t dim, int32_t dtype);
 Tensor empty_like(const View& like, int32_t dtype);  // the strides of torch.empty_like
 
+// Whether no graph of autograd made t.
+bool is_leaf(const View& t);
+
 // Whether two elements of t share memory; whether a and b do.
 bool overlaps_itself(const View& t);
 bool overlap(const View& a, const View& b);

@@ -244,6 +244,21 @@ def outputs(
                 raise ValueError(f"{name}: overlaps {other} in memory")
 
 
+def claim(outs: dict[str, torch.Tensor]) -> None:
+    """Tell autograd that ``out=`` tensors will be written; it refuses some."""
+    for name, out in outs.items():
+        if torch.is_grad_enabled() and not out.is_leaf:
+            raise RuntimeError(
+                f"{name}: expected a tensor outside of autograd's graphs, as out= has no gradient; "
+                f"pass {name}.detach()"
+            )
+    for name, out in outs.items():
+        try:
+            out.copy_(out)  # stays as it is, but counts as a new version
+        except RuntimeError as error:
+            raise RuntimeError(f"{name}: cannot be written: {error}") from None
+
+
 def _is_fake(t: torch.Tensor) -> bool:
     return isinstance(t, torch._subclasses.FakeTensor)
 

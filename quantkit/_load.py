@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from . import _checks, _fake, reference
+from . import _autograd, _checks, _fake, reference
 
 CONTRACT = 1
 _TORCH_FLOOR = (2, 13)
@@ -57,7 +57,7 @@ _OPERATORS = {
         _fake.quantize_dequantize,
     ),
     "fake_quantize": (_GIVEN, ("out",), reference.fake_quantize_op, _fake.fake_quantize),
-    # The same without a gradient (register_autograd costs every call), and the gradient itself.
+    # The same without a gradient (an Autograd kernel costs every call), and the gradient itself.
     "_fake_quantize": (_GIVEN, ("out",), reference.fake_quantize_op, _fake.fake_quantize),
     "_fake_quantize_backward": (
         "Tensor grad, " + _GIVEN,
@@ -183,8 +183,9 @@ def _out_overload(name: str, function, write: bool):
             in_place="x" if name.endswith("fake_quantize") else None,
         )
         if write:
+            _checks.claim(outs)
             for out, result in zip(outs.values(), results, strict=True):
-                out.detach().copy_(result)
+                out.copy_(result)
 
     return kernel
 
@@ -206,32 +207,10 @@ def _register_shared(library: torch.library.Library) -> None:
             f"quantkit::{name}.out", _out_overload(name, fake, write=False), lib=library
         )
         # Without a kernel on this key results would claim requires_grad=True.
-        if name not in ("fake_quantize", "_fake_quantize_backward"):
+        if name != "fake_quantize":
             library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         library.impl(f"{name}.out", torch.library.fallthrough_kernel, "Autograd")
-
-    def setup(skip):
-        def setup_context(ctx, inputs, output):
-            x, scale, zero_point, *ctx.limits = inputs[skip:]
-            ctx.save_for_backward(x, scale, zero_point)
-
-        return setup_context
-
-    def gradient(ctx, grad):
-        return torch.ops.quantkit._fake_quantize_backward(grad, *ctx.saved_tensors, *ctx.limits)
-
-    torch.library.register_autograd(
-        "quantkit::fake_quantize",
-        lambda ctx, grad: (gradient(ctx, grad), None, None, None, None),
-        setup_context=setup(0),
-        lib=library,
-    )
-    torch.library.register_autograd(
-        "quantkit::_fake_quantize_backward",  # linear in grad: its gradient is itself
-        lambda ctx, grad: (gradient(ctx, grad), None, None, None, None, None),
-        setup_context=setup(1),
-        lib=library,
-    )
+    library.impl("fake_quantize", _autograd.kernel, "Autograd")
 
 
 _check_torch()

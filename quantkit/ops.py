@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from . import _checks, _load  # noqa: F401  (_load registers the operators)
+from . import _autograd, _checks, _load  # noqa: F401  (_load registers the operators)
 from ._checks import NUMBER
 from .params import QuantizationParams, block_size_of, limits, unpack
 
@@ -24,7 +24,7 @@ def _call(operator, check, *args):
     """operator(*args); where it refuses, check(*args) names the error by the contract's type."""
     try:
         return operator(*args)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         refused = error
     try:
         check(*args)
@@ -210,6 +210,12 @@ def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     none. Arguments and errors: :func:`quantize_tensor`.
     """
     scale, zero_point, q_min, q_max, _ = unpack(qparams)
-    differentiable = isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled()
-    operator = _fake_quantize if differentiable else _fake_quantize_without_gradient
+    if torch.compiler.is_compiling():
+        operator = _fake_quantize
+    elif torch._C._are_functorch_transforms_active():
+        operator = _autograd.fake_quantize
+    elif _autograd.is_differentiable(x):
+        operator = _fake_quantize
+    else:
+        operator = _fake_quantize_without_gradient
     return _call(operator, _checks.quantize, x, scale, zero_point, q_min, q_max)

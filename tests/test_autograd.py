@@ -1,0 +1,275 @@
+"""fake_quantize's gradient in every mode of autograd, and what autograd learns of the other operators."""
+
+import pytest
+import torch
+from cases import FLOATS, STRIDES, assert_same, given, values
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+import quantkit
+from quantkit import reference
+
+ops = torch.ops.quantkit
+pytestmark = pytest.mark.fallback
+BLOCKS = (None, [1, -1], [2, 3], [-1, 1])
+LIMITS = (-20, 19)
+
+
+def parameters(dtype, blocks=None, shape=(4, 6)):
+    return quantkit.QuantizationParams(*given(shape, blocks, dtype, 1), *LIMITS)
+
+
+def direct(x, p):
+    return ops.fake_quantize(x, p.scale, p.zero_point, p.q_min, p.q_max)
+
+
+EVERY = pytest.mark.parametrize(
+    "fake_quantize", [quantkit.fake_quantize, direct, reference.fake_quantize]
+)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_gradient_passes_inside_the_limits_only(fake_quantize, dtype):
+    x = torch.tensor([-9, -8.5, -8.4, 0, 7.4, 7.5, 8, float("nan"), float("inf")], dtype=dtype)
+    p = quantkit.QuantizationParams(
+        torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype), -8, 7
+    )
+    # Half to even: -8.5 rounds to -8, inside; 7.5 rounds to 8, outside.
+    inside = torch.tensor([0, 1, 1, 1, 1, 0, 0, 0, 0], dtype=dtype)
+    leaf = x.requires_grad_()
+    y = fake_quantize(leaf, p)
+    y.backward(torch.full_like(y, 3))
+    assert_same(leaf.grad, inside * 3)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("blocks", BLOCKS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_gradient_of_any_strides_is_the_references(dtype, blocks):
+    p, x = parameters(dtype, blocks), values((4, 6), dtype, 2, special=True)
+    incoming = [layout(values((4, 6), dtype, 3)) for layout in STRIDES.values()]
+    incoming.append(torch.full((), 2, dtype=dtype).expand(4, 6))  # that of sum(): stride 0
+    for grad in incoming:
+        made = []
+        for fake_quantize in (quantkit.fake_quantize, reference.fake_quantize):
+            leaf = x.clone().requires_grad_()
+            fake_quantize(leaf, p).backward(grad)
+            made.append(leaf.grad)
+        assert_same(made[0], made[1])
+
+
+@EVERY
+def test_gradient_is_linear_and_differentiable_again(fake_quantize):
+    p = quantkit.QuantizationParams(torch.tensor(0.1), torch.tensor(0.0), -8, 7)
+    x = torch.linspace(-1, 1, 21, requires_grad=True)
+    weight = torch.ones(21, requires_grad=True)
+    (grad,) = torch.autograd.grad((fake_quantize(x, p) * weight).sum(), x, create_graph=True)
+    (again,) = torch.autograd.grad((grad * 5).sum(), weight, create_graph=True)
+    inside = (torch.round(x / 0.1) >= -8) & (torch.round(x / 0.1) <= 7)
+    assert_same(again, inside.float() * 5)
+
+
+@EVERY
+def test_scale_and_zero_point_get_no_gradient(fake_quantize):
+    scale, zero_point = torch.ones((), requires_grad=True), torch.zeros((), requires_grad=True)
+    p = quantkit.QuantizationParams(scale, zero_point, -8, 7)
+    x = torch.randn(4, requires_grad=True)
+    fake_quantize(x, p).sum().backward()
+    assert x.grad is not None and scale.grad is None and zero_point.grad is None
+    assert not fake_quantize(x.detach(), p).requires_grad
+
+
+@EVERY
+def test_x_changed_in_place_before_backward_is_refused(fake_quantize):
+    leaf = values((4, 6), torch.float32).requires_grad_()
+    x = leaf * 1
+    y = fake_quantize(x, parameters(torch.float32))
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_modes_without_gradient():
+    x, p = values((4, 6), torch.float32).requires_grad_(), parameters(torch.float32)
+    expected = reference.fake_quantize(x.detach(), p)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            for fake_quantize in (quantkit.fake_quantize, direct):
+                y = fake_quantize(x, p)
+                assert not y.requires_grad
+                assert y.is_inference() == (mode is torch.inference_mode)
+            q, x_hat, _ = quantkit.quantize_dequant(x)
+            assert not q.requires_grad and not x_hat.requires_grad
+        assert_same(y.clone(), expected)
+    q, x_hat, chosen = quantkit.quantize_dequant(x)
+    for result in (q, x_hat, chosen.scale, quantkit.dequantize_tensor(q, chosen)):
+        assert not result.requires_grad
+
+
+def test_autocast_leaves_the_dtype_given():
+    x, p = values((4, 6), torch.float32), parameters(torch.float32)
+    expected = reference.fake_quantize(x, p), *reference.quantize_dequant(x)[:2]
+    leaf = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, results = quantkit.fake_quantize(leaf, p), quantkit.quantize_dequant(x)[:2]
+        loss = (y @ torch.ones(6, 2)).sum()
+    loss.backward()
+    assert_same((y.detach(), *results), expected)
+    assert leaf.grad.dtype == torch.float32
+
+
+def test_checkpointed_segment_has_the_same_gradient():
+    p, grads = parameters(torch.float32), []
+    for wrap in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=False)):
+        x = values((4, 6), torch.float32).requires_grad_()
+        wrap(lambda x: (quantkit.fake_quantize(x * 2, p) * x).sum(), x).backward()
+        grads.append(x.grad)
+    assert_same(grads[1], grads[0])
+
+
+# ---- forward mode and torch.func ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fake_quantize", [quantkit.fake_quantize, direct])
+def test_forward_mode(fake_quantize):
+    x, p = values((4, 6), torch.float32), parameters(torch.float32)
+    tangent = values((4, 6), torch.float32, 5)
+    with forward_ad.dual_level():
+        y = forward_ad.unpack_dual(fake_quantize(forward_ad.make_dual(x, tangent), p))
+    assert_same(y.primal, reference.fake_quantize(x, p))
+    assert_same(y.tangent, ops._fake_quantize_backward(tangent, x, p.scale, p.zero_point, *LIMITS))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_transforms_of_torch_func():
+    p = quantkit.QuantizationParams(torch.tensor(0.1), torch.tensor(0.0), -8, 7)
+    x = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
+    inside = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
+
+    def f(x):
+        return quantkit.fake_quantize(x, p)
+
+    def loss(x):
+        return (f(x) * x * x).sum()
+
+    y = f(x)
+    assert_same(torch.func.grad(loss)(x), inside * x * x + 2 * x * y)
+    second = torch.func.grad(lambda x: torch.func.grad(loss)(x).sum())(x)
+    assert_same(second, inside * 2 * x + 2 * y + 2 * x * inside)
+    value, tangent = torch.func.jvp(f, (x,), (torch.full((5,), 3.0),))
+    assert_same((value, tangent), (y, inside * 3))
+    assert_same(torch.func.jacrev(f)(x), torch.diag(inside))
+    assert_same(torch.func.jacfwd(f)(x).contiguous(), torch.diag(inside))
+    both = torch.stack([x, x / 2])
+    assert_same(torch.vmap(f)(both), torch.stack([y, f(x / 2)]))
+    each = torch.vmap(torch.func.grad(loss))(both)
+    assert_same(each, torch.stack([torch.func.grad(loss)(x), torch.func.grad(loss)(x / 2)]))
+
+
+def test_derivatives_that_torch_func_would_lose_are_refused():
+    x, p = values((4, 6), torch.float32), parameters(torch.float32)
+    for function in (
+        lambda x: direct(x, p).sum(),
+        torch.compile(lambda x: quantkit.fake_quantize(x, p).sum(), backend="eager"),
+    ):
+        with pytest.raises(RuntimeError, match="outside of torch"):
+            torch.func.grad(function)(x)
+
+
+def test_functional_call():
+    class Layer(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(quantkit.fake_quantize(x, p))
+
+    p, layer = parameters(torch.float32), Layer(6, 2)
+    x = values((4, 6), torch.float32)
+    weights = {name: torch.ones_like(t) for name, t in layer.named_parameters()}
+    y = torch.func.functional_call(layer, weights, (x,))
+    assert_same(
+        y,
+        torch.nn.functional.linear(reference.fake_quantize(x, p), torch.ones(2, 6), torch.ones(2)),
+    )
+
+
+# ---- out= -----------------------------------------------------------------------------------------
+
+
+def outs_of(name, x):
+    """A call with out= tensors for each operator that has them."""
+    p = parameters(x.dtype)
+    q = torch.zeros(x.shape, dtype=torch.int8)
+    choice = (x.detach(), None, -128, 127, 1e-8, True)
+    parameter = {k: torch.zeros((), dtype=x.dtype) for k in ("scale", "zero_point")}
+    given = (x.detach(), p.scale, p.zero_point, *LIMITS)
+    return {
+        "quantize": ((*given, torch.int8), {"out": q}),
+        "dequantize": ((q + 1, p.scale, p.zero_point), {"out": torch.zeros_like(x)}),
+        "fake_quantize": (given, {"out": torch.zeros_like(x)}),
+        "_fake_quantize_backward": ((x.detach(), *given), {"out": torch.zeros_like(x)}),
+        "choose_qparams": (choice, parameter),
+        "dynamic_quantize": ((*choice, torch.int8), {"q": q} | parameter),
+        "quantize_dequantize": (
+            (*choice, torch.int8),
+            {"q": q, "x_hat": torch.zeros_like(x)} | parameter,
+        ),
+    }[name]
+
+
+NAMES = (
+    "quantize", "dequantize", "fake_quantize", "_fake_quantize_backward", "choose_qparams",
+    "dynamic_quantize", "quantize_dequantize",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_out_counts_as_written(name):
+    """A graph that saved the tensor must notice."""
+    args, outs = outs_of(name, values((4, 6), torch.float32))
+    versions = {k: t._version for k, t in outs.items()}
+    getattr(ops, name).out(*args, **outs)
+    assert all(t._version > versions[k] for k, t in outs.items())
+    for k, saved in outs.items():
+        if saved.dtype.is_floating_point:
+            leaf = torch.ones_like(saved, requires_grad=True)
+            product = leaf * saved
+            getattr(ops, name).out(*args, **outs)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                product.sum().backward()
+            view = torch.zeros(2, *saved.shape)[0]
+            product = leaf * view._base[0]
+            getattr(ops, name).out(*args, **outs | {k: view})
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                product.sum().backward()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_out_inside_a_graph_is_refused(name):
+    args, outs = outs_of(name, values((4, 6), torch.float32))
+    results = getattr(ops, name)(*args)
+    results = results if isinstance(results, tuple) else (results,)
+    for (k, t), expected in zip(outs.items(), results, strict=True):
+        if not t.dtype.is_floating_point:
+            continue
+        leaf = t.clone().requires_grad_()
+        result = leaf * 1
+        for bad in (leaf, result):
+            before = bad.detach().clone()
+            with pytest.raises(RuntimeError, match=f"^{k}: "):
+                getattr(ops, name).out(*args, **outs | {k: bad})
+            assert torch.equal(bad.detach(), before)
+            with torch.no_grad():
+                getattr(ops, name).out(*args, **outs | {k: bad})
+            assert_same(bad.detach(), expected)
+
+
+def test_inference_tensor_is_an_out_in_inference_mode_only():
+    args, _ = outs_of("quantize", values((4, 6), torch.float32))
+    with torch.inference_mode():
+        out = torch.zeros(4, 6, dtype=torch.int8)
+        ops.quantize.out(*args, out=out)
+        assert_same(out.clone(), ops.quantize(*args).clone())
+        out.zero_()
+    with pytest.raises(RuntimeError, match=r"^out: cannot be written: .*InferenceMode"):
+        ops.quantize.out(*args, out=out)
+    assert not out.any()
