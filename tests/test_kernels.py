@@ -181,6 +181,16 @@ def test_every_mix_of_dtypes_and_ranks(dtype):
                 assert_same(ops.dequantize(*args), reference.dequantize_op(*args))
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_zero_points_that_the_step_cannot_hold(dtype):
+    """Rounded to the step's dtype first, wherever the value comes from: the emulator has two ways, by turns."""
+    x = values((64, 256), torch.float32, 9).to(dtype)
+    for shape, p_dtype, turn in itertools.product(((), (256,), (64, 1)), FLOATS, range(4)):
+        scale = torch.linspace(0.02, 0.04, max(math.prod(shape), 1)).view(shape).to(dtype)
+        zero_point = torch.tensor(0.3 + turn, dtype=torch.float64).to(p_dtype)
+        check_given(x, scale, zero_point, -128, 127, torch.int8)
+
+
 def test_any_byte_but_zero_is_true():
     x = torch.arange(256, dtype=torch.uint8).view(torch.bool)
     p = torch.tensor(0.01), torch.tensor(0.0)

@@ -22,6 +22,8 @@ struct SetArgs {
   int32_t team;              // threads that share a set, or columns
   bool gathers;              // vectors do not lie within the innermost level
   int64_t sets, n;           // sets of n elements
+  int64_t vectors;           // of a set, or of a row of columns
+  bool ragged;               // some vectors are not whole
   int64_t parts;             // of a set or of the rows of columns, each reduced by a block
   Scheme scheme;
   const void* x;
@@ -124,15 +126,7 @@ __device__ __forceinline__ void quantize_of_set(const SetArgs& a, const Set<X, V
   Vector<int16_t, V> shorts;
 #pragma unroll
   for (int k = 0; k < V; ++k) shorts.put(k, chosen_code<X, kSymmetric>(a, x.get(k), scale, zero_point));
-  const int64_t q = set.at(a, kQ, first);
-  if (a.q_type == Type::i16) {
-    store_vector<int16_t, V>(static_cast<int16_t*>(a.q) + q, inner.step[kQ], shorts);
-  } else {
-    Vector<int8_t, V> bytes;
-#pragma unroll
-    for (int k = 0; k < V; ++k) bytes.put(k, int8_t(shorts.get(k)));
-    store_vector<int8_t, V>(static_cast<int8_t*>(a.q) + q, inner.step[kQ], bytes);
-  }
+  store_codes<V>(a.q, a.q_type, set.at(a, kQ, first), inner.step[kQ], shorts);
   if (a.y == nullptr) return;
   Vector<float, V> y;
 #pragma unroll
@@ -146,10 +140,7 @@ __device__ __forceinline__ void quantize_of_set(const SetArgs& a, const Set<X, V
                                                 Wide<X> scale, Wide<X> zero_point) {
   const X x = load(static_cast<const X*>(a.x) + set.at(a, kX, i));
   const int16_t code = chosen_code<X, kSymmetric>(a, x, scale, zero_point);
-  if (a.q_type == Type::i16)
-    store(static_cast<int16_t*>(a.q) + set.at(a, kQ, i), code);
-  else
-    store(static_cast<int8_t*>(a.q) + set.at(a, kQ, i), int8_t(code));
+  store_code(a.q, a.q_type, set.at(a, kQ, i), code);
   if (a.y != nullptr)
     store(static_cast<float*>(a.y) + set.at(a, kY, i),
           dequantized<float, float>(float(code), kSymmetric ? 0.0f : zero_point, scale));
@@ -183,7 +174,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) rows_kernel(const __grid_cons
   using Bits = typename Traits<X>::Bits;
   QK_SHARED(X, chosen, 2);
   const int team = a.team, lane = int(threadIdx.x) % team, per_block = blockDim.x / team;
-  const int64_t tile = int64_t(team) * kHeld * V, tiles = divided(a.n + V - 1 + tile - 1, tile);
+  const int64_t tile = int64_t(team) * kHeld * V, tiles = divided(a.vectors * V + tile - 1, tile);
   // The same number of turns for all threads of a block: they meet at barriers and in shuffles.
   for (int64_t top = int64_t(blockIdx.x) * per_block; top < a.sets; top += int64_t(gridDim.x) * per_block) {
     const Set<X, V> set(a, top + int(threadIdx.x) / team);
@@ -192,13 +183,10 @@ __global__ void __launch_bounds__(kMostThreads, 1) rows_kernel(const __grid_cons
     };
     // Calls body(i) for the elements of this thread's vectors of a tile that are not whole.
     const auto for_rest = [&](int64_t t, auto body) {
+      if (!a.ragged) return;
 #pragma unroll 1
-      for (int u = 0; u < kHeld; ++u) {
-        const int64_t first = first_of(t, u);
-        if (first >= set.n || set.is_whole(first)) continue;
-#pragma unroll 1
-        for (int64_t i = first < 0 ? 0 : first; i < first + V && i < set.n; ++i) body(i);
-      }
+      for (int u = 0; u < kHeld; ++u)
+        if (!set.is_whole(first_of(t, u))) for_inside<V>(first_of(t, u), set.n, body);
     };
 
     Vector<X, V> held[kHeld];
@@ -306,11 +294,9 @@ __device__ __forceinline__ void reduce_row(const SetArgs& a, const Set<X, kVecto
       if (whole(u)) take_vector<X, V, kSymmetric>(keys, held[u]);
 #pragma unroll 1
     for (int u = 0; u < kHeld && j + u * kThreads < end; ++u) {
-      const int64_t first = first_of(u);
-      if (set.is_whole(first)) continue;
-#pragma unroll 1
-      for (int64_t i = first < 0 ? 0 : first; i < first + V && i < a.n; ++i)
-        keys.template take<kSymmetric>(load(set.data + i * set.step));
+      if (set.is_whole(first_of(u))) continue;
+      for_inside<V>(first_of(u), a.n,
+                    [&](int64_t i) { keys.template take<kSymmetric>(load(set.data + i * set.step)); });
     }
   }
 }
@@ -341,7 +327,7 @@ __global__ void __launch_bounds__(kThreads, 2) columns_kernel(const __grid_const
   const X* const x = static_cast<const X*>(a.x);
   const Level& inner = a.levels[a.outer - 1];
   const int lane = int(threadIdx.x) % a.team, place = int(threadIdx.x) / a.team, high = kThreads / a.team;
-  const int64_t pieces = divided(inner.size + V - 1 + int64_t(a.team) * V - 1, int64_t(a.team) * V);
+  const int64_t pieces = divided(a.vectors + a.team - 1, a.team);
   const int64_t each = divided(a.n + a.parts - 1, a.parts), rows = divided(a.sets, inner.size);
   for (int64_t item = blockIdx.x; item < rows * pieces * a.parts; item += gridDim.x) {
     const int64_t piece = divided(item, a.parts), part = item - piece * a.parts;

@@ -20,6 +20,7 @@ struct ElementwiseArgs {
   int64_t rows, n;           // rows of n elements
   int64_t step[kOperands];   // along a row
   int64_t parts;             // of a row
+  bool ragged;               // some vectors are not whole
   int64_t height;            // rows that a team takes at a time where each element has its own parameters
   const void* x;
   const void* q_in;
@@ -94,58 +95,115 @@ __device__ __forceinline__ Y select(bool inside, Y y) {
   return inside ? y : bit_cast<Y>(typename Traits<Y>::Bits(0));
 }
 
-// Element i of a row.
-template <class X, class D, Result kResult>
-__device__ __forceinline__ void quantize_element(const ElementwiseArgs& a, const Steps<D>& s,
-                                                 const Offsets& at, int64_t i) {
-  using Y = typename Made<X, kResult>::type;
-  const Element<X, D> e(load(static_cast<const X*>(a.x) + at.of[kX] + i * a.step[kX]), s);
-  const int64_t q = at.of[kQ] + i * a.step[kQ];
-  Y* const y = static_cast<Y*>(a.y) + at.of[kY] + i * a.step[kY];
-  if constexpr (kResult == Result::codes || kResult == Result::both) {
-    if (a.q_type == Type::i16)
-      store(static_cast<int16_t*>(a.q) + q, e.code(a));
-    else
-      store(static_cast<int8_t*>(a.q) + q, int8_t(e.code(a)));
+// Codes as int16, or the low byte of each as int8 or uint8.
+__device__ __forceinline__ void store_code(void* q, Type type, int64_t i, int16_t code) {
+  if (type == Type::i16)
+    store(static_cast<int16_t*>(q) + i, code);
+  else
+    store(static_cast<int8_t*>(q) + i, int8_t(code));
+}
+template <int V>
+__device__ __forceinline__ void store_codes(void* q, Type type, int64_t first, int64_t step,
+                                            const Vector<int16_t, V>& codes) {
+  if (type == Type::i16) {
+    store_vector<int16_t, V>(static_cast<int16_t*>(q) + first, step, codes);
+  } else {
+    Vector<int8_t, V> bytes;
+#pragma unroll
+    for (int k = 0; k < V; ++k) bytes.put(k, int8_t(codes.get(k)));
+    store_vector<int8_t, V>(static_cast<int8_t*>(q) + first, step, bytes);
   }
-  if constexpr (kResult == Result::both || kResult == Result::fake) store(y, narrow<Y>(e.back(a, s)));
-  if constexpr (kResult == Result::gradient)
-    store(y, select(e.inside(a), load(static_cast<const Y*>(a.q_in) + q)));
 }
 
-// Elements [first, first + V) of a row, where the vector is whole. steps(k) gives each one's parameters.
-template <class X, class D, Result kResult, int V, class S>
-__device__ __forceinline__ void quantize_vector(const ElementwiseArgs& a, const Vector<X, V>& x, S steps,
-                                                const Offsets& at, int64_t first) {
+// What is done with a row: an operand's address decides where its vectors begin (kLead, that of the most
+// bytes), and vector(steps) and element() make results of V elements and of one; steps(k) gives each its own.
+
+template <class X, class D, Result kResult>
+struct Quantize {
+  using Lead = X;
+  using Step = D;
   using Y = typename Made<X, kResult>::type;
-  const int64_t q = at.of[kQ] + first * a.step[kQ];
-  Y* const y = static_cast<Y*>(a.y) + at.of[kY] + first * a.step[kY];
-  Vector<int8_t, V> bytes;
-  Vector<int16_t, V> shorts;
-  Vector<Y, V> made;
-  if constexpr (kResult == Result::gradient)
-    made = load_vector<Y, V>(static_cast<const Y*>(a.q_in) + q, a.step[kQ]);
-  Vector<Y, V> result;
-#pragma unroll
-  for (int k = 0; k < V; ++k) {
-    const Steps<D> s = steps(k);
-    const Element<X, D> e(x.get(k), s);
-    if constexpr (kResult == Result::codes || kResult == Result::both) shorts.put(k, e.code(a));
-    if constexpr (kResult == Result::both || kResult == Result::fake)
-      result.put(k, narrow<Y>(e.back(a, s)));
-    if constexpr (kResult == Result::gradient) result.put(k, select(e.inside(a), made.get(k)));
+  static constexpr Operand kLead = kX;
+  static constexpr int V = kVectorBytes / sizeof(X);
+  static constexpr bool kCodes = kResult == Result::codes || kResult == Result::both;
+  static constexpr bool kBack = kResult == Result::both || kResult == Result::fake;
+  using Held = Vector<X, V>;
+
+  __device__ static __forceinline__ const X* lead(const ElementwiseArgs& a) {
+    return static_cast<const X*>(a.x);
   }
-  if constexpr (kResult == Result::codes || kResult == Result::both) {
-    if (a.q_type == Type::i16) {
-      store_vector<int16_t, V>(static_cast<int16_t*>(a.q) + q, a.step[kQ], shorts);
-    } else {
+  __device__ static __forceinline__ Held load_at(const ElementwiseArgs& a, const Offsets& at, int64_t first) {
+    return load_vector<X, V>(lead(a) + at.of[kX] + first);
+  }
+
+  template <class S>
+  __device__ static __forceinline__ void vector(const ElementwiseArgs& a, const Held& x, S steps,
+                                                const Offsets& at, int64_t first) {
+    const int64_t q = at.of[kQ] + first * a.step[kQ];
+    Vector<int16_t, V> shorts;
+    Vector<Y, V> result, grad;
+    if constexpr (kResult == Result::gradient)
+      grad = load_vector<Y, V>(static_cast<const Y*>(a.q_in) + q, a.step[kQ]);
 #pragma unroll
-      for (int k = 0; k < V; ++k) bytes.put(k, int8_t(shorts.get(k)));
-      store_vector<int8_t, V>(static_cast<int8_t*>(a.q) + q, a.step[kQ], bytes);
+    for (int k = 0; k < V; ++k) {
+      const Steps<D> s = steps(k);
+      const Element<X, D> e(x.get(k), s);
+      if constexpr (kCodes) shorts.put(k, e.code(a));
+      if constexpr (kBack) result.put(k, narrow<Y>(e.back(a, s)));
+      if constexpr (kResult == Result::gradient) result.put(k, select(e.inside(a), grad.get(k)));
     }
+    if constexpr (kCodes) store_codes<V>(a.q, a.q_type, q, a.step[kQ], shorts);
+    if constexpr (kResult != Result::codes)
+      store_vector<Y, V>(static_cast<Y*>(a.y) + at.of[kY] + first * a.step[kY], a.step[kY], result);
   }
-  if constexpr (kResult != Result::codes) store_vector<Y, V>(y, a.step[kY], result);
-}
+
+  __device__ static __forceinline__ void element(const ElementwiseArgs& a, const Steps<D>& s,
+                                                 const Offsets& at, int64_t i) {
+    const Element<X, D> e(load(lead(a) + at.of[kX] + i * a.step[kX]), s);
+    const int64_t q = at.of[kQ] + i * a.step[kQ];
+    Y* const y = static_cast<Y*>(a.y) + at.of[kY] + i * a.step[kY];
+    if constexpr (kCodes) store_code(a.q, a.q_type, q, e.code(a));
+    if constexpr (kBack) store(y, narrow<Y>(e.back(a, s)));
+    if constexpr (kResult == Result::gradient)
+      store(y, select(e.inside(a), load(static_cast<const Y*>(a.q_in) + q)));
+  }
+};
+
+// Of the steps only those back count.
+template <class Q>
+struct Dequantize {
+  using Lead = float;
+  using Step = float;
+  static constexpr Operand kLead = kY;
+  static constexpr int V = kVectorBytes / sizeof(float);
+  using Held = Vector<Q, V>;
+
+  __device__ static __forceinline__ const float* lead(const ElementwiseArgs& a) {
+    return static_cast<const float*>(a.y);
+  }
+  __device__ static __forceinline__ Held load_at(const ElementwiseArgs& a, const Offsets& at, int64_t first) {
+    return load_vector<Q, V>(static_cast<const Q*>(a.q_in) + at.of[kQ] + first * a.step[kQ], a.step[kQ]);
+  }
+
+  template <class S>
+  __device__ static __forceinline__ void vector(const ElementwiseArgs& a, const Held& q, S steps,
+                                                const Offsets& at, int64_t first) {
+    Vector<float, V> y;
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      const Steps<float> s = steps(k);
+      y.put(k, dequantized<float, float>(static_cast<float>(q.get(k)), s.subtract, s.scale));
+    }
+    store_vector<float, V>(static_cast<float*>(a.y) + at.of[kY] + first, y);
+  }
+
+  __device__ static __forceinline__ void element(const ElementwiseArgs& a, const Steps<float>& s,
+                                                 const Offsets& at, int64_t i) {
+    const Q q = load(static_cast<const Q*>(a.q_in) + at.of[kQ] + i * a.step[kQ]);
+    store(static_cast<float*>(a.y) + at.of[kY] + i * a.step[kY],
+          dequantized<float, float>(static_cast<float>(q), s.subtract, s.scale));
+  }
+};
 
 struct Teams {
   int lane;
@@ -189,134 +247,63 @@ __device__ __forceinline__ void step_row(const ElementwiseArgs& a, Offsets& at) 
   for (int o = kX; o <= kY; ++o) at.of[o] += a.levels[a.count - 1].step[o];
 }
 
+template <class Work, bool kEach>
+__device__ __forceinline__ void walk(const ElementwiseArgs& a) {
+  using Lead = typename Work::Lead;
+  using Step = typename Work::Step;
+  constexpr int V = Work::V;
+  const Teams t = teams_of(a.team);
+  const Lead* const lead = Work::lead(a);
+  const int64_t step = a.step[Work::kLead];
+  if constexpr (kEach) {
+    for_columns(a, t, [&](Offsets at, int64_t part, int64_t height) {
+      const Row<Lead, V> row(lead + at.of[Work::kLead], step, a.n);
+      const int64_t first = (part * a.team + t.lane) * V - row.lead;
+      if (first >= a.n) return;
+      Steps<Step> steps[V] = {};
+#pragma unroll
+      for (int k = 0; k < V; ++k)
+        if (first + k >= 0 && first + k < a.n) steps[k] = own_steps<Step>(a, at, first + k);
+      for (int64_t i = 0; i < height; ++i, step_row(a, at)) {
+        if (first >= 0 && first + V <= a.n && is_aligned<Lead, V>(lead + at.of[Work::kLead] + first, step))
+          Work::vector(a, Work::load_at(a, at, first), [&](int k) { return steps[k]; }, at, first);
+        else
+          for_inside<V>(first, a.n,
+                        [&](int64_t k) { Work::element(a, own_steps<Step>(a, at, k), at, k); });
+      }
+    });
+  } else {
+    for_parts(a, t, [&](const Offsets& at, int64_t part) {
+      const Row<Lead, V> row(lead + at.of[Work::kLead], step, a.n);
+      const auto first_of = [&](int u) {
+        return ((part * kUnroll + u) * a.team + t.lane) * V - row.lead;
+      };
+      typename Work::Held held[kUnroll];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u)
+        if (row.is_whole(first_of(u))) held[u] = Work::load_at(a, at, first_of(u));
+      const Steps<Step> steps = shared_steps<Step>(a, at);  // while the elements are on their way
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u)
+        if (row.is_whole(first_of(u)))
+          Work::vector(a, held[u], [&](int) { return steps; }, at, first_of(u));
+      if (!a.ragged) return;
+#pragma unroll 1
+      for (int u = 0; u < kUnroll; ++u)
+        if (!row.is_whole(first_of(u)))
+          for_inside<V>(first_of(u), a.n, [&](int64_t i) { Work::element(a, steps, at, i); });
+    });
+  }
+}
+
 template <class X, class D, Result kResult, bool kEach>
 __global__ void __launch_bounds__(kThreads, 2) quantize_kernel(const __grid_constant__ ElementwiseArgs a) {
-  constexpr int V = kVectorBytes / sizeof(X);
-  const Teams t = teams_of(a.team);
-  const X* const x = static_cast<const X*>(a.x);
-  if constexpr (kEach) {
-    for_columns(a, t, [&](Offsets at, int64_t part, int64_t height) {
-      const int lead = Row<X, V>(x + at.of[kX], a.step[kX], a.n).lead;
-      const int64_t first = (part * a.team + t.lane) * V - lead;
-      if (first >= a.n) return;
-      Steps<D> steps[V] = {};
-#pragma unroll
-      for (int k = 0; k < V; ++k)
-        if (first + k >= 0 && first + k < a.n) steps[k] = own_steps<D>(a, at, first + k);
-      for (int64_t row = 0; row < height; ++row, step_row(a, at)) {
-        const X* const from = x + at.of[kX] + first;
-        if (first >= 0 && first + V <= a.n && is_aligned<X, V>(from, a.step[kX])) {
-          quantize_vector<X, D, kResult, V>(a, load_vector<X, V>(from), [&](int k) { return steps[k]; }, at,
-                                            first);
-        } else {
-#pragma unroll 1
-          for (int64_t i = first < 0 ? 0 : first; i < first + V && i < a.n; ++i)
-            quantize_element<X, D, kResult>(a, own_steps<D>(a, at, i), at, i);
-        }
-      }
-    });
-  } else {
-    for_parts(a, t, [&](const Offsets& at, int64_t part) {
-      const Row<X, V> row(x + at.of[kX], a.step[kX], a.n);
-      const auto first_of = [&](int u) {
-        return ((part * kUnroll + u) * a.team + t.lane) * V - row.lead;
-      };
-      const Steps<D> steps = shared_steps<D>(a, at);
-      Vector<X, V> held[kUnroll];
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u)
-        if (row.is_whole(first_of(u))) held[u] = load_vector<X, V>(row.data + first_of(u));
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u)
-        if (row.is_whole(first_of(u)))
-          quantize_vector<X, D, kResult, V>(a, held[u], [&](int) { return steps; }, at, first_of(u));
-#pragma unroll 1
-      for (int u = 0; u < kUnroll; ++u) {
-        const int64_t first = first_of(u);
-        if (row.is_whole(first)) continue;
-#pragma unroll 1
-        for (int64_t i = first < 0 ? 0 : first; i < first + V && i < a.n; ++i)
-          quantize_element<X, D, kResult>(a, steps, at, i);
-      }
-    });
-  }
+  walk<Quantize<X, D, kResult>, kEach>(a);
 }
 
-template <class Q>
-__device__ __forceinline__ void dequantize_element(const ElementwiseArgs& a, const Steps<float>& s,
-                                                   const Offsets& at, int64_t i) {
-  const Q q = load(static_cast<const Q*>(a.q_in) + at.of[kQ] + i * a.step[kQ]);
-  store(static_cast<float*>(a.y) + at.of[kY] + i * a.step[kY],
-        dequantized<float, float>(static_cast<float>(q), s.subtract, s.scale));
-}
-
-// Where y is aligned.
-template <class Q, int V, class S>
-__device__ __forceinline__ void dequantize_vector(const ElementwiseArgs& a, const Vector<Q, V>& q, S steps,
-                                                  const Offsets& at, int64_t first) {
-  Vector<float, V> y;
-#pragma unroll
-  for (int k = 0; k < V; ++k) {
-    const Steps<float> s = steps(k);
-    y.put(k, dequantized<float, float>(static_cast<float>(q.get(k)), s.subtract, s.scale));
-  }
-  store_vector<float, V>(static_cast<float*>(a.y) + at.of[kY] + first, y);
-}
-
-// The output is the wider operand: its address decides where vectors begin. Of the steps only those back count.
 template <class Q, bool kEach>
 __global__ void __launch_bounds__(kThreads, 2) dequantize_kernel(const __grid_constant__ ElementwiseArgs a) {
-  constexpr int V = kVectorBytes / sizeof(float);
-  const Teams t = teams_of(a.team);
-  const Q* const q = static_cast<const Q*>(a.q_in);
-  const float* const y = static_cast<const float*>(a.y);
-  if constexpr (kEach) {
-    for_columns(a, t, [&](Offsets at, int64_t part, int64_t height) {
-      const int lead = Row<float, V>(y + at.of[kY], a.step[kY], a.n).lead;
-      const int64_t first = (part * a.team + t.lane) * V - lead;
-      if (first >= a.n) return;
-      Steps<float> steps[V] = {};
-#pragma unroll
-      for (int k = 0; k < V; ++k)
-        if (first + k >= 0 && first + k < a.n) steps[k] = own_steps<float>(a, at, first + k);
-      for (int64_t row = 0; row < height; ++row, step_row(a, at)) {
-        if (first >= 0 && first + V <= a.n && is_aligned<float, V>(y + at.of[kY] + first, a.step[kY])) {
-          const Q* const from = q + at.of[kQ] + first * a.step[kQ];
-          dequantize_vector<Q, V>(a, load_vector<Q, V>(from, a.step[kQ]), [&](int k) { return steps[k]; },
-                                  at, first);
-        } else {
-#pragma unroll 1
-          for (int64_t i = first < 0 ? 0 : first; i < first + V && i < a.n; ++i)
-            dequantize_element<Q>(a, own_steps<float>(a, at, i), at, i);
-        }
-      }
-    });
-  } else {
-    for_parts(a, t, [&](const Offsets& at, int64_t part) {
-      const Row<float, V> row(y + at.of[kY], a.step[kY], a.n);
-      const auto first_of = [&](int u) {
-        return ((part * kUnroll + u) * a.team + t.lane) * V - row.lead;
-      };
-      const Steps<float> steps = shared_steps<float>(a, at);
-      Vector<Q, V> held[kUnroll];
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u)
-        if (row.is_whole(first_of(u)))
-          held[u] = load_vector<Q, V>(q + at.of[kQ] + first_of(u) * a.step[kQ], a.step[kQ]);
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u)
-        if (row.is_whole(first_of(u)))
-          dequantize_vector<Q, V>(a, held[u], [&](int) { return steps; }, at, first_of(u));
-#pragma unroll 1
-      for (int u = 0; u < kUnroll; ++u) {
-        const int64_t first = first_of(u);
-        if (row.is_whole(first)) continue;
-#pragma unroll 1
-        for (int64_t i = first < 0 ? 0 : first; i < first + V && i < a.n; ++i)
-          dequantize_element<Q>(a, steps, at, i);
-      }
-    });
-  }
+  walk<Dequantize<Q>, kEach>(a);
 }
 
 // ---- steps of any types: an element at a time -----------------------------------------------------
@@ -397,11 +384,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     const double code = shifted_code<double>(v, a.q_min, a.q_max);
     if constexpr (kResult == Result::codes || kResult == Result::both) {
-      const auto q = nan ? 0 : bit_cast<int64_t>(code);
-      if (a.q_type == Type::i16)
-        store(static_cast<int16_t*>(a.q) + at.of[kQ], int16_t(q));
-      else
-        store(static_cast<int8_t*>(a.q) + at.of[kQ], int8_t(q));
+      store_code(a.q, a.q_type, at.of[kQ], int16_t(nan ? 0 : bit_cast<int64_t>(code)));
     }
     if constexpr (kResult == Result::both || kResult == Result::fake) {
       const float q = nan ? 0.0f : float(code - Shifter<double>::value);

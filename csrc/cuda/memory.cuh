@@ -127,6 +127,13 @@ __device__ __forceinline__ void store_vector(T* p, int64_t step, const Vector<T,
   for (int k = 0; k < V; ++k) store(p + k * step, v.get(k));
 }
 
+// Calls body(i) for the elements of a vector at `first` that lie in a row of n.
+template <int V, class Body>
+__device__ __forceinline__ void for_inside(int64_t first, int64_t n, Body body) {
+#pragma unroll 1
+  for (int64_t i = first < 0 ? 0 : first; i < first + V && i < n; ++i) body(i);
+}
+
 // A row of n elements in vectors: where it begins between two aligned addresses, the first vector begins
 // `lead` elements before it. Vectors that are not whole are left to their elements.
 template <class T, int V>
@@ -208,7 +215,7 @@ __device__ __forceinline__ Wide<D> number(const Numbers& p, int64_t i) {
   });
 }
 
-// One of many that have the type of the step.
+// The same where many have the type of the step, and one value was rounded to it before.
 template <class D>
 __device__ __forceinline__ Wide<D> same_number(const Numbers& p, int64_t i) {
   return p.data == nullptr ? Wide<D>(p.value) : widen(load(static_cast<const D*>(p.data) + i));

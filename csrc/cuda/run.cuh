@@ -25,14 +25,35 @@ int64_t blocks_for(int64_t wanted) {
   return wanted < most ? wanted : most;
 }
 
+// Rows of n elements in vectors of `width`: how many vectors a row takes at most, one more where some rows begin
+// between two aligned addresses, and whether some vectors are not whole. The rows begin at `data`, and the steps
+// of `levels` lie between them.
+struct Vectors {
+  int64_t count;
+  bool ragged;
+};
+Vectors vectors_of(const void* data, int64_t size, Operand o, const Level* levels, int count,
+                   const Level& row, int64_t width) {
+  const int64_t n = row.size;
+  if (row.step[o] != 1) return {divided_up(n, width), true};
+  bool aligned = reinterpret_cast<uintptr_t>(data) % (size * width) == 0;
+  for (int k = 0; k < count; ++k) aligned &= levels[k].size == 1 || levels[k].step[o] % width == 0;
+  return {divided_up(n + (aligned ? 0 : width - 1), width), !aligned || n % width != 0};
+}
+
 // ---- elementwise ----------------------------------------------------------------------------------
 
-Numbers numbers_of(const Parameter& p) {
+// `step` is the type that a step rounds the parameter to first, where it does.
+Numbers numbers_of(const Parameter& p, Type step = Type::f64) {
   Numbers n{p.data, 0, p.type};
   if (p.on_host) {
-    FloatingPointGuard guard;  // widening a denormal must not flush it
+    FloatingPointGuard guard;  // the caller's environment must not flush a denormal or round otherwise
     n.value = with_float(p.type, [&](auto tag) -> double {
       return widen(*static_cast<const typename decltype(tag)::type*>(p.data));
+    });
+    n.value = with_float(step, [&](auto tag) -> double {
+      using D = typename decltype(tag)::type;
+      return rounded<D>(static_cast<Wide<D>>(n.value));
     });
     n.data = nullptr;
   }
@@ -50,20 +71,18 @@ void fill_rows(ElementwiseArgs& a, const Shape& shape) {
   for (int o = 0; o < kOperands; ++o) a.step[o] = inner.step[o];
 }
 
-// Teams for rows in vectors of `width` elements, of which a thread takes `each`; the number of teams.
-int64_t fill_teams(ElementwiseArgs& a, int width, int each) {
-  // Wherever in a vector a row begins.
-  const int64_t vectors = divided_up(a.n + width - 1, width);
-  a.team = static_cast<int32_t>(power_of_two_from(vectors, vectors > 4 * kWarp * each ? kThreads : kWarp));
-  a.parts = divided_up(vectors, int64_t(a.team) * each);
+// Teams for rows in vectors, of which a thread takes `each`; the number of teams.
+int64_t fill_teams(ElementwiseArgs& a, int64_t vectors, int each) {
+  const int64_t threads = divided_up(vectors, each);
+  a.team = static_cast<int32_t>(power_of_two_from(threads, threads > 4 * kWarp ? kThreads : kWarp));
+  a.parts = divided_up(threads, a.team);
   return a.rows * a.parts;
 }
 
 // The same where each element has its own parameters: rows that share them are taken together, as many as leave
 // enough teams.
-int64_t fill_columns(ElementwiseArgs& a, int width) {
+int64_t fill_columns(ElementwiseArgs& a, int64_t vectors) {
   constexpr int64_t kMostRows = 64;
-  const int64_t vectors = divided_up(a.n + width - 1, width);
   a.team = static_cast<int32_t>(power_of_two_from(vectors, kWarp));
   a.parts = divided_up(vectors, a.team);
   const Level& around = a.levels[a.count - 1];
@@ -149,14 +168,14 @@ Choice choice_of(Operation operation, const Elementwise& e, bool each) {
 }
 
 const char* run_elementwise(Operation operation, const Elementwise& e, void* stream) {
-  ElementwiseArgs a;
+  ElementwiseArgs a{};
   fill_rows(a, e.shape);
   a.x = e.x;
   a.q_in = e.q_in;
   a.q = e.q;
   a.y = e.y;
   a.scale = numbers_of(e.scale);
-  a.add = numbers_of(e.add_zero_point);
+  a.add = numbers_of(e.add_zero_point, e.add_type);
   a.subtract = numbers_of(e.subtract_zero_point);
   a.x_type = e.x_type;
   a.q_type = e.q_type;
@@ -171,24 +190,27 @@ const char* run_elementwise(Operation operation, const Elementwise& e, void* str
   const Choice choice = choice_of(operation, e, each);
   int64_t teams;
   if (choice.typed == nullptr) {
-    teams = fill_teams(a, 1, kMixedRun);
+    teams = fill_teams(a, a.n, kMixedRun);
   } else {
-    const bool back = operation == Operation::dequantize;
-    const int width = kVectorBytes / (back ? 4 : static_cast<int>(size_of(e.x_type)));
-    teams = each ? fill_columns(a, width) : fill_teams(a, width, kUnroll);
+    const Operand lead = operation == Operation::dequantize ? kY : kX;
+    const int64_t size = size_of(lead == kY ? Type::f32 : e.x_type);
+    const Vectors v = vectors_of(lead == kY ? e.y : e.x, size, lead, a.levels, a.count,
+                                 e.shape.levels[e.shape.count - 1], kVectorBytes / size);
+    a.ragged = v.ragged;
+    teams = each ? fill_columns(a, v.count) : fill_teams(a, v.count, kUnroll);
   }
   const int64_t blocks = blocks_for(divided_up(teams, kThreads / a.team));
   return launch(choice.typed != nullptr ? choice.typed : choice.mixed, blocks, kThreads, stream, a);
 }
 
 const char* run_convert(const Conversion& c, void* stream) {
-  ElementwiseArgs a;
+  ElementwiseArgs a{};
   fill_rows(a, c.shape);
   a.x = c.x;
   a.y = c.y;
   a.x_type = c.x_type;
   a.y_type = c.y_type;
-  const int64_t teams = fill_teams(a, 1, kMixedRun);
+  const int64_t teams = fill_teams(a, a.n, kMixedRun);
   const ElementwiseKernel kernel = with_float(c.y_type, [](auto tag) -> ElementwiseKernel {
     return convert_kernel<typename decltype(tag)::type>;
   });
@@ -224,12 +246,25 @@ void fill_sets(SetArgs& a, const Dynamic& d) {
   if (a.count == a.outer) a.levels[a.count++] = Level{1, {}};
 }
 
+// As many parts of each of `sets` as fill the device, of no fewer elements than `least`.
+int64_t parts_of(int64_t n, int64_t least, int64_t sets) {
+  const int64_t wanted = divided_up(n, least);
+  const int64_t most = divided_up(multiprocessors() * kBlocksPerProcessor / 4, sets);
+  return wanted < most ? wanted : most;
+}
+
+template <class X>
+void fill_vectors(SetArgs& a, int row, int outer) {
+  const Vectors v = vectors_of(a.x, sizeof(X), kX, a.levels, outer, a.levels[row], kVectorBytes / sizeof(X));
+  a.vectors = v.count;
+  a.ragged = v.ragged;
+}
+
 // One read.
 template <class X>
 const char* run_rows(SetArgs& a, void* stream) {
-  constexpr int kWidth = kVectorBytes / sizeof(X);
-  const int64_t vectors = divided_up(a.n + kWidth - 1, kWidth);
-  const int64_t threads = divided_up(vectors, kHeld);
+  fill_vectors<X>(a, a.count - 1, a.outer);
+  const int64_t threads = divided_up(a.vectors, kHeld);
   int block = kThreads;
   if (threads <= kWarp) {
     a.team = static_cast<int32_t>(power_of_two_from(threads, kWarp));
@@ -245,23 +280,17 @@ const char* run_rows(SetArgs& a, void* stream) {
 template <class X>
 const char* run_reduce(SetArgs& a, void* stream) {
   constexpr int kWidth = kVectorBytes / sizeof(X);
-  const int64_t wanted = divided_up(a.n, int64_t(kThreads) * kUnroll * kWidth);
-  const int64_t most = divided_up(multiprocessors() * kBlocksPerProcessor / 4, a.sets);
-  a.parts = wanted < most ? wanted : most;
+  a.parts = parts_of(a.n, int64_t(kThreads) * kUnroll * kWidth, a.sets);
   const SetKernel kernel = a.scheme.symmetric ? reduce_kernel<X, true> : reduce_kernel<X, false>;
   return launch(kernel, blocks_for(a.sets * a.parts), kThreads, stream, a);
 }
 
 template <class X>
 const char* run_columns(SetArgs& a, void* stream) {
-  constexpr int kWidth = kVectorBytes / sizeof(X);
-  const int64_t size = a.levels[a.outer - 1].size;
-  const int64_t vectors = divided_up(size + kWidth - 1, kWidth);
-  a.team = static_cast<int32_t>(power_of_two_from(vectors, kWarp));
-  const int64_t pieces = a.sets / size * divided_up(vectors, a.team);
-  const int64_t wanted = divided_up(a.n, int64_t(kThreads / a.team) * 16);
-  const int64_t most = divided_up(multiprocessors() * kBlocksPerProcessor / 4, pieces);
-  a.parts = wanted < most ? wanted : most;
+  fill_vectors<X>(a, a.outer - 1, a.outer - 1);
+  a.team = static_cast<int32_t>(power_of_two_from(a.vectors, kWarp));
+  const int64_t pieces = a.sets / a.levels[a.outer - 1].size * divided_up(a.vectors, a.team);
+  a.parts = parts_of(a.n, int64_t(kThreads / a.team) * 16, pieces);
   const SetKernel kernel = a.scheme.symmetric ? columns_kernel<X, true> : columns_kernel<X, false>;
   return launch(kernel, blocks_for(pieces * a.parts), kThreads, stream, a);
 }
@@ -284,7 +313,7 @@ bool takes_rows(const SetArgs& a, bool columns) {
 }
 
 const char* run_dynamic(const Dynamic& d, Operation fused, void* scratch, void* stream) {
-  SetArgs a;
+  SetArgs a{};
   fill_sets(a, d);
   a.scheme = d.scheme;
   a.x = d.elements.x;
