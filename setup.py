@@ -99,11 +99,18 @@ def find_nvcc():
     return None
 
 
-def cuda_archs():
-    """The architectures of TORCH_CUDA_ARCH_LIST, or all."""
+def cuda_archs(nvcc):
+    """The architectures of TORCH_CUDA_ARCH_LIST, or all that nvcc knows."""
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     if not listed:
-        return CUDA_ARCHS
+        listing = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True)
+        if listing.returncode != 0:
+            fail(f"{nvcc} --list-gpu-code failed: {listing.stderr.strip()}")
+        archs = tuple(arch for arch in CUDA_ARCHS if f"sm_{arch}" in listing.stdout.split())
+        if archs != CUDA_ARCHS:
+            missing = ", ".join(arch for arch in CUDA_ARCHS if arch not in archs)
+            print(f"quantkit: {nvcc} does not know sm_{missing}: their GPUs compile the PTX")
+        return archs
     archs = []
     for entry in listed:
         version = entry.removesuffix("+PTX")
@@ -159,7 +166,7 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
         isas |= ISAS_X86
     have = " ".join(f"-DQUANTKIT_{isa.upper()}" for isa in isas if isa != "baseline")
     nvcc, emulated = find_nvcc(), is_set("QUANTKIT_BUILD_EMU")
-    archs = cuda_archs() if nvcc else ()
+    archs = cuda_archs(nvcc) if nvcc else ()
     has_cuda = "-DQUANTKIT_CUDA" if nvcc else ""
     names = shlex.quote(f'-DQUANTKIT_CUDA_ARCHS="{" ".join(f"sm_{arch}" for arch in archs)}"')
     torch_include = shlex.quote(str(torch / "include"))

@@ -183,7 +183,7 @@ def test_every_mix_of_dtypes_and_ranks(dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_zero_points_that_the_step_cannot_hold(dtype):
-    """Rounded to the step's dtype first, wherever the value comes from: the emulator has two ways, by turns."""
+    """Rounded first, wherever the value comes from: the emulator has two ways, by turns."""
     x = values((64, 256), torch.float32, 9).to(dtype)
     for shape, p_dtype, turn in itertools.product(((), (256,), (64, 1)), FLOATS, range(4)):
         scale = torch.linspace(0.02, 0.04, max(math.prod(shape), 1)).view(shape).to(dtype)
