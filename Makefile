@@ -5,6 +5,7 @@
 # make mutants      plants mistakes in the CUDA kernels: each must fail a test
 # make sanitize     runs the kernel tests with AddressSanitizer and UBSan, emulated CUDA kernels included
 # make wheel-check  builds a wheel beside CPU torch and tests it in a CUDA torch (downloads gigabytes)
+# make gpu TORCH=torch==2.14.1   on a machine with a GPU: tests the CUDA kernels there, and measures them
 # make build  sets up and builds only
 #
 # PYTHON picks the interpreter (3.11 or newer), TORCH the torch to install into .venv.
@@ -21,7 +22,7 @@ EXTRA = import sys, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))
 BUILD_REQUIRES = $(EXTRA); print(*p['build-system']['requires'], sep='\n')
 EXTRA_REQUIRES = $(EXTRA); print(*p['project']['optional-dependencies'][sys.argv[1]], sep='\n')
 
-.PHONY: run test bench build lint mutants sanitize wheel-check clean
+.PHONY: run test bench build lint mutants sanitize wheel-check gpu clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
@@ -51,6 +52,12 @@ sanitize: build $(STAMP)-test
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
 		../../$(PY) -m pytest -k "$(SANITIZE)" tests/test_kernels.py tests/test_out.py
+
+gpu: build $(STAMP)-test $(STAMP)-bench
+	$(PY) -c "import torch; torch.cuda.is_available() or exit('this torch sees no GPU')"
+	$(PY) -m pytest -rs tests/test_gpu.py
+	$(PY) -m pytest -k "cuda and not cuda_emu" tests/test_kernels.py tests/test_out.py
+	$(PY) -m benchmarks --device cuda --rivals eager,compile,torchao,torchao_compile,vllm,copy $(BENCH)
 
 WHEEL := dist/check
 wheel-check: build

@@ -78,8 +78,9 @@ def is_set(name):
 
 def find_nvcc():
     """The toolkit's nvcc, or None: whether CUDA is built depends on nothing else."""
-    if is_set("FORCE_CPU"):
-        if is_set("FORCE_CUDA"):
+    force_cpu, force_cuda = is_set("FORCE_CPU"), is_set("FORCE_CUDA")
+    if force_cpu:
+        if force_cuda:
             fail("FORCE_CPU=1 and FORCE_CUDA=1 exclude each other: unset one")
         return None
     home = os.environ.get("CUDA_HOME")
@@ -93,7 +94,7 @@ def find_nvcc():
     for nvcc in places:
         if nvcc.is_file():
             return nvcc
-    if home or is_set("FORCE_CUDA"):
+    if home or force_cuda:
         why = f"CUDA_HOME={home} has no bin/nvcc" if home else "FORCE_CUDA=1, but there is no nvcc"
         fail(f"{why}; install the CUDA toolkit, set CUDA_HOME, or set FORCE_CPU=1")
     return None
@@ -143,7 +144,8 @@ class NinjaBuild(build_ext):
             write_ninja(ninja_syntax.Writer(file), compiler, torch, pybind11.get_include(), target)
         command = [Path(ninja.BIN_DIR) / "ninja", "-C", objects]
         if subprocess.run(command, stdout=sys.stderr).returncode != 0:
-            fail("compiling failed; the compiler's messages are above")
+            without = " (FORCE_CPU=1 builds without CUDA)" if find_nvcc() else ""
+            fail(f"compiling failed; the compiler's messages are above{without}")
 
         package = ROOT if self.inplace else Path(self.build_lib)
         destination = package / "quantkit" / target.name
@@ -209,7 +211,9 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
         sources["../tests/emu/emulator.cpp"] = "-std=c++17"
     libraries = f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu"
     if nvcc:  # as the linker it knows where its static runtime is
-        cuda = f"{shlex.quote(str(nvcc))} -ccbin {shlex.quote(compiler.split()[0])}"
+        host = compiler.split()
+        launched = len(host) > 1 and Path(host[0]).name in ("ccache", "sccache", "distcc")
+        cuda = f"{shlex.quote(str(nvcc))} -ccbin {shlex.quote(host[launched])}"
         link = (
             f"{cuda} --cudart=static -nodlink -shared $in -Xlinker=--as-needed,--exclude-libs=ALL"
         )

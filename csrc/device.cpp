@@ -79,8 +79,9 @@ void run(const Conversion& c, const View& on) {
 
 void run(const Dynamic& d, Operation fused, const View& on) {
   const bool done = on_gpu(on, [&](const LaunchTable& table, void* stream) {
-    // From torch's caching allocator, which gives it out again in the stream's order.
     const int64_t bytes = table.scratch_bytes(d);
+    if (bytes == 0) return check_launch(table.dynamic(d, fused, nullptr, stream));
+    // From torch's caching allocator, which gives it out again in the stream's order.
     const Tensor scratch = empty_contiguous(on, &bytes, 1, dtype_of(Type::u8));
     check_launch(table.dynamic(d, fused, View("scratch", scratch).data, stream));
   });

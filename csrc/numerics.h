@@ -164,6 +164,20 @@ QK_INLINE Wide<D2> affine_for_code(Wide<D1> quotient, Wide<D2> zero_point) {
   return rounded_for_code<D2>(Wide<D2>(rounded_for_code<D1>(quotient)) + zero_point);
 }
 
+// Where a reciprocal and its low part are normal numbers.
+QK_INLINE bool has_reciprocal(float scale) { return scale >= 0x1p-60f && scale <= 0x1p60f; }
+
+// 1 / scale, where for every x of half precision T x * (1 / scale) rounds to T as x / scale does; else 0. With
+// scale of T too: between significands of p bits (8 or 11) a quotient is never half way between two
+// numbers of T, and differs from there by 2^-(2p + 1) of itself or more; the product is nearer to it (all
+// pairs: tests/test_division.py). The code is then that of affine_for_code(), which has a condition more.
+template <class T>
+QK_INLINE float reciprocal_for_code(float scale, float zero_point) {
+  const bool integer = (zero_point >= -1024) & (zero_point <= 1024) &
+                       ((zero_point + 0x1.8p23f) - 0x1.8p23f == zero_point);
+  return has_reciprocal(scale) & integer & (rounded<T>(scale) == scale) ? 1.0f / scale : 0.0f;
+}
+
 #ifndef __CUDACC__  // a GPU divides
 #if !defined(QUANTKIT_TRUE_DIVISION) && (defined(__FMA__) || defined(__aarch64__))
 constexpr bool kHasFma = true;
@@ -178,9 +192,6 @@ struct Reciprocal {
 };
 
 QK_INLINE float quotient(float x, Reciprocal r) { return __builtin_fmaf(x, r.high, x * r.low); }
-
-// Where a reciprocal and its low part are normal numbers.
-QK_INLINE bool has_reciprocal(float scale) { return scale >= 0x1p-60f && scale <= 0x1p60f; }
 
 // x / scale for every scale that has_reciprocal() and every x with a finite quotient, but the tiniest: below
 // 2^-40 either way. With r.high correctly rounded and quotient() within a unit in the last place, the

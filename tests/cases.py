@@ -138,3 +138,64 @@ def given(shape, block_size, dtype, seed=0, scale=None, integral=True):
     z = torch.randint(-20, 20, size, generator=generator).to(torch.float32)
     z = z if integral else z + 0.3
     return (t.to(torch.float32).to(dtype) if dtype in FLOATS[2:] else t.to(dtype) for t in (s, z))
+
+
+# ---- the operators, here or on another device -----------------------------------------------------
+
+
+class _Overload:
+    """An operator that takes tensors of the CPU and, where a device is set, runs there.
+
+    Storages travel whole, so strides, offsets and aliases stay; results and `out=` tensors come back.
+    """
+
+    def __init__(self, operators, operator):
+        self._operators, self._operator = operators, operator
+
+    def __getattr__(self, name):
+        return _Overload(self._operators, getattr(self._operator, name))
+
+    def __call__(self, *args, **outs):
+        device = self._operators.device
+        if device is None:
+            return self._operator(*args, **outs)
+        storages = {}
+
+        def there(t):
+            if not isinstance(t, torch.Tensor) or t.device.type != "cpu":
+                return t
+            near = t.untyped_storage()
+            if near.data_ptr() not in storages:
+                far = torch.UntypedStorage(near.nbytes(), device=device)
+                storages[near.data_ptr()] = (near, far.copy_(near))
+            far = storages[near.data_ptr()][1]
+            place = t.storage_offset(), t.shape, t.stride()
+            return torch.empty(0, dtype=t.dtype, device=device).set_(far, *place)
+
+        try:
+            results = self._operator(*map(there, args), **{k: there(t) for k, t in outs.items()})
+        finally:
+            for t in outs.values():
+                near, far = storages.get(t.untyped_storage().data_ptr(), (None, None))
+                if far is not None:
+                    near.copy_(far)
+
+        def back(t):
+            near = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype)
+            return near.copy_(t)
+
+        if isinstance(results, tuple):
+            return tuple(map(back, results))
+        return None if results is None else back(results)
+
+
+class Operators:
+    """torch.ops.quantkit for tests that run on every backend; `device` is set by the fixture."""
+
+    device = None
+
+    def __getattr__(self, name):
+        return _Overload(self, getattr(torch.ops.quantkit, name))
+
+
+ops = Operators()

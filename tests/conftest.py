@@ -3,12 +3,16 @@
 import os
 
 import pytest
+import torch
+from cases import ops
 
 import quantkit
 from quantkit import _load
 
 FALLBACK = os.environ.get("QUANTKIT_REFERENCE") == "1"
 ISAS = ("reference",) if _load.extension is None else quantkit.backend().isas
+if quantkit.backend().cuda_archs and torch.cuda.is_available():
+    ISAS += ("cuda",)
 
 
 def pytest_configure(config):
@@ -41,9 +45,14 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(params=ISAS)
 def backend(request):
-    """Runs the test once with each instruction set; its value is the name."""
+    """Runs the test once with each instruction set, and on a GPU; its value is the name."""
     if _load.extension is None:
         yield request.param
+        return
+    if request.param == "cuda":
+        ops.device = "cuda"
+        yield request.param
+        ops.device = None
         return
     before = _load.extension.isa()
     _load.extension.set_isa(request.param)

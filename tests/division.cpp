@@ -2,6 +2,7 @@
 // corrected_quotient(x, scale, nearest_reciprocal(scale)), which needs no proof.
 // division SCALES SEED: every significand of x, for that many random scales and the notorious ones.
 // division all SCALES SEED: every float x, for that many scales.
+// division half: x * (1 / scale) rounded to half precision, every significand of both, at several exponents.
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -45,9 +46,33 @@ int64_t differing(Quotient quotient_of, float scale, float tiny, bool all) {
   return total;
 }
 
+template <class T>
+int64_t half_differing(int bits, int64_t& pairs) {
+  int64_t wrong = 0;
+  for (uint32_t m = 0; m < 1u << bits; ++m)
+    for (uint32_t n = 0; n < 1u << bits; ++n)
+      for (int exponent : {-14, -1, 0, 9}) {
+        const float x = bit_cast<float>((127u << 23) | m << (23 - bits));
+        const float scale = bit_cast<float>((uint32_t(127 + exponent) << 23) | n << (23 - bits));
+        const float reciprocal = reciprocal_for_code<T>(scale, 0);
+        const float b = rounded<T>(x / scale), a = rounded<T>(x * reciprocal);
+        wrong += bit_cast<uint32_t>(a) != bit_cast<uint32_t>(b);
+        ++pairs;
+      }
+  return wrong;
+}
+
+int sweep_half() {
+  int64_t pairs = 0;
+  const int64_t wrong = half_differing<f16>(10, pairs) + half_differing<bf16>(7, pairs);
+  std::printf("pairs %lld wrong %lld\n", (long long)pairs, (long long)wrong);
+  return wrong != 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (std::string(argv[1]) == "half") return sweep_half();
   const bool all = std::string(argv[1]) == "all";
   const int64_t scales = std::atoll(argv[argc - 2]);
   std::mt19937 random(uint32_t(std::atoll(argv[argc - 1])));

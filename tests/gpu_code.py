@@ -56,6 +56,12 @@ def entries():
     return {short(name): body for name, body in found}
 
 
+def most_threads():
+    """{name: the threads of a block that a kernel is compiled for}."""
+    found = re.findall(r"\.entry (\w+)\([^{]*?\.maxntid (\d+)", ptx())
+    return {short(name): int(threads) for name, threads in found}
+
+
 def ptxas():
     """Of the toolkit that nvcc belongs to: nvcc on PATH may be a wrapper elsewhere."""
     nvcc = nvcc_command().split()[0]
@@ -91,6 +97,8 @@ def cubins(extension):
     folders = [Path(sysconfig.get_path("purelib")) / "nvidia"]
     found = [path for folder in folders for path in folder.glob("**/bin/cuobjdump")]
     tool = found[0] if found else shutil.which("cuobjdump")
+    if tool is None:
+        raise FileNotFoundError("cuobjdump: pip install nvidia-cuda-cuobjdump")
     elf, text = (output(tool, flag, extension).stdout for flag in ("-lelf", "-lptx"))
     return re.findall(r"\.(sm_\w+)\.cubin", elf), re.findall(r"\.(sm_\w+)\.ptx", text)
 

@@ -1,11 +1,13 @@
 """CUDA as far as it can be seen without a GPU: machine code, registration, fake tensors, emulator."""
 
+import ctypes
 import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import cases
 import gpu_code
 import pytest
 import torch
@@ -27,7 +29,8 @@ needs_nvcc = pytest.mark.skipif(not gpu_code.nvcc_command(), reason="built witho
 def test_this_build_has_the_kernels_and_the_emulator():
     backend = quantkit.backend()
     assert "cuda_emu" in backend.isas
-    if not (os.environ.get("TORCH_CUDA_ARCH_LIST") or os.environ.get("FORCE_CPU")):
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST") or os.environ.get("FORCE_CPU")
+    if shutil.which("nvcc") and not asked:
         assert backend.cuda_archs == gpu_code.ARCHS
         assert "CUDA sm_75" in str(backend)
 
@@ -44,7 +47,7 @@ def test_ptx_divides_truly_and_contracts_nothing():
     assert len(entries) > 50
     for name, body in entries.items():
         assert not re.search(
-            r"\bfma\.|\bmad\.(rn|f)|\.ftz|div\.(approx|full)|rcp\.|sqrt|ex2|lg2", body
+            r"\bfma\.|\bmad\.(rn|f)|\.ftz|div\.(approx|full)|rcp\.(?!rn\.f32)|sqrt|ex2|lg2", body
         ), name
         if name.startswith(DIVIDING):
             assert re.search(r"\bdiv\.rn\.f(32|64)", body), name
@@ -63,6 +66,19 @@ def test_ptx_has_vector_loads_and_stores():
             assert re.search(r"\bst\.global\.v[24]\.\w32", body), name
         if name.startswith("dequantize_kernel<"):
             assert re.search(r"\bst\.global\.v4\.\w32", body), name
+
+
+@needs_nvcc
+def test_ptx_joins_sets_atomically_within_launch_bounds():
+    for name, body in gpu_code.entries().items():
+        if name.startswith(("reduce_kernel<", "columns_kernel<")):
+            assert re.search(r"\batom\.global\.max\.s(32|64)|\bred\.global\.max\.s(32|64)", body), (
+                name
+            )
+    most = gpu_code.most_threads()
+    assert len(most) == len(gpu_code.entries())
+    for name, threads in most.items():
+        assert threads == (512 if name.startswith("rows_kernel<") else 256), name
 
 
 @needs_nvcc
@@ -183,6 +199,73 @@ def test_offsets_beyond_32_bits():
         strict=True,
     ):
         assert_same(ours.contiguous(), right)
+
+
+# ---- memory traffic ------------------------------------------------------------------------------
+
+READS = [
+    # x's shape, dtype, block_size, how many times all of x is read to choose parameters and quantize
+    ((2, 4096), torch.bfloat16, [1, -1], 1),
+    ((2, 16384), torch.bfloat16, [1, -1], 1),  # the most that a block holds
+    ((2, 8192), torch.float32, [1, -1], 1),
+    ((2, 16384), torch.float32, [1, -1], 2),
+    ((40, 1024), torch.float16, [1, 128], 1),
+    ((40, 1024), torch.float32, [1, 32], 1),
+    ((3, 16376), torch.float16, [1, -1], 1),
+    ((300, 40), torch.float32, [-1, 1], 2),
+    ((300, 4000), torch.float32, None, 2),
+    ((64, 64), torch.bfloat16, [16, 16], 2),
+]
+
+
+@pytest.mark.skipif("cuda_emu" not in quantkit.backend().isas, reason="built without the emulator")
+@pytest.mark.parametrize("shape, dtype, blocks, times", READS, ids=str)
+def test_x_is_read_as_often_as_the_table_says(shape, dtype, blocks, times):
+    read = ctypes.CDLL(_load.extension.__file__).quantkit_emu_bytes_read
+    read.restype = ctypes.c_int64
+    before = _load.extension.isa()
+    _load.extension.set_isa("cuda_emu")
+    try:
+        x = values(shape, dtype, 1)
+        read()
+        _, scale, zero_point = ops.dynamic_quantize(x, blocks, -128, 127, 1e-3, False, torch.int8)
+        assert read() == times * x.nbytes
+        ops.quantize(x, scale, zero_point, -128, 127, torch.int8)
+        assert read() == x.nbytes
+        q = x.to(torch.int8)
+        ops.dequantize(q, scale.float(), zero_point.float())
+        assert read() == q.nbytes
+    finally:
+        _load.extension.set_isa(before)
+
+
+# ---- the tests' way to another device -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["quantize", "fake_quantize", "dynamic_quantize"])
+def test_the_proxy_for_other_devices_keeps_strides_offsets_and_aliases(name, monkeypatch):
+    """Tried on the CPU itself, which takes the place of another device."""
+    seen = []
+
+    def operator(*args, **outs):
+        seen.append(args[0].untyped_storage().data_ptr())
+        return getattr(ops, name).out(*args, **outs) if outs else getattr(ops, name)(*args)
+
+    proxy = cases._Overload(cases.Operators(), operator)
+    monkeypatch.setattr(cases.Operators, "device", "cpu")
+    x = cases.STRIDES["sliced"](values((4, 6), torch.float32))
+    p = tuple(given((4, 6), [1, -1], torch.float32))
+    args = {
+        "quantize": (x, *p, -128, 127, torch.int8),
+        "fake_quantize": (x, *p, -128, 127),
+        "dynamic_quantize": (x, [1, -1], -128, 127, 1e-8, True, torch.int8),
+    }[name]
+    right = getattr(ops, name)(*args)
+    assert_same(proxy(*args), right)
+    assert seen[0] != x.untyped_storage().data_ptr()
+    if name == "fake_quantize":
+        proxy(*args, out=x)  # in place
+        assert_same(x.contiguous(), right.contiguous())
 
 
 # ---- the emulator itself --------------------------------------------------------------------------

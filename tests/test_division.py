@@ -57,3 +57,8 @@ def test_every_float(division):
     counted = swept(division, "all", max(SCALES // 500, 4), SEED)
     assert counted["wrong"] == 0 and counted["accepted"] > 1
     assert counted["corrected_wrong"] == 0
+
+
+def test_every_half_precision_pair(division):
+    counted = swept(division, "half")
+    assert counted == {"pairs": 4 * (2**20 + 2**14), "wrong": 0}

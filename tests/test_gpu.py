@@ -1,5 +1,9 @@
-"""On a real GPU: the kernel suite's cases against the reference on the CPU and on the GPU, and what only
-a device can show. Skipped, with the reason, where there is none."""
+"""On a real GPU: cases against the reference on the CPU and on the GPU, and what only a device can show.
+Skipped, with the reason, where there is none. (test_kernels.py and test_out.py run there as everywhere.)"""
+
+import concurrent.futures
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -111,17 +115,41 @@ def test_scalar_parameters_of_the_cpu_need_no_synchronisation():
     assert_same(q.cpu(), out.cpu())
 
 
-def test_work_goes_to_the_current_stream():
+@pytest.mark.parametrize("blocks", [None, [1, -1], [-1, 1], [128, 128]], ids=str)
+def test_work_goes_to_the_current_stream(blocks):
     x = values((4096, 4096), torch.float32).cuda()
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         x.mul_(2)
-        made = ops.dynamic_quantize(x, [1, -1], *CHOSEN, torch.int8)
+        made = ops.dynamic_quantize(x, blocks, *CHOSEN, torch.int8)
     stream.synchronize()
-    right = reference.dynamic_quantize_op(x.cpu(), [1, -1], *CHOSEN, torch.int8)
+    right = reference.dynamic_quantize_op(x.cpu(), blocks, *CHOSEN, torch.int8)
     assert_same(on_cpu(made), right)
+
+
+FIRST_CALL = """
+import torch, quantkit
+x = torch.randn(64, 512).bfloat16()
+args = {blocks}, -128, 127, 1e-3, False, torch.int8
+right = quantkit.reference.quantize_dequantize_op(x, *args)
+names = ("q", "x_hat", "scale", "zero_point")
+far, outs = x.cuda(), {{k: torch.empty_like(t, device="cuda") for k, t in zip(names, right)}}
+torch.cuda.synchronize()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    torch.ops.quantkit.quantize_dequantize.out(far, *args, **outs)
+graph.replay()
+torch.cuda.synchronize()
+assert all(torch.equal(outs[k].cpu(), t) for k, t in zip(outs, right))
+"""
+
+
+@pytest.mark.parametrize("blocks", [None, [1, -1], [-1, 1]], ids=str)
+def test_the_first_call_of_a_process_can_be_captured(blocks):
+    program = FIRST_CALL.format(blocks=blocks)
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device only")
@@ -133,6 +161,24 @@ def test_a_device_that_is_not_the_current_one():
     assert_same(on_cpu(made), reference.dynamic_quantize_op(x, [1, -1], *CHOSEN, torch.int8))
     with pytest.raises(RuntimeError, match=r"scale: expected device cuda:1.*got cuda:0"):
         ops.quantize(far, made[1].to("cuda:0"), made[2], -128, 127, torch.int8)
+    with concurrent.futures.ThreadPoolExecutor(
+        1
+    ) as fresh:  # a thread that has no current device yet
+        again = fresh.submit(ops.dynamic_quantize, far, [1, -1], *CHOSEN, torch.int8).result()
+    assert_same(on_cpu(again), on_cpu(made))
+
+
+def test_refusals():
+    x, p = values((40, 50), torch.float32).cuda(), torch.ones(())
+    with pytest.raises(RuntimeError, match=r"scale: expected device cuda:0.*got cpu"):
+        ops.quantize(x, torch.ones(40, 1), p, -128, 127, torch.int8)
+    out = torch.ones(40, 50, dtype=torch.int8)
+    with pytest.raises(ValueError, match="out: expected device cuda:0, got cpu"):
+        ops.quantize.out(x, p, p, -128, 127, torch.int8, out=out)
+    with pytest.raises(ValueError, match="out: overlaps x"):
+        ops.quantize.out(x, p, p, -128, 127, torch.int8, out=x.view(torch.int8)[:, :50])
+    assert (out == 1).all()
+    torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("blocks", [None, [1, -1], [-1, 1], [1, 64]], ids=str)

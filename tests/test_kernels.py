@@ -14,6 +14,7 @@ from cases import (
     assert_same,
     given,
     offset,
+    ops,
     parameter_shape,
     values,
 )
@@ -21,7 +22,6 @@ from cases import (
 import quantkit
 from quantkit import reference
 
-ops = torch.ops.quantkit
 pytestmark = pytest.mark.usefixtures("backend")
 
 

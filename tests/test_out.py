@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from cases import STRIDES, assert_same, bits_of, given, values
+from cases import STRIDES, assert_same, bits_of, given, ops, values
 
 from quantkit import _load, reference
 
-ops = torch.ops.quantkit
 pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.fallback]
 X = values((6, 8), torch.float32, 1)
 SCALE, ZERO = given((6, 8), [1, -1], torch.float32, 2)
@@ -55,13 +54,19 @@ def test_results_in_any_strides(name):
         "every other row",
     ):
         results = expected(name)
-        outs = {}
+        outs, gaps = {}, {}
         for k, t in results.items():
             outs[k] = STRIDES[layout](torch.zeros(t.shape, dtype=t.dtype))
             strides = outs[k].stride()
+            around = torch.empty(0, dtype=t.dtype).set_(outs[k].untyped_storage())
+            around.fill_(77)
+            gaps[k] = around, outs[k]
         assert call(name, outs) is None
         for k, t in results.items():
             assert_same(outs[k].contiguous(), t)
+            around, out = gaps[k]
+            out.fill_(77)
+            assert (around == 77).all(), "written outside of the output"
         assert outs[k].stride() == strides
 
 

@@ -108,42 +108,53 @@ struct Set : Row<X, V> {
   }
 };
 
-// The code of an element by parameters chosen from its set: of one type, and the zero point an integer or NaN.
-template <class X, bool kSymmetric>
-__device__ __forceinline__ int16_t chosen_code(const SetArgs& a, X x, Wide<X> scale, Wide<X> zero_point) {
+// Parameters chosen from a set, of one type; the zero point is an integer or NaN.
+template <class X>
+struct Chosen {
+  Wide<X> scale, zero_point;
+  float reciprocal = 0;  // 0: divide
+
+  __device__ __forceinline__ Chosen(X scale_, X zero_point_)
+      : scale(widen(scale_)), zero_point(widen(zero_point_)) {
+    if constexpr (sizeof(X) == 2) reciprocal = reciprocal_for_code<X>(scale, zero_point);
+  }
+};
+
+template <class X, bool kSymmetric, bool kMultiply>
+__device__ __forceinline__ int16_t chosen_code(const SetArgs& a, X x, const Chosen<X>& p) {
   using W = Wide<X>;
-  const W quotient = W(widen(x)) / scale;
-  const W v = kSymmetric ? rounded_for_code<X>(quotient) : affine_for_code<X, X>(quotient, zero_point);
-  const bool nan = (quotient != quotient) | (zero_point != zero_point);
+  const W quotient = kMultiply ? W(widen(x)) * W(p.reciprocal) : W(widen(x)) / p.scale;
+  const W v = kSymmetric ? rounded_for_code<X>(quotient) : affine_for_code<X, X>(quotient, p.zero_point);
+  const bool nan = (quotient != quotient) | (p.zero_point != p.zero_point);
   const auto bits = bit_cast<typename Traits<W>::Bits>(shifted_code(v, W(a.scheme.q_min), W(a.scheme.q_max)));
   return nan ? 0 : int16_t(bits);
 }
 
-template <class X, int V, bool kSymmetric>
+template <class X, int V, bool kSymmetric, bool kMultiply>
 __device__ __forceinline__ void quantize_of_set(const SetArgs& a, const Set<X, V>& set, int64_t first,
-                                                const Vector<X, V>& x, Wide<X> scale, Wide<X> zero_point) {
+                                                const Vector<X, V>& x, const Chosen<X>& p) {
   const Level& inner = a.levels[a.count - 1];
   Vector<int16_t, V> shorts;
 #pragma unroll
-  for (int k = 0; k < V; ++k) shorts.put(k, chosen_code<X, kSymmetric>(a, x.get(k), scale, zero_point));
+  for (int k = 0; k < V; ++k) shorts.put(k, chosen_code<X, kSymmetric, kMultiply>(a, x.get(k), p));
   store_codes<V>(a.q, a.q_type, set.at(a, kQ, first), inner.step[kQ], shorts);
   if (a.y == nullptr) return;
   Vector<float, V> y;
 #pragma unroll
   for (int k = 0; k < V; ++k)
-    y.put(k, dequantized<float, float>(float(shorts.get(k)), kSymmetric ? 0.0f : zero_point, scale));
+    y.put(k, dequantized<float, float>(float(shorts.get(k)), kSymmetric ? 0.0f : p.zero_point, p.scale));
   store_vector<float, V>(static_cast<float*>(a.y) + set.at(a, kY, first), inner.step[kY], y);
 }
 
 template <class X, int V, bool kSymmetric>
 __device__ __forceinline__ void quantize_of_set(const SetArgs& a, const Set<X, V>& set, int64_t i,
-                                                Wide<X> scale, Wide<X> zero_point) {
+                                                const Chosen<X>& p) {
   const X x = load(static_cast<const X*>(a.x) + set.at(a, kX, i));
-  const int16_t code = chosen_code<X, kSymmetric>(a, x, scale, zero_point);
+  const int16_t code = chosen_code<X, kSymmetric, false>(a, x, p);
   store_code(a.q, a.q_type, set.at(a, kQ, i), code);
   if (a.y != nullptr)
     store(static_cast<float*>(a.y) + set.at(a, kY, i),
-          dequantized<float, float>(float(code), kSymmetric ? 0.0f : zero_point, scale));
+          dequantized<float, float>(float(code), kSymmetric ? 0.0f : p.zero_point, p.scale));
 }
 
 // The extrema of a block, in its first warp at least.
@@ -223,7 +234,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) rows_kernel(const __grid_cons
       store(static_cast<X*>(a.zero_point) + set.base.of[kScale], zero_point);
     }
     if (a.q == nullptr) continue;
-    const Wide<X> s = widen(scale), z = widen(zero_point);
+    const Chosen<X> p(scale, zero_point);
     // Backwards: the last tile is still held.
 #pragma unroll 1
     for (int64_t t = tiles - 1; t >= 0; --t) {
@@ -233,10 +244,14 @@ __global__ void __launch_bounds__(kMostThreads, 1) rows_kernel(const __grid_cons
           if (set.is_whole(first_of(t, u))) held[u] = load_vector<X, V>(set.data + first_of(t, u));
       }
 #pragma unroll
-      for (int u = 0; u < kHeld; ++u)
-        if (set.is_whole(first_of(t, u)))
-          quantize_of_set<X, V, kSymmetric>(a, set, first_of(t, u), held[u], s, z);
-      for_rest(t, [&](int64_t i) { quantize_of_set<X, V, kSymmetric>(a, set, i, s, z); });
+      for (int u = 0; u < kHeld; ++u) {
+        if (!set.is_whole(first_of(t, u))) continue;
+        if (sizeof(X) == 2 && p.reciprocal != 0)
+          quantize_of_set<X, V, kSymmetric, true>(a, set, first_of(t, u), held[u], p);
+        else
+          quantize_of_set<X, V, kSymmetric, false>(a, set, first_of(t, u), held[u], p);
+      }
+      for_rest(t, [&](int64_t i) { quantize_of_set<X, V, kSymmetric>(a, set, i, p); });
     }
   }
 }

@@ -51,6 +51,13 @@ template <class D>
 struct Steps {
   Wide<D> scale, add;
   float subtract;
+  float reciprocal;  // 0: divide
+
+  __device__ __forceinline__ Steps() : scale(0), add(0), subtract(0), reciprocal(0) {}
+  __device__ __forceinline__ Steps(Wide<D> scale_, Wide<D> add_, float subtract_)
+      : scale(scale_), add(add_), subtract(subtract_), reciprocal(0) {
+    if constexpr (sizeof(D) == 2) reciprocal = reciprocal_for_code<D>(scale, add);
+  }
 };
 
 // Those that a whole row shares, of any type.
@@ -67,14 +74,22 @@ __device__ __forceinline__ Steps<D> own_steps(const ElementwiseArgs& a, const Of
           same_number<D>(a.subtract, zero_point)};
 }
 
-// An element on its way to its results.
-template <class X, class D>
+// An element on its way to its results; kMultiply: all of its steps have a reciprocal.
+template <class X, class D, bool kMultiply = false>
 struct Element {
   Wide<D> v;
   bool nan;
 
-  __device__ __forceinline__ Element(X x, const Steps<D>& s)
-      : v(affine<D, D>(Wide<D>(widen(x)) / s.scale, s.add)), nan(v != v) {}
+  __device__ __forceinline__ Element(X x, const Steps<D>& s) {
+    if constexpr (kMultiply) {
+      const float quotient = widen(x) * s.reciprocal;
+      v = affine_for_code<D, D>(quotient, s.add);
+      nan = quotient != quotient;
+    } else {
+      v = affine<D, D>(Wide<D>(widen(x)) / s.scale, s.add);
+      nan = v != v;
+    }
+  }
 
   __device__ __forceinline__ bool inside(const ElementwiseArgs& a) const {
     return in_range(v, Wide<D>(a.q_min), Wide<D>(a.q_max)) & !nan;
@@ -127,6 +142,7 @@ struct Quantize {
   static constexpr int V = kVectorBytes / sizeof(X);
   static constexpr bool kCodes = kResult == Result::codes || kResult == Result::both;
   static constexpr bool kBack = kResult == Result::both || kResult == Result::fake;
+  static constexpr bool kMayMultiply = sizeof(X) == 2 && sizeof(D) == 2 && kResult != Result::gradient;
   using Held = Vector<X, V>;
 
   __device__ static __forceinline__ const X* lead(const ElementwiseArgs& a) {
@@ -136,7 +152,7 @@ struct Quantize {
     return load_vector<X, V>(lead(a) + at.of[kX] + first);
   }
 
-  template <class S>
+  template <bool kMultiply, class S>
   __device__ static __forceinline__ void vector(const ElementwiseArgs& a, const Held& x, S steps,
                                                 const Offsets& at, int64_t first) {
     const int64_t q = at.of[kQ] + first * a.step[kQ];
@@ -147,7 +163,7 @@ struct Quantize {
 #pragma unroll
     for (int k = 0; k < V; ++k) {
       const Steps<D> s = steps(k);
-      const Element<X, D> e(x.get(k), s);
+      const Element<X, D, kMultiply> e(x.get(k), s);
       if constexpr (kCodes) shorts.put(k, e.code(a));
       if constexpr (kBack) result.put(k, narrow<Y>(e.back(a, s)));
       if constexpr (kResult == Result::gradient) result.put(k, select(e.inside(a), grad.get(k)));
@@ -176,6 +192,7 @@ struct Dequantize {
   using Step = float;
   static constexpr Operand kLead = kY;
   static constexpr int V = kVectorBytes / sizeof(float);
+  static constexpr bool kMayMultiply = false;
   using Held = Vector<Q, V>;
 
   __device__ static __forceinline__ const float* lead(const ElementwiseArgs& a) {
@@ -185,7 +202,7 @@ struct Dequantize {
     return load_vector<Q, V>(static_cast<const Q*>(a.q_in) + at.of[kQ] + first * a.step[kQ], a.step[kQ]);
   }
 
-  template <class S>
+  template <bool, class S>
   __device__ static __forceinline__ void vector(const ElementwiseArgs& a, const Held& q, S steps,
                                                 const Offsets& at, int64_t first) {
     Vector<float, V> y;
@@ -260,13 +277,14 @@ __device__ __forceinline__ void walk(const ElementwiseArgs& a) {
       const Row<Lead, V> row(lead + at.of[Work::kLead], step, a.n);
       const int64_t first = (part * a.team + t.lane) * V - row.lead;
       if (first >= a.n) return;
-      Steps<Step> steps[V] = {};
+      Steps<Step> steps[V];
 #pragma unroll
       for (int k = 0; k < V; ++k)
         if (first + k >= 0 && first + k < a.n) steps[k] = own_steps<Step>(a, at, first + k);
       for (int64_t i = 0; i < height; ++i, step_row(a, at)) {
         if (first >= 0 && first + V <= a.n && is_aligned<Lead, V>(lead + at.of[Work::kLead] + first, step))
-          Work::vector(a, Work::load_at(a, at, first), [&](int k) { return steps[k]; }, at, first);
+          Work::template vector<false>(a, Work::load_at(a, at, first), [&](int k) { return steps[k]; }, at,
+                                       first);
         else
           for_inside<V>(first, a.n,
                         [&](int64_t k) { Work::element(a, own_steps<Step>(a, at, k), at, k); });
@@ -283,10 +301,15 @@ __device__ __forceinline__ void walk(const ElementwiseArgs& a) {
       for (int u = 0; u < kUnroll; ++u)
         if (row.is_whole(first_of(u))) held[u] = Work::load_at(a, at, first_of(u));
       const Steps<Step> steps = shared_steps<Step>(a, at);  // while the elements are on their way
+      const auto same = [&](int) { return steps; };
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u)
-        if (row.is_whole(first_of(u)))
-          Work::vector(a, held[u], [&](int) { return steps; }, at, first_of(u));
+      for (int u = 0; u < kUnroll; ++u) {
+        if (!row.is_whole(first_of(u))) continue;
+        if (Work::kMayMultiply && steps.reciprocal != 0)
+          Work::template vector<Work::kMayMultiply>(a, held[u], same, at, first_of(u));
+        else
+          Work::template vector<false>(a, held[u], same, at, first_of(u));
+      }
       if (!a.ragged) return;
 #pragma unroll 1
       for (int u = 0; u < kUnroll; ++u)

@@ -223,9 +223,6 @@ using SetKernel = void (*)(SetArgs);
 
 int64_t key_bytes(const Dynamic& d) { return d.elements.x_type == Type::f64 ? 8 : 4; }
 
-// Two keys for each parameter.
-int64_t scratch_bytes(const Dynamic& d) { return 2 * d.parameters.numel * key_bytes(d); }
-
 // Levels that step from parameter to parameter first, then those within a set.
 void fill_sets(SetArgs& a, const Dynamic& d) {
   const Shape& shape = d.elements.shape;
@@ -305,11 +302,22 @@ auto with_set_types(const SetArgs& a, F f) {
   });
 }
 
-bool takes_rows(const SetArgs& a, bool columns) {
-  if (columns || a.count - a.outer > 1 || a.x_type == Type::f64 || a.p_type != a.x_type) return false;
+// Whether neighbours in memory belong to different sets.
+bool has_columns(const Shape& shape) { return shape.levels[shape.count - 1].step[kScale] != 0; }
+
+bool takes_rows(const SetArgs& a, const Dynamic& d) {
+  if (has_columns(d.elements.shape) || a.count - a.outer > 1) return false;
+  if (d.elements.x_type == Type::f64 || d.p_type != d.elements.x_type) return false;
   // Few sets must be split to fill the device, where they are more than a block holds in registers.
-  const int64_t held = int64_t(kMostThreads) * kHeld * kVectorBytes / size_of(a.x_type);
+  const int64_t held = int64_t(kMostThreads) * kHeld * kVectorBytes / size_of(d.elements.x_type);
   return a.n <= held || a.sets >= 2 * multiprocessors();
+}
+
+// Two keys for each parameter, where they are not kept in registers.
+int64_t scratch_bytes(const Dynamic& d) {
+  SetArgs a{};
+  fill_sets(a, d);
+  return takes_rows(a, d) ? 0 : 2 * d.parameters.numel * key_bytes(d);
 }
 
 const char* run_dynamic(const Dynamic& d, Operation fused, void* scratch, void* stream) {
@@ -329,17 +337,14 @@ const char* run_dynamic(const Dynamic& d, Operation fused, void* scratch, void* 
   const Level& inner = a.levels[a.count - 1];
   const int width = kVectorBytes / static_cast<int>(size_of(a.x_type));
   a.gathers = a.count - a.outer > 1 && inner.size % width != 0;
-  // Neighbours in memory belong to different sets.
-  const Shape& shape = d.elements.shape;
-  const bool columns = shape.levels[shape.count - 1].step[kScale] != 0;
-
-  if (takes_rows(a, columns)) {
+  if (takes_rows(a, d)) {
     switch (a.x_type) {
       case Type::f16: return run_rows<f16>(a, stream);
       case Type::bf16: return run_rows<bf16>(a, stream);
       default: return run_rows<float>(a, stream);
     }
   }
+  const bool columns = has_columns(d.elements.shape);
   const int64_t parameters = blocks_for(divided_up(d.parameters.numel, kThreads));
   return with_set_types(a, [&](auto x, auto p) -> const char* {
     using X = typename decltype(x)::type;

@@ -6,9 +6,10 @@
 namespace quantkit {
 namespace {
 
-// As a small GPU: few blocks, so that threads take several items in turn.
+// As a small GPU, where threads take several items in turn, and as a larger one, where sets are split, by turns.
 constexpr int64_t kBlocksPerProcessor = 4;
-int64_t multiprocessors() { return 2; }
+thread_local unsigned turn = 0;
+int64_t multiprocessors() { return turn % 2 != 0 ? 2 : 20; }
 
 // ---- the memory of a launch -----------------------------------------------------------------------
 
@@ -52,9 +53,16 @@ emu::Buffers buffers_of(const SetArgs& a) {
   return buffers;
 }
 
+// The stream of a call: every launch of it must go there.
+char stream_of_call;
+
 template <class Args>
-const char* launch(void (*kernel)(Args), int64_t blocks, int threads, void*, const Args& args) {
+const char* launch(void (*kernel)(Args), int64_t blocks, int threads, void* stream, const Args& args) {
   static_assert(sizeof(Args) <= 4096, "more than a kernel's arguments may be");
+  if (stream != &stream_of_call) throw emu::Fault("a launch on another stream");
+  // The largest of __launch_bounds__ (tests/test_cuda.py reads each kernel's).
+  if (threads > (std::is_same<Args, SetArgs>::value ? kMostThreads : kThreads))
+    throw emu::Fault("a block of " + std::to_string(threads) + " threads, more than its launch bounds");
   emu::launch(blocks, threads, buffers_of(args), [&] { kernel(args); });
   return nullptr;
 }
@@ -68,8 +76,7 @@ namespace quantkit {
 namespace {
 
 // One value reaches a kernel in memory or, from the host's memory, among its arguments: here by turns.
-const char* run_by_turns(Operation operation, const Elementwise& elements, void* stream) {
-  static thread_local unsigned turn = 0;
+const char* run_by_turns(Operation operation, const Elementwise& elements, void*) {
   Elementwise e = elements;
   bool scale = true, zero_point = true;
   for (int k = 0; k < e.shape.count; ++k) {
@@ -77,13 +84,24 @@ const char* run_by_turns(Operation operation, const Elementwise& elements, void*
     zero_point &= e.shape.levels[k].step[kZeroPoint] == 0;
   }
   ++turn;
-  e.scale.on_host = scale && turn % 2 != 0;
-  e.add_zero_point.on_host = e.subtract_zero_point.on_host = zero_point && turn / 2 % 2 != 0;
-  return run_elementwise(operation, e, stream);
+  e.scale.on_host = scale && turn / 2 % 2 != 0;
+  e.add_zero_point.on_host = e.subtract_zero_point.on_host = zero_point && turn / 4 % 2 != 0;
+  return run_elementwise(operation, e, &stream_of_call);
 }
+
+int64_t scratch_bytes_by_turns(const Dynamic& d) {
+  ++turn;
+  return scratch_bytes(d);
+}
+const char* run_dynamic_on_stream(const Dynamic& d, Operation fused, void* scratch, void*) {
+  return run_dynamic(d, fused, scratch, &stream_of_call);
+}
+
+const char* run_convert_on_stream(const Conversion& c, void*) { return run_convert(c, &stream_of_call); }
 
 }  // namespace
 
 extern const LaunchTable cuda_emu_table;
-const LaunchTable cuda_emu_table = {run_by_turns, scratch_bytes, run_dynamic, run_convert};
+const LaunchTable cuda_emu_table = {run_by_turns, scratch_bytes_by_turns, run_dynamic_on_stream,
+                                    run_convert_on_stream};
 }  // namespace quantkit

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <utility>
 
@@ -148,7 +149,6 @@ struct Thread {
 struct Machine {
   Place place{};
   std::vector<Thread> threads;
-  std::vector<int> order;
   std::vector<std::unique_ptr<Fiber>> idle;
   Fiber* running = nullptr;
   const std::function<void()>* body = nullptr;
@@ -157,6 +157,7 @@ struct Machine {
   std::vector<char> shared;
   std::map<std::pair<std::string, int>, int64_t> places;  // of arrays in shared memory
   int64_t used = 0;
+  int64_t read = 0;  // bytes of the first buffer
   std::mt19937 random{20251125};
 };
 
@@ -257,27 +258,38 @@ std::string standstill() {
   return "a divergent barrier or a stray shuffle: " + text;
 }
 
+std::vector<int> shuffled(int64_t n) {
+  std::vector<int> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), machine.random);
+  return order;
+}
+
 void run_block() {
   Machine& m = machine;
-  const int n = static_cast<int>(m.threads.size());
+  const int warps = static_cast<int>(m.threads.size()) / kWarp;
   for (Thread& t : m.threads) t = Thread();
   m.used = 0;
   m.places.clear();
-  for (;;) {
+  for (bool all = false;;) {
     bool ran = false;
-    std::shuffle(m.order.begin(), m.order.end(), m.random);
-    for (const int i : m.order) {
-      if (m.threads[i].wait != Wait::ready) continue;
-      run_thread(i);
-      ran = true;
-      if (!m.fault.empty()) throw Fault(m.fault);
+    for (const int warp : shuffled(warps)) {
+      if (!all && m.random() % 2 == 0) continue;  // the others get ahead
+      for (const int lane : shuffled(kWarp)) {
+        const int i = warp * kWarp + lane;
+        if (m.threads[i].wait != Wait::ready) continue;
+        run_thread(i);
+        ran = true;
+        if (!m.fault.empty()) throw Fault(m.fault);
+      }
+      ran |= exchange(warp * kWarp);
     }
-    for (int warp = 0; warp < n; warp += kWarp) ran |= exchange(warp);
-    if (release_barrier()) ran = true;
+    ran |= release_barrier();
     if (std::all_of(m.threads.begin(), m.threads.end(),
                     [](const Thread& t) { return t.wait == Wait::done; }))
       return;
-    if (!ran) throw Fault(standstill());
+    if (!ran && all) throw Fault(standstill());
+    all = !ran;
   }
 }
 
@@ -291,7 +303,10 @@ void check_access(const void* p, int size, bool write) {
   if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(size) != 0)
     throw Fault("a misaligned " + std::string(verb) + " of " + std::to_string(size) + " bytes");
   for (const Buffer& b : *machine.buffers)
-    if (at >= b.begin && at + size <= b.end && (b.writable || !write)) return;
+    if (at >= b.begin && at + size <= b.end && (b.writable || !write)) {
+      if (!write && &b == machine.buffers->data()) machine.read += size;
+      return;
+    }
   std::string text = std::string("a ") + verb + " of " + std::to_string(size) + " bytes out of bounds";
   for (const Buffer& b : *machine.buffers)
     text += ", " + std::to_string(at - b.begin) + " of " + std::to_string(b.end - b.begin) + " in " + b.name;
@@ -341,14 +356,17 @@ void launch(int64_t blocks, int threads, const Buffers& buffers, const std::func
   m.shared.resize(kMostShared);
   m.threads.clear();
   m.threads.resize(threads);
-  m.order.resize(threads);
-  for (int i = 0; i < threads; ++i) m.order[i] = i;
   m.place.threads.x = static_cast<unsigned>(threads);
   m.place.blocks.x = static_cast<unsigned>(blocks);
-  for (int64_t block = 0; block < blocks; ++block) {
+  for (const int block : shuffled(blocks)) {
     m.place.block.x = static_cast<unsigned>(block);
     run_block();
   }
+}
+
+// For tests: how many bytes of the first buffer (x, or the codes of dequantize) this thread's launches have read since the last call.
+extern "C" __attribute__((visibility("default"))) int64_t quantkit_emu_bytes_read() {
+  return std::exchange(machine.read, 0);
 }
 
 }  // namespace emu
