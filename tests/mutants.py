@@ -68,7 +68,7 @@ MUTANTS = (
            "    // Each thread joins some columns."),
     Mutant("divergent barrier", DYNAMIC, "    if (team > kWarp) {\n      if (threadIdx.x == 0) {",
            "    if (team > kWarp && set.aligned) {\n      if (threadIdx.x == 0) {"),
-    Mutant("NaN rule lost, given parameters", ELEMENTWISE, "nan = v != v;", "nan = false;"),
+    Mutant("NaN rule lost, given parameters", ELEMENTWISE, "      nan = v != v;", "      nan = false;"),
     Mutant("NaN rule lost, chosen parameters", DYNAMIC, "(quotient != quotient) | (p.zero_point != p.zero_point)",
            "quotient != quotient"),
     Mutant("32-bit index", MEMORY, "at.of[o] += levels[k].step[o] * index;",

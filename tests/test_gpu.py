@@ -1,5 +1,5 @@
 """On a real GPU: cases against the reference on the CPU and on the GPU, and what only a device can show.
-Skipped, with the reason, where there is none. (test_kernels.py and test_out.py run there as everywhere.)"""
+Skipped, with the reason, where there is none. (test_kernels.py and test_out.py run there too.)"""
 
 import concurrent.futures
 import subprocess
