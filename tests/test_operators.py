@@ -6,10 +6,9 @@ import sys
 
 import pytest
 import torch
-from cases import FLOATS, assert_same, given, values
+from cases import FLOATS, given, values
 
-import quantkit
-from quantkit import _load, reference
+from quantkit import _load
 
 ops = torch.ops.quantkit
 pytestmark = pytest.mark.fallback
@@ -53,69 +52,6 @@ def test_opcheck_out(name):
         made = made if isinstance(made, tuple) else (made,)
         outs = {r: torch.empty_like(t) for r, t in zip(results, made, strict=True)}
         torch.library.opcheck(getattr(ops, name).out, args, outs)
-
-
-def everything(x):
-    q, x_hat, p = quantkit.quantize_dequant(x, True, sym=False)
-    q2, p2 = quantkit.dynamic_quantize(x, block_size=[1, 2], dtype=torch.uint8)
-    p3 = quantkit.get_symmetric_qparams(x, True, -1)
-    p4 = quantkit.get_asymmetric_qparams(x, include_zero=True)
-    y = quantkit.dequantize_tensor(quantkit.quantize_tensor(x, p3), p4)
-    return (
-        q,
-        x_hat,
-        p.scale,
-        p.zero_point,
-        q2,
-        p2.scale,
-        p2.zero_point,
-        y,
-        quantkit.fake_quantize(x, p),
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_compiled_calls_give_the_eager_bits(dtype):
-    torch._dynamo.reset()
-    compiled = torch.compile(everything, fullgraph=True, dynamic=True)
-    for shape in ((4, 6), (9, 8), (33, 130)):
-        x = values(shape, dtype, shape[0])
-        with torch.no_grad():
-            assert_same(compiled(x), everything(x))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_compiled_gradient_gives_the_eager_bits(dtype):
-    torch._dynamo.reset()
-
-    def loss(x, scale, zero_point):
-        p = quantkit.QuantizationParams(scale, zero_point, -20, 20)
-        return (quantkit.fake_quantize(x * 2, p) * x).sum()
-
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True)
-    for shape in ((4, 6), (7, 12)):
-        scale, zero_point = given(shape, [1, -1], dtype)
-        grads = []
-        for function in (loss, compiled):
-            x = values(shape, dtype, 3).requires_grad_()
-            function(x, scale, zero_point).backward()
-            grads.append(x.grad)
-        assert_same(grads[1], grads[0])
-
-
-def test_compiled_out_overload():
-    torch._dynamo.reset()
-    x, (scale, zero_point) = values((4, 6), torch.float32), given((4, 6), None, torch.float32)
-
-    def into(x, out):
-        ops.quantize.out(x, scale, zero_point, -128, 127, torch.int8, out=out)
-        return out + 0
-
-    out = torch.zeros(4, 6, dtype=torch.int8)
-    result = torch.compile(into, fullgraph=True)(x, out)
-    expected = reference.quantize_op(x, scale, zero_point, -128, 127, torch.int8)
-    assert_same(result, expected)
-    assert_same(out, expected)
 
 
 def test_meta_tensors_have_the_results_of_real_ones():

@@ -1,0 +1,236 @@
+"""Compiled, exported, packaged and traced calls: the eager bits, one graph, no guard on data."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from cases import FLOATS, assert_same, given, values
+from torch._dynamo.utils import counters
+
+import quantkit
+from quantkit import reference
+
+ops = torch.ops.quantkit
+pytestmark = pytest.mark.fallback
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+
+
+def everything(x):
+    q, x_hat, p = quantkit.quantize_dequant(x, True, sym=False)
+    q2, p2 = quantkit.dynamic_quantize(x, block_size=[1, 2], dtype=torch.uint8)
+    p3 = quantkit.get_symmetric_qparams(x, True, -1)
+    p4 = quantkit.get_asymmetric_qparams(x, include_zero=True)
+    y = quantkit.dequantize_tensor(quantkit.quantize_tensor(x, p3), p4)
+    results = q, x_hat, p.scale, p.zero_point, q2, p2.scale, p2.zero_point, y
+    return *results, quantkit.fake_quantize(x, p)
+
+
+class Everything(torch.nn.Module):
+    def forward(self, x):
+        return everything(x)
+
+
+# Not (2, 2): one column of blocks is another case for torch, which takes sizes of 1 for fixed.
+SHAPES = [
+    (4, 6),
+    (9, 8),
+    (33, 130),
+    (2, 12),
+    (5, 64),
+    (64, 4),
+    (7, 14),
+    (128, 10),
+    (3, 300),
+    (81, 20),
+]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_one_graph_serves_ten_shapes(dtype):
+    compiled = torch.compile(everything, backend="aot_eager", fullgraph=True, dynamic=True)
+    counters.clear()
+    for shape in SHAPES:
+        x = values(shape, dtype, shape[0])
+        assert_same(compiled(x), everything(x))
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+def test_shapes_that_change_compile_twice_at_most():
+    """Without dynamic=True torch first takes a shape for fixed, then for free."""
+    compiled = torch.compile(everything, backend="aot_eager", fullgraph=True)
+    counters.clear()
+    for shape in SHAPES:
+        x = values(shape, torch.float32)
+        assert_same(compiled(x), everything(x))
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_no_graph_breaks():
+    explained = torch._dynamo.explain(everything)(values((4, 6), torch.float32))
+    assert explained.graph_count == 1 and explained.graph_break_count == 0
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_inductor_gives_the_eager_bits(dtype, mode):
+    compiled = torch.compile(everything, fullgraph=True, dynamic=True, mode=mode)
+    for shape in SHAPES[:3]:
+        x = values(shape, dtype, shape[0])
+        with torch.no_grad():
+            assert_same(compiled(x), everything(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_gradient_gives_the_eager_bits(dtype):
+    def loss(x, scale, zero_point):
+        p = quantkit.QuantizationParams(scale, zero_point, -20, 20)
+        return (quantkit.fake_quantize(x * 2, p) * x).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True)
+    for shape in ((4, 6), (7, 12)):
+        scale, zero_point = given(shape, [1, -1], dtype)
+        grads = []
+        for function in (loss, compiled):
+            x = values(shape, dtype, 3).requires_grad_()
+            function(x, scale, zero_point).backward()
+            grads.append(x.grad)
+        assert_same(grads[1], grads[0])
+
+
+def test_out_overload_in_a_graph():
+    x, (scale, zero_point) = values((4, 6), torch.float32), given((4, 6), None, torch.float32)
+
+    def into(x, out):
+        ops.quantize.out(x, scale, zero_point, -128, 127, torch.int8, out=out)
+        return out + 0
+
+    out = torch.zeros(4, 6, dtype=torch.int8)
+    result = torch.compile(into, fullgraph=True)(x, out)
+    expected = reference.quantize_op(x, scale, zero_point, -128, 127, torch.int8)
+    assert_same(result, expected)
+    assert_same(out, expected)
+
+
+def test_out_overload_under_functionalization():
+    x, (scale, zero_point) = values((4, 6), torch.float32), given((4, 6), None, torch.float32)
+
+    def into(x):
+        whole = torch.zeros(2, 4, 6)
+        ops.fake_quantize.out(x, scale, zero_point, -128, 127, out=whole[1])
+        return whole * 1
+
+    expected = into(x)
+    assert_same(torch.compile(into, fullgraph=True, backend="aot_eager")(x), expected)
+    assert_same(expected[1], reference.fake_quantize_op(x, scale, zero_point, -128, 127))
+
+
+# ---- export ---------------------------------------------------------------------------------------
+
+RUN_EXPORTED = """
+import sys, torch, quantkit
+assert quantkit.backend().extension == (sys.argv[2] == "True")
+module = torch.export.load(sys.argv[1]).module()
+x = torch.load(sys.argv[1] + ".x")
+torch.save(module(x), sys.argv[1] + ".y")
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_exported_program_runs_in_a_new_process(tmp_path):
+    free = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(
+        Everything(), (values((4, 6), torch.float32),), dynamic_shapes=(free,)
+    )
+    names = {str(node.target) for node in program.graph.nodes if "quantkit" in str(node.target)}
+    assert "quantkit.fake_quantize.default" in names  # public names: a graph may be read by others
+    assert not any("._" in name for name in names)
+    x = values((9, 30), torch.float32, 4)
+    expected = everything(x)
+    assert_same(program.module()(x), expected)
+
+    file = tmp_path / "program.pt2"
+    torch.export.save(program, file)
+    torch.save(x, f"{file}.x")
+    has = str(quantkit.backend().extension)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", RUN_EXPORTED, file, has], check=True)
+    assert_same(torch.load(f"{file}.y"), expected)
+
+
+RUN_PACKAGE = """
+import sys, torch, quantkit
+model = torch._inductor.aoti_load_package(sys.argv[1])
+x = torch.load(sys.argv[1] + ".x")
+torch.save(model(x), sys.argv[1] + ".y")
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_aot_inductor_package(tmp_path):
+    free = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim.DYNAMIC}
+    example = values((4, 6), torch.bfloat16)
+    program = torch.export.export(Everything(), (example,), dynamic_shapes=(free,))
+    file = str(tmp_path / "model.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=file)
+    x = values((9, 30), torch.bfloat16, 4)
+    expected = everything(x)
+    torch.save(x, f"{file}.x")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", RUN_PACKAGE, file], check=True)
+    made = torch.load(f"{file}.y")
+    for ours, theirs in zip(made, expected, strict=True):
+        assert_same(ours, theirs)
+
+
+# ---- fake tensors, transforms, modes --------------------------------------------------------------
+
+
+def test_symbolic_sizes_stay_free():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+    env, x = ShapeEnv(), torch.randn(12, 34)
+    free = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with FakeTensorMode(shape_env=env) as mode:
+            for result in everything(mode.from_tensor(x, symbolic_context=free)):
+                for size in result.shape:
+                    assert isinstance(size, torch.SymInt) or size == 1
+    assert not env.replacements  # no symbol became a number or another symbol
+    # What block_size asks of x: that 2 divides its columns.
+    guards = {str(guard.expr) for guard in env.guards}
+    assert all("Mod(" in g or ">" in g or "Ne(" in g for g in guards), guards
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_vmap_is_the_loop_over_samples(dtype):
+    x = values((3, 4, 6), dtype, 1)
+    expected = [everything(each) for each in x]
+    for i, result in enumerate(torch.vmap(everything)(x)):
+        assert_same(result.contiguous(), torch.stack([e[i] for e in expected]))
+    scales = torch.rand(3) + 0.1
+
+    def each(x, scale):
+        return quantkit.quantize_tensor(x, quantkit.QuantizationParams(scale, scale * 0, -8, 7))
+
+    for dims in ((0, 0), (2, 0), (None, 0)):
+        sample = x if dims[0] is not None else x[0]
+        sample = sample.movedim(0, dims[0]) if dims[0] else sample
+        loop = [each(x[i] if dims[0] is not None else x[0], scales[i]) for i in range(3)]
+        assert_same(torch.vmap(each, in_dims=dims)(sample, scales).contiguous(), torch.stack(loop))
+
+
+def test_deterministic_mode_changes_nothing():
+    x = values((40, 60), torch.float32, special=True)
+    expected = everything(x)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_same(everything(x), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
