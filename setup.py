@@ -185,6 +185,7 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
         "levels.cpp": kernel,
         "module.cpp": f"{python_flags} {names}",
         "cpu/dispatch.cpp": f"{kernel} {have} {'-DQUANTKIT_CUDA_EMU' if emulated else ''}",
+        "cpu/forks.cpp": kernel,
         "cpu/run.cpp": kernel,
         # Without exceptions the object needs no weak symbol of the C++ runtime.
         **{f"cpu/{isa}.cpp": f"{kernel} -fno-exceptions {flags}" for isa, flags in isas.items()},

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/forks.h"
 
 PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;
@@ -12,6 +13,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", [] { return py::tuple(py::cast(quantkit::available_isas())); },
         "The instruction sets that this build has and this machine runs.");
   m.def("set_isa", &quantkit::set_isa, py::arg("name"), "Switch the instruction set, for tests.");
+  m.def("forked_from_threads", &quantkit::forked_from_threads,
+        "Whether kernels run on one thread because the process was forked from several.");
   m.def("cuda_archs", [] { return py::tuple(py::str(QUANTKIT_CUDA_ARCHS).attr("split")()); },
         "The GPU architectures compiled in.");
 }

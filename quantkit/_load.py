@@ -98,6 +98,7 @@ def backend() -> Backend:
     threads = torch.get_num_threads()
     if extension is None:
         return Backend(False, reason, "reference", (), (), threads, CONTRACT)
+    threads = 1 if extension.forked_from_threads() else threads
     isas, archs = tuple(extension.isas()), tuple(extension.cuda_archs())
     return Backend(True, "", extension.isa(), isas, archs, threads, CONTRACT)
 

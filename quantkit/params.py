@@ -28,6 +28,9 @@ class QuantizationParams:
     dtype: torch.dtype | None = field(default=None, repr=False, kw_only=True)
 
 
+torch.serialization.add_safe_globals([QuantizationParams])  # for torch.load(weights_only=True)
+
+
 def unpack(
     qparams: QuantizationParams,
 ) -> tuple[torch.Tensor, torch.Tensor, int, int, torch.dtype]:

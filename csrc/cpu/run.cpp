@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "forks.h"
 #include "fpenv.h"
 
 namespace quantkit {
@@ -20,6 +21,7 @@ constexpr int64_t kPrivateKeys = 1 << 16;
 constexpr int64_t kPrivateShare = 16;
 
 int64_t threads_for(int64_t elements, const Pool& pool) {
+  if (forked_from_threads()) return 1;
   return std::max<int64_t>(1, std::min(pool.threads, elements / kGrain));
 }
 
