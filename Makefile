@@ -46,7 +46,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-
 sanitize: build $(STAMP)-test
 	rm -rf build/sanitize && mkdir -p build/sanitize
 	cp -r csrc quantkit tests setup.py pyproject.toml README.md LICENSE build/sanitize
-	rm -f build/sanitize/quantkit/_C*.so
+	rm -f build/sanitize/quantkit/*.so
 	cd build/sanitize && FORCE_CPU=1 QUANTKIT_BUILD_EMU=1 CXXFLAGS="$(SANITIZERS)" \
 		../../$(PY) setup.py --quiet build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
@@ -111,4 +111,4 @@ $(STAMP)-bench: $(STAMP)-build
 	touch $@
 
 clean:
-	rm -rf build dist results $(VENV) quantkit/_C*.so *.egg-info
+	rm -rf build dist results $(VENV) quantkit/*.so *.egg-info

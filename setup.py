@@ -69,6 +69,9 @@ ISAS_X86 = {
 }
 
 
+LIBRARY = "libquantkit.so"
+
+
 def is_set(name):
     value = os.environ.get(name, "")
     if value not in ("", "0", "1"):
@@ -138,26 +141,27 @@ class NinjaBuild(build_ext):
         # A fixed place of our own: setuptools gives an editable install a temporary one.
         objects = ROOT / "build" / tag
         objects.mkdir(parents=True, exist_ok=True)
-        target = objects / Path(self.get_ext_filename("quantkit._C")).name
+        module = Path(self.get_ext_filename("quantkit._C")).name
 
         with open(objects / "build.ninja", "w") as file:
-            write_ninja(ninja_syntax.Writer(file), compiler, torch, pybind11.get_include(), target)
+            write_ninja(ninja_syntax.Writer(file), compiler, torch, pybind11.get_include(), module)
         command = [Path(ninja.BIN_DIR) / "ninja", "-C", objects]
         if subprocess.run(command, stdout=sys.stderr).returncode != 0:
             without = " (FORCE_CPU=1 builds without CUDA)" if find_nvcc() else ""
             fail(f"compiling failed; the compiler's messages are above{without}")
 
         package = ROOT if self.inplace else Path(self.build_lib)
-        destination = package / "quantkit" / target.name
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        if not destination.exists() or not filecmp.cmp(target, destination, shallow=False):
-            # A new file: processes that have the old one mapped keep it.
-            partial = destination.with_suffix(".partial")
-            shutil.copy2(target, partial)
-            partial.replace(destination)
+        for name in (LIBRARY, module):
+            target, destination = objects / name, package / "quantkit" / name
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            if not destination.exists() or not filecmp.cmp(target, destination, shallow=False):
+                # A new file: processes that have the old one mapped keep it.
+                partial = destination.with_suffix(".partial")
+                shutil.copy2(target, partial)
+                partial.replace(destination)
 
 
-def write_ninja(ninja, compiler, torch, pybind11_include, target):
+def write_ninja(ninja, compiler, torch, pybind11_include, module):
     csrc = ROOT / "csrc"
     prefix_map = shlex.quote(f"-ffile-prefix-map={ROOT}=quantkit")
     common = f"-O3 -fPIC -fvisibility=hidden -Wall -Wextra {prefix_map}"
@@ -220,7 +224,7 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
         )
     else:
         link = f"{compiler} -shared $in -Wl,--as-needed"
-    ninja.rule("link", f"{link} {libraries} -o $out", description="link $out")
+    ninja.rule("link", f"{link} $soname {libraries} -o $out", description="link $out")
     objects = []
     for source, flags in sources.items():
         obj = source.removeprefix("../tests/").replace("/", "_").replace(".cpp", ".o")
@@ -246,8 +250,16 @@ def write_ninja(ninja, compiler, torch, pybind11_include, target):
         )
         ninja.build("cuda_kernels.o", "nvcc", str(csrc / "cuda" / "kernels.cu"))
         objects.append("cuda_kernels.o")
-    ninja.build(target.name, "link", objects)
-    ninja.default(target.name)
+    # The operators know nothing of Python: programs in C++ load them too.
+    objects.remove("module.o")
+    ninja.build(LIBRARY, "link", objects, variables={"soname": f"-Xlinker -soname={LIBRARY}"})
+    ninja.rule(
+        "link_module",
+        f"{compiler} -shared module.o -L. -l:{LIBRARY} -Wl,-rpath,'$$ORIGIN' -o $out",
+        description="link $out",
+    )
+    ninja.build(module, "link_module", ["module.o"], implicit=[LIBRARY])
+    ninja.default(module)
     ninja.close()
 
 

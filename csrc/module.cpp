@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 
 #include "cpu/dispatch.h"
-#include "cpu/forks.h"
 
 PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;

@@ -126,7 +126,8 @@ def _load():
         return None, "QUANTKIT_REFERENCE=1"
     remedy = "remedy: reinstall quantkit for this Python and torch (pip install --force-reinstall "
     remedy += "--no-deps .), or set QUANTKIT_REFERENCE=1 to run the slow reference"
-    if find_spec("quantkit._C") is None:
+    spec = find_spec("quantkit._C")
+    if spec is None or spec.origin is None:  # without an origin it is a mere folder
         foreign = sorted(path.name for path in Path(__file__).parent.glob("_C*.so"))
         if foreign:
             raise ImportError(
@@ -142,7 +143,10 @@ def _load():
         module = importlib.import_module("quantkit._C")
     except ImportError as error:
         raise ImportError(f"quantkit's extension does not load: {error}; {remedy}") from error
-    module.isa()  # chooses the instruction set now: QUANTKIT_ISA may name one that cannot run
+    try:
+        module.isa()  # chooses the instruction set now
+    except RuntimeError as error:  # QUANTKIT_ISA names one that cannot run
+        raise ImportError(str(error)) from None
     return module, ""
 
 

@@ -148,7 +148,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name in ("csrc", "quantkit", "tests"):
-            ignored = shutil.ignore_patterns("_C*", "__pycache__")
+            ignored = shutil.ignore_patterns("*.so", "__pycache__")
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, folder / name)

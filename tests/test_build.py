@@ -96,16 +96,27 @@ def test_the_rest_is_built_for_every_machine(objects):
         assert not X86 or not re.search(r"%[yz]mm", code), name
 
 
-def test_the_extension_needs_no_cpp_symbol_of_torch():
-    """So it outlives torch upgrades: only the C shim and the C++ library are left undefined."""
-    names = output("nm", "-D", "-C", "--undefined-only", _load.extension.__file__)
-    assert not re.search(r"\b(at|c10|torch)::", names)
-    linked = output("readelf", "-d", _load.extension.__file__)
+MODULE = Path(_load.extension.__file__)
+LIBRARY = MODULE.with_name("libquantkit.so")
+
+
+def test_the_library_needs_no_cpp_symbol_of_torch_and_none_of_python():
+    """So it outlives torch's upgrades and serves C++: the C shim and the C++ library are all it needs."""
+    names = output("nm", "-D", "-C", "--undefined-only", LIBRARY)
+    assert not re.search(r"\b(at|c10|torch)::", names) and not re.search(r"\b_?Py", names)
+    linked = output("readelf", "-d", LIBRARY)
+    assert "libtorch_cpu.so" in linked
     assert "libgomp" not in linked and "RPATH" not in linked and "RUNPATH" not in linked
 
 
-def test_the_extension_names_no_path_of_the_machine_that_built_it():
-    assert str(ROOT).encode() not in Path(_load.extension.__file__).read_bytes()
+def test_the_module_finds_the_library_beside_it_and_needs_no_torch():
+    linked = output("readelf", "-d", MODULE)
+    assert "libquantkit.so" in linked and "[$ORIGIN]" in linked and "torch" not in linked
+
+
+def test_nothing_names_a_path_of_the_machine_that_built_it():
+    for file in (MODULE, LIBRARY):
+        assert str(ROOT).encode() not in file.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +124,7 @@ def source(tmp_path_factory):
     """A copy of what git tracks, built once."""
     root = tmp_path_factory.mktemp("source")
     for name in ("csrc", "quantkit"):
-        ignored = shutil.ignore_patterns("_C*", "__pycache__")
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, root / name)
@@ -146,10 +157,11 @@ def test_only_what_changed_is_compiled(source):
     assert compiled(build(source)) == ({"cpu/avx2.cpp"} if X86 else set())
     (source / "csrc/cpu/loops.h").touch()
     assert compiled(build(source)) == {f"cpu/{isa}.cpp" for isa in ISAS}
-    extension = next(source.glob("quantkit/_C*.so"))
-    extension.unlink()
-    assert compiled(build(source)) == set()
-    assert extension.exists()
+    for pattern in ("_C*.so", "libquantkit.so"):
+        file = next((source / "quantkit").glob(pattern))
+        file.unlink()
+        assert compiled(build(source)) == set()
+        assert file.exists()
 
 
 def test_changed_flags_are_compiled_and_true_division_leaves_no_fma(source):

@@ -19,6 +19,7 @@ from quantkit import _load, reference
 
 ops = torch.ops.quantkit
 EMU = Path(__file__).resolve().parent / "emu"
+LIBRARY = Path(_load.extension.__file__).with_name("libquantkit.so")
 needs_cuda = pytest.mark.skipif(not quantkit.backend().cuda_archs, reason="built without CUDA")
 needs_nvcc = pytest.mark.skipif(not gpu_code.nvcc_command(), reason="built without nvcc")
 
@@ -92,7 +93,7 @@ def test_no_kernel_spills_on_any_architecture():
 
 @needs_cuda
 def test_the_extension_has_the_machine_code_it_names():
-    elf, ptx = gpu_code.cubins(_load.extension.__file__)
+    elf, ptx = gpu_code.cubins(LIBRARY)
     assert tuple(elf) == quantkit.backend().cuda_archs
     assert ptx == ["sm_75"]
 
@@ -100,11 +101,11 @@ def test_the_extension_has_the_machine_code_it_names():
 @needs_cuda
 def test_the_cuda_runtime_is_inside_and_hidden():
     def nm(*options):
-        command = ("nm", "-D", *options, _load.extension.__file__)
+        command = ("nm", "-D", *options, LIBRARY)
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     assert not re.search(r"\bcud(a|art)|__cuda", nm())
-    linked = gpu_code.output("readelf", "-d", _load.extension.__file__).stdout
+    linked = gpu_code.output("readelf", "-d", LIBRARY).stdout
     assert "cuda" not in linked
 
 
@@ -221,7 +222,7 @@ READS = [
 @pytest.mark.skipif("cuda_emu" not in quantkit.backend().isas, reason="built without the emulator")
 @pytest.mark.parametrize("shape, dtype, blocks, times", READS, ids=str)
 def test_x_is_read_as_often_as_the_table_says(shape, dtype, blocks, times):
-    read = ctypes.CDLL(_load.extension.__file__).quantkit_emu_bytes_read
+    read = ctypes.CDLL(LIBRARY).quantkit_emu_bytes_read
     read.restype = ctypes.c_int64
     before = _load.extension.isa()
     _load.extension.set_isa("cuda_emu")

@@ -28,7 +28,7 @@ def python(program, folder=PACKAGE.parent, **variables):
 @pytest.fixture
 def copy(tmp_path):
     """The package without its extension."""
-    ignored = shutil.ignore_patterns("_C*", "__pycache__")
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(PACKAGE, tmp_path / "quantkit", ignore=ignored)
     return tmp_path
 
@@ -76,6 +76,20 @@ def test_an_extension_that_does_not_load_raises(copy):
     assert last.startswith("ImportError: quantkit's extension does not load") and "remedy" in last
 
 
+def test_an_extension_without_its_library_raises(copy):
+    shutil.copy(quantkit._load.extension.__file__, copy / "quantkit")
+    done = python(SHOW, copy)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError") and "libquantkit.so" in last and "remedy" in last
+
+
+def test_a_folder_in_the_extensions_place_is_none(copy):
+    (copy / "quantkit" / "_C").mkdir()
+    done = python(SHOW, copy)
+    assert done.returncode == 0 and "the extension is not built" in done.stdout
+
+
 def test_an_extension_for_another_python_raises(copy):
     name = "_C.cpython-39-x86_64-linux-gnu.so"
     (copy / "quantkit" / name).write_bytes(b"")
@@ -105,7 +119,7 @@ def test_a_setting_that_cannot_be_raises_at_import(variables):
     done = python(SHOW, **variables)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert all(f"{k}" in last for k in variables) and "Error: " in last
+    assert all(k in last for k in variables) and last.startswith("ImportError: ")
 
 
 def test_an_instruction_set_without_an_extension_raises(copy):

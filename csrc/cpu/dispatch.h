@@ -6,6 +6,9 @@
 
 #include "../kernels.h"
 
+// What the Python module calls in the library.
+#define QK_EXPORT __attribute__((visibility("default")))
+
 namespace quantkit {
 
 // The table in use: the best this machine runs, or the one that QUANTKIT_ISA names. Throws
@@ -16,12 +19,16 @@ const KernelTable& kernels();
 const LaunchTable* emulated_launches();
 
 // The name of what is in use.
-std::string isa();
+QK_EXPORT std::string isa();
 
 // Those built in that this machine runs, worst first.
-std::vector<std::string> available_isas();
+QK_EXPORT std::vector<std::string> available_isas();
 
 // For tests: switches every later call. Throws std::runtime_error as kernels() does.
-void set_isa(const std::string& name);
+QK_EXPORT void set_isa(const std::string& name);
+
+// Whether this process was forked from one that had several threads. OpenMP's do not survive that: a child that
+// asks for some waits for ever (torch's own operators do), so its kernels run on one.
+QK_EXPORT bool forked_from_threads();
 
 }  // namespace quantkit

@@ -1,6 +1,6 @@
-#include "forks.h"
-
 #include <pthread.h>
+
+#include "dispatch.h"
 
 #ifdef __linux__
 #include <dirent.h>

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <memory>
 
-#include "forks.h"
 #include "fpenv.h"
 
 namespace quantkit {
