@@ -181,6 +181,25 @@ def test_every_mix_of_dtypes_and_ranks(dtype):
                 assert_same(ops.dequantize(*args), reference.dequantize_op(*args))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_scales_of_more_bits_than_half_precision(dtype):
+    """With a scale of 24 bits x * (1 / scale) may round otherwise than x / scale: here it does."""
+    generator = torch.Generator().manual_seed(3)
+    x = (torch.rand(40_000, generator=generator) + 1).to(dtype)
+    # Between an even code's tie, which it keeps, and the dtype's next number, which is another code's.
+    tie = 2 * torch.randint(1, 30, x.shape, generator=generator) + 0.5
+    ulp = 2.0 ** (tie.log2().floor()) * torch.finfo(dtype).eps
+    scales = x.float() / (tie + ulp / 2)
+    codes = ((x.float() / scales).to(dtype)).round(), ((x.float() * (1 / scales)).to(dtype)).round()
+    hard = (codes[0] != codes[1]).nonzero().flatten()[:60]
+    assert len(hard) > 10
+    for i in hard:
+        scale, zero = scales[i], torch.zeros((), dtype=dtype)
+        args = (x[i].expand(33).contiguous(), scale, zero, -128, 127)
+        assert_same(ops.quantize(*args, torch.int8), reference.quantize_op(*args, torch.int8))
+        assert_same(ops.fake_quantize(*args), reference.fake_quantize_op(*args))
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_zero_points_that_the_step_cannot_hold(dtype):
     """Rounded first, wherever the value comes from: the emulator has two ways, by turns."""

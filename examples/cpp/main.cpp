@@ -1,0 +1,52 @@
+// Calls quantkit's operators through torch's dispatcher, without Python.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/torch.h>
+
+#include <iostream>
+#include <tuple>
+
+namespace {
+
+using Quantize = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, int64_t,
+                            at::ScalarType);
+using ChooseQparams = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, at::OptionalIntArrayRef, int64_t,
+                                                         int64_t, double, bool, bool);
+using Dequantize = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
+
+template <class Signature>
+auto find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+}  // namespace
+
+int main() {
+  static const auto choose_qparams = find<ChooseQparams>("quantkit::choose_qparams");
+  static const auto quantize = find<Quantize>("quantkit::quantize");
+  static const auto dequantize = find<Dequantize>("quantkit::dequantize");
+
+  torch::manual_seed(0);
+  const at::Tensor x = torch::randn({64, 256});
+  const std::vector<int64_t> per_channel = {1, -1};
+  const auto [scale, zero_point] = choose_qparams.call(x, per_channel, -128, 127, 1e-8, true, false);
+  const at::Tensor q = quantize.call(x, scale, zero_point, -128, 127, at::kChar);
+  const at::Tensor x_hat = dequantize.call(q, scale, zero_point);
+
+  // The formula, spelled out.
+  const at::Tensor codes = (x / scale + zero_point).round().clamp(-128, 127).to(at::kChar);
+  if (!q.equal(codes) || !x_hat.equal((q.to(at::kFloat) - zero_point) * scale)) {
+    std::cerr << "the operators and the formula differ\n";
+    return 1;
+  }
+  std::cout << "quantized " << x.numel() << " elements, largest error " << (x_hat - x).abs().max().item<float>()
+            << "\n";
+
+  try {
+    quantize.call(x, scale, zero_point, 5, 3, at::kChar);
+  } catch (const std::exception& error) {
+    std::cout << "refused: " << std::string(error.what()).substr(0, 60) << "\n";
+    return 0;
+  }
+  std::cerr << "q_min above q_max was taken\n";
+  return 1;
+}

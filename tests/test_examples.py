@@ -1,0 +1,70 @@
+"""The examples, run as a user would: from another folder, by their own commands."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import quantkit
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def run(*command, folder, **variables):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    done = subprocess.run(
+        [str(c) for c in command], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run_here():
+    assert {path.name for path in EXAMPLES.iterdir()} - {"__pycache__"} == {
+        "cpp", "export.py", "qat.py", "safetensors_file.py",
+    }  # fmt: skip
+
+
+def test_qat(tmp_path):
+    text = run(sys.executable, EXAMPLES / "qat.py", folder=tmp_path)
+    assert "after training with 4-bit weights" in text and "compiled" in text
+
+
+def test_export(tmp_path):
+    text = run(sys.executable, "-W", "ignore", EXAMPLES / "export.py", tmp_path, folder=tmp_path)
+    assert text.count("in a new process") == 2
+
+
+def test_safetensors(tmp_path):
+    text = run(sys.executable, EXAMPLES / "safetensors_file.py", tmp_path / "w", folder=tmp_path)
+    assert "groups: (64, 128) torch.uint8, scale (64, 4)" in text
+
+
+@pytest.fixture(scope="module")
+def cpp(tmp_path_factory):
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    build = tmp_path_factory.mktemp("cpp")
+    package = Path(quantkit.__file__).parent
+    places = (
+        f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}",
+        f"-DQUANTKIT_DIR={package}",
+    )
+    run("cmake", "-S", EXAMPLES / "cpp", "-B", build, *places, folder=build)
+    run("cmake", "--build", build, folder=build)
+    return build / "example"
+
+
+def test_cpp(cpp, tmp_path):
+    text = run(cpp, folder=tmp_path)
+    assert "quantized 16384 elements" in text and "refused: q_min, q_max: expected" in text
+
+
+def test_cpp_has_no_python_in_it(cpp):
+    linked = run("ldd", cpp, folder=cpp.parent)
+    assert "libquantkit.so" in linked and "libpython" not in linked and "_C." not in linked
