@@ -36,12 +36,12 @@ class FakeQuantize(_StraightThrough):
         _StraightThrough.save(ctx, inputs[:3], inputs[3:])
 
     @staticmethod
-    def backward(ctx, grad):
-        return _StraightThrough.gradient(ctx, grad), None, None, None, None
+    def backward(ctx, *grads):
+        return _StraightThrough.gradient(ctx, *grads), None, None, None, None
 
     @staticmethod
-    def jvp(ctx, tangent, *_):
-        return _StraightThrough.gradient(ctx, tangent)
+    def jvp(ctx, *tangents):
+        return _StraightThrough.gradient(ctx, tangents[0])
 
 
 class FakeQuantizeBackward(_StraightThrough):
@@ -56,12 +56,12 @@ class FakeQuantizeBackward(_StraightThrough):
         _StraightThrough.save(ctx, inputs[1:4], inputs[4:])
 
     @staticmethod
-    def backward(ctx, grad):
-        return _StraightThrough.gradient(ctx, grad), None, None, None, None, None
+    def backward(ctx, *grads):
+        return _StraightThrough.gradient(ctx, *grads), None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx, tangent, *_):
-        return _StraightThrough.gradient(ctx, tangent)
+    def jvp(ctx, *tangents):
+        return _StraightThrough.gradient(ctx, tangents[0])
 
 
 def is_differentiable(x: torch.Tensor) -> bool:
@@ -76,7 +76,7 @@ def fake_quantize(x, scale, zero_point, q_min, q_max):
 
 
 # What Function.apply() ends in, without its search for default arguments, twice as slow as all the rest.
-_apply = super(torch.autograd.Function, FakeQuantize).apply
+_apply = super(torch.autograd.Function, FakeQuantize).apply  # type: ignore[misc]
 
 
 def kernel(x, scale, zero_point, q_min, q_max):

@@ -9,9 +9,11 @@ import importlib
 import inspect
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +30,7 @@ _DYNAMIC = _CHOOSE.format(dtype="ScalarType dtype, ")
 _GIVEN = "Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max"
 
 # name: (arguments, results, reference, fake); csrc/ops.cpp has the same schemas.
-_OPERATORS = {
+_OPERATORS: dict[str, tuple[str, tuple[str, ...], Callable[..., Any], Callable[..., Any]]] = {
     "choose_qparams": (
         _CHOOSE.format(dtype=""),
         ("scale", "zero_point"),

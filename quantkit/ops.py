@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ _fake_quantize = _ops.fake_quantize.default
 _fake_quantize_without_gradient = _ops._fake_quantize.default
 
 
-def _call(operator, check, *args):
+def _call(operator: Callable[..., Any], check: Callable[..., None], *args: object) -> Any:
     """operator(*args); where it refuses, check(*args) names the error by the contract's type."""
     try:
         return operator(*args)
@@ -70,8 +71,10 @@ def get_symmetric_qparams(
     """
     q_min, q_max = limits(dtype, q_min, q_max)
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    params = _call(_choose_qparams, _checks.choose_qparams, x, blocks, q_min, q_max, eps, True)
-    return QuantizationParams(*params, q_min, q_max, dtype=dtype)
+    scale, zero_point = _call(
+        _choose_qparams, _checks.choose_qparams, x, blocks, q_min, q_max, eps, True
+    )
+    return QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
 
 def get_asymmetric_qparams(
@@ -99,11 +102,11 @@ def get_asymmetric_qparams(
     """
     q_min, q_max = limits(dtype, q_min, q_max)
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    params = _call(
+    scale, zero_point = _call(
         _choose_qparams, _checks.choose_qparams,
         x, blocks, q_min, q_max, eps, False, include_zero,
     )  # fmt: skip
-    return QuantizationParams(*params, q_min, q_max, dtype=dtype)
+    return QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
 
 def quantize_tensor(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
@@ -168,11 +171,11 @@ def quantize_dequant(
     """
     q_min, q_max = limits(dtype, q_min, q_max)
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    q, x_hat, *params = _call(
+    q, x_hat, scale, zero_point = _call(
         _quantize_dequantize, _checks.dynamic_quantize,
         x, blocks, q_min, q_max, eps, sym, NUMBER.get(dtype, dtype), include_zero,
     )  # fmt: skip
-    return q, x_hat, QuantizationParams(*params, q_min, q_max, dtype=dtype)
+    return q, x_hat, QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
 
 def dynamic_quantize(
@@ -194,11 +197,11 @@ def dynamic_quantize(
     """
     q_min, q_max = limits(dtype, q_min, q_max)
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    q, *params = _call(
+    q, scale, zero_point = _call(
         _dynamic_quantize, _checks.dynamic_quantize,
         x, blocks, q_min, q_max, eps, sym, NUMBER.get(dtype, dtype), include_zero,
     )  # fmt: skip
-    return q, QuantizationParams(*params, q_min, q_max, dtype=dtype)
+    return q, QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
 
 def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
@@ -210,6 +213,7 @@ def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     none. Arguments and errors: :func:`quantize_tensor`.
     """
     scale, zero_point, q_min, q_max, _ = unpack(qparams)
+    operator: Callable[..., Any]
     if torch.compiler.is_compiling():
         operator = _fake_quantize
     elif torch._C._are_functorch_transforms_active():

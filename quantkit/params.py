@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -55,8 +56,8 @@ def unpack(
 
 
 def block_size_of(
-    x: torch.Tensor, per_channel: bool, channel_dim: int, block_size: list[int] | None
-) -> list[int] | None:
+    x: torch.Tensor, per_channel: bool, channel_dim: int, block_size: Sequence[int] | None
+) -> Sequence[int] | None:
     """The operators' ``block_size`` for the public arguments."""
     if not per_channel:
         return block_size

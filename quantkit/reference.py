@@ -25,6 +25,7 @@ __all__ = [
     "quantize_tensor",
 ]
 
+_Blocks = Sequence[int] | None
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -250,8 +251,8 @@ class _FakeQuantize(torch.autograd.Function):
         return fake_quantize_op(x, scale, zero_point, q_min, q_max)
 
     @staticmethod
-    def backward(ctx, grad):
-        return _FakeQuantizeBackward.apply(grad, *ctx.saved_tensors, *ctx.limits), *[None] * 4
+    def backward(ctx, *grads):
+        return _FakeQuantizeBackward.apply(*grads, *ctx.saved_tensors, *ctx.limits), *[None] * 4
 
 
 class _FakeQuantizeBackward(torch.autograd.Function):
@@ -264,71 +265,80 @@ class _FakeQuantizeBackward(torch.autograd.Function):
         return fake_quantize_backward_op(grad, x, scale, zero_point, q_min, q_max)
 
     @staticmethod
-    def backward(ctx, grad):
-        return _FakeQuantizeBackward.apply(grad, *ctx.saved_tensors, *ctx.limits), *[None] * 5
+    def backward(ctx, *grads):
+        return _FakeQuantizeBackward.apply(*grads, *ctx.saved_tensors, *ctx.limits), *[None] * 5
 
 
 # ---- the public functions (documented in quantkit/ops.py) -----------------------------------------
 
 
 def get_symmetric_qparams(
-    x, per_channel=False, channel_dim=0, dtype=torch.int8, eps=1e-8,
-    *, block_size=None, q_min=None, q_max=None,
-):  # fmt: skip
+    x: torch.Tensor, per_channel: bool = False, channel_dim: int = 0,
+    dtype: torch.dtype = torch.int8, eps: float = 1e-8,
+    *, block_size: _Blocks = None, q_min: int | None = None, q_max: int | None = None,
+) -> QuantizationParams:  # fmt: skip
     """See :func:`quantkit.get_symmetric_qparams`."""
     q_min, q_max = limits(dtype, q_min, q_max)
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    params = choose_qparams_op(x, blocks, q_min, q_max, eps, True)
-    return QuantizationParams(*params, q_min, q_max, dtype=dtype)
+    scale, zero_point = choose_qparams_op(x, blocks, q_min, q_max, eps, True)
+    return QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
 
 def get_asymmetric_qparams(
-    x, per_channel=False, channel_dim=0, dtype=torch.int8, eps=1e-8,
-    *, block_size=None, q_min=None, q_max=None, include_zero=False,
-):  # fmt: skip
+    x: torch.Tensor, per_channel: bool = False, channel_dim: int = 0,
+    dtype: torch.dtype = torch.int8, eps: float = 1e-8,
+    *, block_size: _Blocks = None, q_min: int | None = None, q_max: int | None = None,
+    include_zero: bool = False,
+) -> QuantizationParams:  # fmt: skip
     """See :func:`quantkit.get_asymmetric_qparams`."""
     q_min, q_max = limits(dtype, q_min, q_max)
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    params = choose_qparams_op(x, blocks, q_min, q_max, eps, False, include_zero)
-    return QuantizationParams(*params, q_min, q_max, dtype=dtype)
+    scale, zero_point = choose_qparams_op(x, blocks, q_min, q_max, eps, False, include_zero)
+    return QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
 
-def quantize_tensor(x, qparams):
+def quantize_tensor(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     """See :func:`quantkit.quantize_tensor`."""
     return quantize_op(x, *unpack(qparams))
 
 
-def dequantize_tensor(q, qparams):
+def dequantize_tensor(q: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     """See :func:`quantkit.dequantize_tensor`."""
     scale, zero_point, *_ = unpack(qparams)
     return dequantize_op(q, scale, zero_point)
 
 
 def quantize_dequant(
-    x, per_channel=False, channel_dim=0, dtype=torch.int8, sym=True,
-    *, block_size=None, q_min=None, q_max=None, include_zero=False, eps=1e-8,
-):  # fmt: skip
+    x: torch.Tensor, per_channel: bool = False, channel_dim: int = 0,
+    dtype: torch.dtype = torch.int8, sym: bool = True,
+    *, block_size: _Blocks = None, q_min: int | None = None, q_max: int | None = None,
+    include_zero: bool = False, eps: float = 1e-8,
+) -> tuple[torch.Tensor, torch.Tensor, QuantizationParams]:  # fmt: skip
     """See :func:`quantkit.quantize_dequant`."""
     q_min, q_max = limits(dtype, q_min, q_max)
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    q, x_hat, *params = quantize_dequantize_op(
+    q, x_hat, scale, zero_point = quantize_dequantize_op(
         x, blocks, q_min, q_max, eps, sym, dtype, include_zero
     )
-    return q, x_hat, QuantizationParams(*params, q_min, q_max, dtype=dtype)
+    return q, x_hat, QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
 
 def dynamic_quantize(
-    x, per_channel=False, channel_dim=0, dtype=torch.int8, sym=True,
-    *, block_size=None, q_min=None, q_max=None, include_zero=False, eps=1e-8,
-):  # fmt: skip
+    x: torch.Tensor, per_channel: bool = False, channel_dim: int = 0,
+    dtype: torch.dtype = torch.int8, sym: bool = True,
+    *, block_size: _Blocks = None, q_min: int | None = None, q_max: int | None = None,
+    include_zero: bool = False, eps: float = 1e-8,
+) -> tuple[torch.Tensor, QuantizationParams]:  # fmt: skip
     """See :func:`quantkit.dynamic_quantize`."""
     q_min, q_max = limits(dtype, q_min, q_max)
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    q, *params = dynamic_quantize_op(x, blocks, q_min, q_max, eps, sym, dtype, include_zero)
-    return q, QuantizationParams(*params, q_min, q_max, dtype=dtype)
+    q, scale, zero_point = dynamic_quantize_op(
+        x, blocks, q_min, q_max, eps, sym, dtype, include_zero
+    )
+    return q, QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
 
-def fake_quantize(x, qparams):
+def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     """See :func:`quantkit.fake_quantize`."""
     scale, zero_point, q_min, q_max, _ = unpack(qparams)
     _checks.quantize(x, scale, zero_point, q_min, q_max)
