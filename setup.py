@@ -32,7 +32,18 @@ def fail(reason):
 
 
 def find_torch():
-    """The running environment's torch: an isolated build does not have it on sys.path."""
+    """The running environment's torch: an isolated build does not have it on sys.path.
+
+    QUANTKIT_TORCH names another's folder: the stable ABI is the same for every Python.
+    """
+    given = os.environ.get("QUANTKIT_TORCH")
+    if (
+        given
+        and not (Path(given) / "include" / "torch" / "csrc" / "stable" / "library.h").is_file()
+    ):
+        fail(f"QUANTKIT_TORCH={given} is no folder of torch 2.13 or newer")
+    if given:
+        return Path(given)
     places = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     # In an isolated build sys.prefix is still the environment that pip runs in.
     for place in places:

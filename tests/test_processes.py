@@ -159,6 +159,20 @@ def test_kernels_run_without_the_interpreter_lock():
 
 
 @needs_extension
+def test_there_is_one_openmp_runtime():
+    program = """
+import re, torch, quantkit
+torch.set_num_threads(2)
+quantkit.quantize_dequant(torch.randn(2000, 2000))
+mapped = re.findall(r"/\\S+", open("/proc/self/maps").read())
+print(*{path for path in mapped if re.search(r"/lib[gi]?omp", path)})
+"""
+    if not os.path.exists("/proc/self/maps"):
+        pytest.skip("libraries cannot be listed here")
+    assert len(run(program).split()) == 1
+
+
+@needs_extension
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_number_of_threads_is_that_of_the_calling_thread(threads):
     program = """
