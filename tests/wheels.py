@@ -1,7 +1,7 @@
 """Wheels for every Python that is here, repaired and checked: python tests/wheels.py FOLDER.
 
 Each is built with the torch of the Python that runs this (torch's stable ABI is the same for all),
-repaired by auditwheel without torch's libraries and OpenMP's, and looked at: size, symbols, what it links.
+repaired by auditwheel without the libraries of torch and OpenMP, and looked at: size, symbols, links.
 This Python's wheel then goes into a new environment whose PATH has no compiler, and passes the CPU suite.
 """
 
