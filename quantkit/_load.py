@@ -197,6 +197,22 @@ def _out_overload(name: str, function, write: bool):
     return kernel
 
 
+def _negative_kernel(operator):
+    """For a lazy negation (``z.conj().imag``) among the arguments: torch's own fallback loses ``out``."""
+
+    def kernel(*args, **outs):
+        for name, out in outs.items():
+            if out.is_neg():
+                raise RuntimeError(
+                    f"{name}: expected a tensor that is not lazily negated; pass a clone"
+                )
+        return operator(
+            *(a.resolve_neg() if isinstance(a, torch.Tensor) else a for a in args), **outs
+        )
+
+    return kernel
+
+
 def _register_fallback(library: torch.library.Library) -> None:
     for name, (_, _, function, _) in _OPERATORS.items():
         for schema in _schemas(name):
@@ -217,6 +233,8 @@ def _register_shared(library: torch.library.Library) -> None:
         if name != "fake_quantize":
             library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         library.impl(f"{name}.out", torch.library.fallthrough_kernel, "Autograd")
+        out = getattr(torch.ops.quantkit, name).out
+        library.impl(f"{name}.out", _negative_kernel(out), "Negative")
     library.impl("fake_quantize", _autograd.kernel, "Autograd")
 
 

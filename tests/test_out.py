@@ -182,3 +182,21 @@ def test_outputs_large_enough_to_be_streamed(blocks, by):
         write()
         assert_same(y, expected[1])
     assert around[: by + 1].tolist() == [7.0] * (by + 1) == around[by + 1 + numel :].tolist()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_lazily_negated_tensors(name):
+    """The imaginary part of a conjugate: an input like any other, no output."""
+    real = X if name != "dequantize" else SCALE.expand(6, 8)
+    lazy = torch.complex(real, -real).conj().imag
+    assert lazy.is_neg() and torch.equal(lazy, real)
+    args = list(CALLS[name])
+    args[1 if name in ("dequantize", "_fake_quantize_backward") else 0] = lazy
+    results = expected(name, args)
+    outs = {k: torch.empty_like(t) for k, t in results.items()}
+    call(name, outs, args)
+    for k, t in results.items():
+        assert_same(outs[k], t)
+        if t.dtype == torch.float32:
+            lazy_out = torch.complex(t, t).conj().imag
+            refused(name, outs | {k: lazy_out}, RuntimeError, k, "lazily negated", args=args)
