@@ -77,7 +77,8 @@ wheel-check: build
 		print(torch.__version__, b); assert len(b.cuda_archs) == 7 and 'cuda_emu' not in b.isas"
 	cd $(WHEEL) && ../../.venv-cuda/bin/python -m pytest -c ../../pyproject.toml --rootdir . -rs \
 		tests/test_kernels.py tests/test_out.py tests/test_operators.py tests/test_errors.py \
-		tests/test_threads.py tests/test_reference.py tests/test_differential.py tests/test_cuda.py tests/test_gpu.py
+		tests/test_threads.py tests/test_reference.py tests/test_differential.py tests/test_autograd.py \
+		tests/test_compile.py tests/test_processes.py tests/test_storage.py tests/test_cuda.py tests/test_gpu.py
 
 lint: $(STAMP)-test
 	$(PY) -m ruff check .
