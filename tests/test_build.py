@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import quantkit
 from quantkit import _load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,8 +97,7 @@ def test_the_rest_is_built_for_every_machine(objects):
         assert not X86 or not re.search(r"%[yz]mm", code), name
 
 
-MODULE = Path(_load.extension.__file__)
-LIBRARY = MODULE.with_name("libquantkit.so")
+LIBRARY = Path(quantkit.__file__).with_name("libquantkit.so")
 
 
 def test_the_library_needs_no_cpp_symbol_of_torch_and_none_of_python():
@@ -110,13 +110,13 @@ def test_the_library_needs_no_cpp_symbol_of_torch_and_none_of_python():
 
 
 def test_the_module_finds_the_library_beside_it_and_needs_no_torch():
-    linked = output("readelf", "-d", MODULE)
+    linked = output("readelf", "-d", _load.extension.__file__)
     assert "libquantkit.so" in linked and "[$ORIGIN]" in linked and "torch" not in linked
 
 
 def test_nothing_names_a_path_of_the_machine_that_built_it():
-    for file in (MODULE, LIBRARY):
-        assert str(ROOT).encode() not in file.read_bytes()
+    for file in (_load.extension.__file__, LIBRARY):
+        assert str(ROOT).encode() not in Path(file).read_bytes()
 
 
 @pytest.fixture(scope="module")

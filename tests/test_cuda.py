@@ -19,7 +19,7 @@ from quantkit import _load, reference
 
 ops = torch.ops.quantkit
 EMU = Path(__file__).resolve().parent / "emu"
-LIBRARY = Path(_load.extension.__file__).with_name("libquantkit.so")
+LIBRARY = Path(quantkit.__file__).with_name("libquantkit.so")
 needs_cuda = pytest.mark.skipif(not quantkit.backend().cuda_archs, reason="built without CUDA")
 needs_nvcc = pytest.mark.skipif(not gpu_code.nvcc_command(), reason="built without nvcc")
 
