@@ -55,14 +55,18 @@ std::vector<Dimension> dimensions_of(const View& shape, const View& x, const Vie
   return dimensions;
 }
 
+// Copies to a floating type.
+void convert(const View& from, const View& to) {
+  if (from.numel == 0) return;
+  const std::vector<Level> levels = levels_of(dimensions_of(from, from, to, to), kY, kX);
+  run(Conversion{shape_of(levels), from.data, to.data, from.kind(), to.kind()}, from);
+}
+
 // t in another floating type; where it has that type already, itself.
 Tensor converted(const View& t, const Tensor& tensor, Type type) {
   if (t.kind() == type) return tensor;
   Tensor result = empty_like(t, dtype_of(type));
-  const View to(t.name, result);
-  if (t.numel == 0) return result;
-  const std::vector<Level> levels = levels_of(dimensions_of(t, t, to, to), kY, kX);
-  run(Conversion{shape_of(levels), t.data, to.data, t.kind(), type}, t);
+  convert(t, View(t.name, result));
   return result;
 }
 
@@ -322,20 +326,21 @@ struct Choice {
   }
 };
 
-// A result's memory as kernels need it, contiguous: the output itself, or a stand-in copied back.
+// A parameter's memory as kernels need it, contiguous: the output itself, or a stand-in copied back.
 struct Contiguous {
   Tensor tensor;
-  AtenTensorHandle target = nullptr;  // to copy to, where there is a stand-in
+  const Tensor& out;
+  bool stands_in = false;
 
-  Contiguous(const Choice& c, const Tensor& out) : tensor(out) {
+  Contiguous(const Choice& c, const Tensor& out_) : tensor(out_), out(out_) {
     bool contiguous = false;
     check_shim(aoti_torch_is_contiguous(out.get(), &contiguous));
     if (contiguous) return;
     tensor = c.new_parameter();
-    target = out.get();
+    stands_in = true;
   }
   void copy_back() const {
-    if (target != nullptr) check_shim(aoti_torch_copy_(target, tensor.get(), 0));
+    if (stands_in) convert(View("parameter", tensor), View("out", out));
   }
 };
 

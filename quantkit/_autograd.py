@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
 _ops = torch.ops.quantkit
@@ -70,9 +72,12 @@ def is_differentiable(x: torch.Tensor) -> bool:
     return wanted or forward_ad._current_level >= 0
 
 
-def fake_quantize(x, scale, zero_point, q_min, q_max):
-    """fake_quantize under torch.func's transforms."""
-    return FakeQuantize.apply(x, scale.detach(), zero_point.detach(), q_min, q_max)
+def is_transformed() -> bool:
+    """Whether one of torch.func's transforms differentiates (vmap and functionalize do not)."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    keys = (level.key() for level in retrieve_all_functorch_interpreters())
+    return any(key in (TransformType.Grad, TransformType.Jvp) for key in keys)
 
 
 # What Function.apply() ends in, without its search for default arguments, twice as slow as all the rest.
@@ -81,13 +86,11 @@ _apply = super(torch.autograd.Function, FakeQuantize).apply  # type: ignore[misc
 
 def kernel(x, scale, zero_point, q_min, q_max):
     """The operator's Autograd kernel."""
-    if not is_differentiable(x):
-        return _ops._fake_quantize(x, scale, zero_point, q_min, q_max)
-    if (
-        torch._C._are_functorch_transforms_active()
-    ):  # a kernel sees one level of them, a Function all
+    if is_transformed():  # a kernel sees one level of them, a Function all
         raise RuntimeError(
             "torch.ops.quantkit.fake_quantize: torch.func's derivatives do not reach operators; "
             "call quantkit.fake_quantize, outside of torch.compile"
         )
-    return _apply(x, scale.detach(), zero_point.detach(), q_min, q_max)
+    if not is_differentiable(x):
+        return _ops._fake_quantize(x, scale, zero_point, q_min, q_max)
+    return _apply(x, scale, zero_point, q_min, q_max)

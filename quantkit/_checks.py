@@ -71,14 +71,16 @@ def smallest_dtype(q_min: int, q_max: int) -> torch.dtype:
 
 
 def _fits(shape: Sequence[int], x_shape: Sequence[int]) -> bool:
+    def divides(p: int, n: int) -> bool:
+        if _surely(p == 1) or _surely(p == n):
+            return True
+        return not (_surely(n == 0) or _surely(p == 0) or _surely(n % p != 0))
+
     if len(shape) == len(x_shape):
-        return all(
-            p == 1 or (p == n if n == 0 or p == 0 else n % p == 0)
-            for p, n in zip(shape, x_shape, strict=True)
-        )
+        return all(divides(p, n) for p, n in zip(shape, x_shape, strict=True))
     inner = x_shape[len(x_shape) - len(shape) :]
     return len(shape) < len(x_shape) and all(
-        p == 1 or p == n for p, n in zip(shape, inner, strict=True)
+        not _surely((p != 1) & (p != n)) for p, n in zip(shape, inner, strict=True)
     )
 
 
@@ -106,7 +108,7 @@ def parameters(x_name: str, x: torch.Tensor, scale: torch.Tensor, zero_point: to
 
 def _fits_each_other(a: Sequence[int], b: Sequence[int]) -> bool:
     pairs = zip(reversed(a), reversed(b), strict=False)
-    return all(m == n or m == 1 or n == 1 for m, n in pairs)
+    return not any(_surely((m != n) & (m != 1) & (n != 1)) for m, n in pairs)
 
 
 def choose_qparams(
@@ -133,7 +135,7 @@ def choose_qparams(
         )
     if block_size is not None:
         blocks(block_size, x.shape)
-    if x.numel() == 0:
+    if _surely(x.numel() == 0):
         raise ValueError(
             f"x: expected at least one element to choose parameters from, "
             f"got an empty tensor of shape {tuple(x.shape)}"
@@ -186,7 +188,7 @@ def blocks(block_size: Sequence[int], shape: Sequence[int]) -> None:
                 "block_size: expected sizes of at least 1, or -1 for a whole dimension, "
                 f"got {list(block_size)}"
             )
-        if b != -1 and n % b != 0:
+        if b != -1 and _surely(n % b != 0):
             raise ValueError(
                 f"block_size: {b} does not divide {n}, the size of dimension {dim} of x"
             )
@@ -244,19 +246,32 @@ def outputs(
                 raise ValueError(f"{name}: overlaps {other} in memory")
 
 
-def claim(outs: dict[str, torch.Tensor]) -> None:
-    """Tell autograd that ``out=`` tensors will be written; it refuses some."""
+def outside_of_graphs(outs: dict[str, torch.Tensor]) -> None:
+    """An output that autograd made has a history, which writing would not change."""
     for name, out in outs.items():
         if torch.is_grad_enabled() and not out.is_leaf:
             raise RuntimeError(
                 f"{name}: expected a tensor outside of autograd's graphs, as out= has no gradient; "
                 f"pass {name}.detach()"
             )
+
+
+def claim(outs: dict[str, torch.Tensor]) -> None:
+    """Tell autograd that ``out=`` tensors will be written; it refuses some."""
     for name, out in outs.items():
         try:
             out.copy_(out)  # stays as it is, but counts as a new version
         except RuntimeError as error:
             raise RuntimeError(f"{name}: cannot be written: {error}") from None
+
+
+def _surely(condition: bool | torch.SymBool) -> bool:
+    """A condition on sizes; False where a compiler cannot know it."""
+    if not isinstance(condition, torch.SymBool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # heavy
+
+    return guard_or_false(condition)
 
 
 def _is_fake(t: torch.Tensor) -> bool:

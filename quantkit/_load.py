@@ -189,6 +189,7 @@ def _out_overload(name: str, function, write: bool):
             inputs,
             in_place="x" if name.endswith("fake_quantize") else None,
         )
+        _checks.outside_of_graphs(outs)
         if write:
             _checks.claim(outs)
             for out, result in zip(outs.values(), results, strict=True):
@@ -227,7 +228,9 @@ def _register_shared(library: torch.library.Library) -> None:
     for name, (_, _, _, fake) in _OPERATORS.items():
         torch.library.register_fake(f"quantkit::{name}", fake, lib=library)
         torch.library.register_fake(
-            f"quantkit::{name}.out", _out_overload(name, fake, write=False), lib=library
+            f"quantkit::{name}.out",
+            _as_operator(_out_overload(name, fake, write=False)),
+            lib=library,
         )
         # Without a kernel on this key results would claim requires_grad=True.
         if name != "fake_quantize":

@@ -59,6 +59,8 @@ def block_size_of(
     x: torch.Tensor, per_channel: bool, channel_dim: int, block_size: Sequence[int] | None
 ) -> Sequence[int] | None:
     """The operators' ``block_size`` for the public arguments."""
+    if not isinstance(per_channel, (int, torch.SymBool)):
+        raise TypeError(f"per_channel: expected a bool, got {type(per_channel).__name__}")
     if not per_channel:
         return block_size
     if block_size is not None:

@@ -23,6 +23,33 @@ def direct(x, p):
     return ops.fake_quantize(x, p.scale, p.zero_point, p.q_min, p.q_max)
 
 
+NAMES = (
+    "quantize", "dequantize", "fake_quantize", "_fake_quantize_backward", "choose_qparams",
+    "dynamic_quantize", "quantize_dequantize",
+)  # fmt: skip
+
+
+def outs_of(name, x):
+    """A call with out= tensors for each operator that has them."""
+    p = parameters(x.dtype)
+    q = torch.zeros(x.shape, dtype=torch.int8)
+    choice = (x.detach(), None, -128, 127, 1e-8, True)
+    parameter = {k: torch.zeros((), dtype=x.dtype) for k in ("scale", "zero_point")}
+    given = (x.detach(), p.scale, p.zero_point, *LIMITS)
+    return {
+        "quantize": ((*given, torch.int8), {"out": q}),
+        "dequantize": ((q + 1, p.scale, p.zero_point), {"out": torch.zeros_like(x)}),
+        "fake_quantize": (given, {"out": torch.zeros_like(x)}),
+        "_fake_quantize_backward": ((x.detach(), *given), {"out": torch.zeros_like(x)}),
+        "choose_qparams": (choice, parameter),
+        "dynamic_quantize": ((*choice, torch.int8), {"q": q} | parameter),
+        "quantize_dequantize": (
+            (*choice, torch.int8),
+            {"q": q, "x_hat": torch.zeros_like(x)} | parameter,
+        ),
+    }[name]
+
+
 EVERY = pytest.mark.parametrize(
     "fake_quantize", [quantkit.fake_quantize, direct, reference.fake_quantize]
 )
@@ -90,6 +117,36 @@ def test_x_changed_in_place_before_backward_is_refused(fake_quantize):
         y.sum().backward()
 
 
+def test_the_mask_is_made_again_not_kept():
+    """What waits for the backward pass are the inputs, which are there anyway."""
+    x, p = values((4, 6), torch.float32).requires_grad_(), parameters(torch.float32)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        quantkit.fake_quantize(x, p)
+    given = {t.data_ptr() for t in (x, p.scale, p.zero_point)}
+    assert {t.data_ptr() for t in saved} == given
+
+
+def test_hooks_and_a_graph_that_is_kept():
+    x, p = values((4, 6), torch.float32).requires_grad_(), parameters(torch.float32)
+    seen = []
+    x.register_hook(seen.append)
+    y = quantkit.fake_quantize(x, p)
+    y.backward(torch.ones(4, 6), retain_graph=True)
+    y.backward(torch.ones(4, 6))
+    assert_same(seen[0], seen[1])
+    assert_same(x.grad, seen[0] * 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_out_claims_no_gradient(name):
+    args, outs = outs_of(name, values((4, 6), torch.float32))
+    leaf = args[0].float().clone().requires_grad_()
+    args = (leaf, *args[1:]) if name != "dequantize" else args
+    getattr(ops, name).out(*args, **outs)
+    assert not any(t.requires_grad for t in outs.values())
+
+
 def test_modes_without_gradient():
     x, p = values((4, 6), torch.float32).requires_grad_(), parameters(torch.float32)
     expected = reference.fake_quantize(x.detach(), p)
@@ -121,11 +178,16 @@ def test_autocast_leaves_the_dtype_given():
 
 def test_checkpointed_segment_has_the_same_gradient():
     p, grads = parameters(torch.float32), []
-    for wrap in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=False)):
+    for wrap in (
+        lambda f, x: f(x),
+        lambda f, x: checkpoint(f, x, use_reentrant=False),
+        lambda f, x: checkpoint(f, x, use_reentrant=True),
+    ):
         x = values((4, 6), torch.float32).requires_grad_()
         wrap(lambda x: (quantkit.fake_quantize(x * 2, p) * x).sum(), x).backward()
         grads.append(x.grad)
     assert_same(grads[1], grads[0])
+    assert_same(grads[2], grads[0])
 
 
 # ---- forward mode and torch.func ------------------------------------------------------------------
@@ -172,6 +234,12 @@ def test_the_operator_refuses_the_derivatives_of_torch_func():
     with pytest.raises(RuntimeError, match="outside of torch"):
         torch.func.grad(lambda x: direct(x, p).sum())(x)
 
+    def nested(a):  # differentiable on the outer level, constant on the inner one
+        return torch.func.grad(lambda y: (y * direct(a, p)).sum())(x).sum()
+
+    with pytest.raises(RuntimeError, match="outside of torch"):
+        torch.func.grad(nested)(x)
+
 
 def test_compiled_derivatives_of_torch_func_are_right_or_refused():
     """torch 2.13 hands the operator what it cannot differentiate, later ones do not."""
@@ -209,33 +277,6 @@ def test_functional_call():
 
 
 # ---- out= -----------------------------------------------------------------------------------------
-
-
-def outs_of(name, x):
-    """A call with out= tensors for each operator that has them."""
-    p = parameters(x.dtype)
-    q = torch.zeros(x.shape, dtype=torch.int8)
-    choice = (x.detach(), None, -128, 127, 1e-8, True)
-    parameter = {k: torch.zeros((), dtype=x.dtype) for k in ("scale", "zero_point")}
-    given = (x.detach(), p.scale, p.zero_point, *LIMITS)
-    return {
-        "quantize": ((*given, torch.int8), {"out": q}),
-        "dequantize": ((q + 1, p.scale, p.zero_point), {"out": torch.zeros_like(x)}),
-        "fake_quantize": (given, {"out": torch.zeros_like(x)}),
-        "_fake_quantize_backward": ((x.detach(), *given), {"out": torch.zeros_like(x)}),
-        "choose_qparams": (choice, parameter),
-        "dynamic_quantize": ((*choice, torch.int8), {"q": q} | parameter),
-        "quantize_dequantize": (
-            (*choice, torch.int8),
-            {"q": q, "x_hat": torch.zeros_like(x)} | parameter,
-        ),
-    }[name]
-
-
-NAMES = (
-    "quantize", "dequantize", "fake_quantize", "_fake_quantize_backward", "choose_qparams",
-    "dynamic_quantize", "quantize_dequantize",
-)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import FLOATS, assert_same, given, values
 from torch._dynamo.utils import counters
+from torch.autograd import forward_ad
 
 import quantkit
 from quantkit import reference
@@ -234,3 +235,57 @@ def test_deterministic_mode_changes_nothing():
         assert_same(everything(x), expected)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_out_inside_a_graph_of_autograd_is_refused(backend):
+    """Written there it would keep a history that is no longer its own."""
+    c, p = torch.randn(4), (torch.tensor(0.1), torch.tensor(0.0), -8, 7)
+
+    def function(x):
+        y = x * 3
+        ops.fake_quantize.out(c, *p, out=y)
+        return y.sum()
+
+    with pytest.raises(RuntimeError, match="out: expected a tensor outside of autograd's graphs"):
+        torch.compile(function, fullgraph=True, backend=backend)(torch.ones(4, requires_grad=True))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_tangents_are_not_lost(backend):
+    x, tangent = torch.linspace(-1, 1, 5), torch.ones(5)
+    p = quantkit.QuantizationParams(torch.tensor(0.1), torch.tensor(0.0), -8, 7)
+
+    def function(x):
+        return quantkit.fake_quantize(x, p)
+
+    for compiled in (torch.compile(function, backend=backend),) * 2:
+        compiled(x)  # compiled before there were tangents
+        with forward_ad.dual_level():
+            y = compiled(forward_ad.make_dual(x, tangent))
+            assert forward_ad.unpack_dual(y).tangent.tolist() == [0, 1, 1, 1, 0]
+
+
+def test_sizes_that_depend_on_data():
+    """Of those that a mask leaves no compiler knows whether they are 0 or 1."""
+    p = quantkit.QuantizationParams(torch.rand(1, 6) + 0.1, torch.zeros(1, 6), -8, 7)
+
+    def function(x, mask):
+        some = x[mask]
+        q, q_params = quantkit.dynamic_quantize(some, True)
+        return q, q_params.scale, quantkit.quantize_tensor(some, p), quantkit.fake_quantize(some, p)
+
+    x, mask = values((9, 6), torch.float32), torch.arange(9) % 3 != 0
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        assert_same(compiled(x, mask), function(x, mask))
+        assert_same(compiled(x, ~mask), function(x, ~mask))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_traced_graphs_keep_the_gradient():
+    p = quantkit.QuantizationParams(torch.tensor(0.1), torch.tensor(0.0), -8, 7)
+    traced = torch.jit.trace(lambda x: quantkit.fake_quantize(x, p), (torch.randn(5),))
+    x = torch.linspace(-1, 1, 5, requires_grad=True)
+    traced(x).sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 1, 0]

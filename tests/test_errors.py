@@ -290,3 +290,11 @@ def test_layouts_without_a_kernel_are_torchs_own_error():
     kind = NotImplementedError if quantkit.backend().extension else RuntimeError
     with pytest.raises(kind):
         ops.quantize(X.to_sparse(), P.scale, P.zero_point, -128, 127, torch.int8)
+
+
+@pytest.mark.parametrize("wrong", [torch.int8, "s", [1], None, 1.0, torch.ones(())], ids=str)
+def test_per_channel_that_is_no_bool(wrong):
+    """Such as a dtype in its place."""
+    for function in (quantkit.dynamic_quantize, quantkit.reference.dynamic_quantize):
+        with pytest.raises(TypeError, match="per_channel: expected a bool, got"):
+            function(torch.randn(3, 4), wrong)

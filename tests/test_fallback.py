@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -193,3 +194,10 @@ def test_deliberate_differences_from_the_teaching_module():
     low = torch.tensor([-128, 5], dtype=torch.int8)
     assert quantkit.get_symmetric_qparams(low).scale == torch.tensor(128.0) / 127
     assert _load.CONTRACT == 1
+
+
+@pytest.mark.parametrize("version", ["2.12.1", "1.13.0+cpu"])
+def test_an_older_torch_is_refused_at_import(version, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(ImportError, match=f"needs torch 2.13 or newer, found {re.escape(version)}"):
+        quantkit._load._check_torch()

@@ -27,8 +27,10 @@ QK_EXPORT std::vector<std::string> available_isas();
 // For tests: switches every later call. Throws std::runtime_error as kernels() does.
 QK_EXPORT void set_isa(const std::string& name);
 
-// Whether this process was forked from one that had several threads. OpenMP's do not survive that: a child that
+// Whether this process was forked from one whose threads OpenMP may own. They do not survive that: a child that
 // asks for some waits for ever (torch's own operators do), so its kernels run on one.
 QK_EXPORT bool forked_from_threads();
+// Says that some are used from here on.
+void use_threads();
 
 }  // namespace quantkit

@@ -1,5 +1,7 @@
 #include <pthread.h>
 
+#include <atomic>
+
 #include "dispatch.h"
 
 #ifdef __linux__
@@ -9,26 +11,29 @@
 namespace quantkit {
 namespace {
 
-bool several = false, forked = false;
-
-// Where they cannot be counted there may be several.
-bool has_several_threads() {
+// 0 where they cannot be counted.
+int count_threads() {
+  int count = 0;
 #ifdef __linux__
   if (DIR* const tasks = opendir("/proc/self/task")) {
-    int count = 0;
     while (const dirent* entry = readdir(tasks)) count += entry->d_name[0] != '.';
     closedir(tasks);
-    return count > 1;
   }
 #endif
-  return true;
+  return count;
 }
 
-[[maybe_unused]] const int registered = pthread_atfork([] { several = has_several_threads(); }, nullptr,
-                                                       [] { forked |= several; });
+// Libraries begin threads of their own when they are loaded, torch before this one.
+const int at_first = count_threads();
+std::atomic<bool> used{false};
+bool several = false, forked = false;
+
+[[maybe_unused]] const int registered =
+    pthread_atfork([] { several = used || count_threads() > at_first; }, nullptr, [] { forked |= several; });
 
 }  // namespace
 
 bool forked_from_threads() { return forked; }
+void use_threads() { used = true; }
 
 }  // namespace quantkit

@@ -32,6 +32,7 @@ void parallel(int64_t tasks, const Pool& pool, const Body& body) {
     body(int64_t(0));
     return;
   }
+  use_threads();
   pool.run(
       tasks,
       [](int64_t i, void* context) {
