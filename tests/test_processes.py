@@ -33,6 +33,7 @@ import os, signal, sys, torch, quantkit
 x = torch.randn(2000, 2000)
 torch.set_num_threads(int(sys.argv[1]))
 expected = quantkit.quantize_dequant(x, True)[:2]
+wide = torch.zeros(2, 2000, 2000)
 if sys.argv[2] == "torch":
     x.add(1)
 pid = os.fork()
@@ -40,7 +41,6 @@ if pid == 0:
     signal.alarm(60)
     torch.set_num_threads(int(sys.argv[1]))
     made = quantkit.quantize_dequant(x, True)[:2]
-    wide = torch.zeros(2, 2000, 2000)
     p = {"scale": wide[0].t(), "zero_point": wide[1].t()}  # copied back: not by torch's threads either
     torch.ops.quantkit.choose_qparams.out(x, [1, 1], -128, 127, 1e-8, True, **p)
     torch.set_num_threads(1)  # for torch's own comparison

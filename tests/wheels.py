@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+import quantkit
+
 ROOT = Path(__file__).resolve().parent.parent
 OURS = Path(torch.__file__).parent
 MOST_BYTES = 5_000_000
@@ -41,7 +43,7 @@ def pythons():
     environment = dict(os.environ)
     if shutil.which("pyenv"):
         environment["PYENV_VERSION"] = ":".join(run("pyenv", "versions", "--bare").split())
-    found = {}
+    found = {f"3.{sys.version_info.minor}": sys.executable}
     for minor in range(11, 20):
         ask = "import sys; print(sys.executable)"
         command = [f"python3.{minor}", "-c", ask]
@@ -86,16 +88,8 @@ def check(wheel):
         for name in libraries:
             path = file.extract(name, temporary)
             needed = re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", path))
-            known = (
-                "libtorch_cpu",
-                "libquantkit",
-                "libstdc++",
-                "libgcc_s",
-                "libm",
-                "libc",
-                "ld-linux",
-            )
-            assert all(n.startswith(known) for n in needed), (name, needed)
+            known = r"(libtorch_cpu|libquantkit|libstdc\+\+|libgcc_s|libm|libc|ld-linux[-\w]*)\.so[.\d]*"
+            assert all(re.fullmatch(known, n) for n in needed), (name, needed)
             undefined = run("nm", "-D", "-C", "--undefined-only", path)
             assert not re.search(r"\b(at|c10|torch)::", undefined), name
             assert not re.search(r"\bGOMP_|\bomp_|\bcuda[A-Z]", undefined), name
@@ -112,13 +106,14 @@ def try_without_compiler(wheel, torch_requirement):
             "QUANTKIT_REQUIRE_EXTENSION": "1",
         }
         pip = (venv / "bin/python", "-m", "pip", "install", "--quiet")
-        run(*pip, torch_requirement)
-        run(*pip, wheel, "pytest", "hypothesis", "numpy", "safetensors")
+        run(*pip, torch_requirement, env=environment)
+        run(*pip, wheel, "pytest", "hypothesis", "numpy", "safetensors", env=environment)
         shutil.copytree(ROOT / "tests", tests)
         shutil.copy(ROOT / "pyproject.toml", temporary)
         for tool in ("g++", "gcc", "cc", "c++", "clang", "nvcc", "ninja"):
             assert shutil.which(tool, path=environment["PATH"]) is None, tool
         backend = "import quantkit; b = quantkit.backend(); print(b); assert b.extension"
+        backend += f" and bool(b.cuda_archs) == {bool(quantkit.backend().cuda_archs)}"
         print(run(venv / "bin/python", "-c", backend, env=environment, cwd=temporary).strip())
         files = [f"tests/test_{name}.py" for name in SUITE]
         command = (venv / "bin/python", "-m", "pytest", "-rs", *files)

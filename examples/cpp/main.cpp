@@ -25,6 +25,7 @@ int main() {
   static const auto quantize = find<Quantize>("quantkit::quantize");
   static const auto dequantize = find<Dequantize>("quantkit::dequantize");
 
+  const torch::NoGradGuard no_gradients;
   torch::manual_seed(0);
   const at::Tensor x = torch::randn({64, 256});
   const std::vector<int64_t> per_channel = {1, -1};
