@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,6 +28,18 @@ class QuantizationParams:
     q_min: int
     q_max: int
     dtype: torch.dtype | None = field(default=None, repr=False, kw_only=True)
+
+    if TYPE_CHECKING:  # numbers come in, what is read is taken for tensors
+
+        def __init__(
+            self,
+            scale: torch.Tensor | float,
+            zero_point: torch.Tensor | float,
+            q_min: int,
+            q_max: int,
+            *,
+            dtype: torch.dtype | None = None,
+        ) -> None: ...
 
 
 torch.serialization.add_safe_globals([QuantizationParams])  # for torch.load(weights_only=True)

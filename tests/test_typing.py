@@ -1,5 +1,6 @@
 """Types: the package by mypy and pyright, and a user's module by both at their strictest."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,21 @@ def test_every_public_name_is_in_the_users_module():
     text = USER.read_text()
     for name in quantkit.__all__:
         assert name in text
+
+
+WRONG = """
+import torch
+import quantkit
+p = quantkit.get_symmetric_qparams(torch.ones(2), "channel")
+quantkit.quantize_tensor([1.0], p)
+q: int = quantkit.dequantize_tensor(torch.ones(2), p)
+quantkit.quantize_dequant(torch.ones(2), bits=4)
+"""
+
+
+def test_wrong_use_is_flagged(tmp_path):
+    (tmp_path / "wrong.py").write_text(WRONG)
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", tmp_path / "wrong.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = re.findall(r"wrong.py:(\d+): error", done.stdout)
+    assert lines == ["4", "5", "6", "7"], done.stdout

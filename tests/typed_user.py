@@ -24,6 +24,7 @@ def functions(x: torch.Tensor, blocks: Sequence[int]) -> torch.Tensor:
 
 def parameters() -> QuantizationParams:
     p = QuantizationParams(torch.ones(()), torch.zeros(()), -8, 7, dtype=torch.int8)
+    assert_type(QuantizationParams(0.1, 0, -8, 7), QuantizationParams)
     assert_type(p.scale, torch.Tensor)
     assert_type(p.q_min, int)
     assert_type(p.dtype, torch.dtype | None)
