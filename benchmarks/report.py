@@ -186,8 +186,9 @@ def _others(cells: Cells) -> Iterator[Goal]:
                 ("quantkit.fake_quantize", "quantkit.quantize_tensor"),
                 ("torch.ops.quantkit.fake_quantize", "torch.ops.quantkit._fake_quantize"),
             ):
-                text = f"one call on 8 elements, no gradient asked for: {ours} / {plain}"
-                yield Goal(text, 1.3, c[ours] / c[plain], at_most=True)
+                if ours in c and plain in c:
+                    text = f"one call on 8 elements, no gradient asked for: {ours} / {plain}"
+                    yield Goal(text, 1.3, c[ours] / c[plain], at_most=True)
         else:
             cost = (c["quantkit"] - c["operator alone"]) / c["eager"]
             text = f"{cell['op']} on 8 elements: Python's own cost / eager's total"

@@ -19,6 +19,8 @@ _dynamic_quantize = _ops.dynamic_quantize.default
 _quantize_dequantize = _ops.quantize_dequantize.default
 _fake_quantize = _ops.fake_quantize.default
 _fake_quantize_without_gradient = _ops._fake_quantize.default
+_is_compiling, _is_tracing = torch.compiler.is_compiling, torch._C._is_tracing
+_has_transforms = torch._C._are_functorch_transforms_active
 
 
 def _call(operator: Callable[..., Any], check: Callable[..., None], *args: object) -> Any:
@@ -214,9 +216,9 @@ def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     """
     scale, zero_point, q_min, q_max, _ = unpack(qparams)
     operator: Callable[..., Any]
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    if _is_compiling() or _is_tracing():
         operator = _fake_quantize  # a graph may be differentiated later, and read by others
-    elif _autograd.is_transformed():
+    elif _has_transforms() and _autograd.is_transformed():
         operator = _autograd.FakeQuantize.apply
     elif _autograd.is_differentiable(x):
         operator = _fake_quantize
