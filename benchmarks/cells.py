@@ -116,7 +116,6 @@ def call_cells(budget: float) -> Iterator[dict]:
             "torch.ops.quantkit.fake_quantize": lambda: ops.fake_quantize(*given),
             "torch.ops.quantkit._fake_quantize": lambda: ops._fake_quantize(*given),
             "quantkit.fake_quantize": lambda: quantkit.fake_quantize(x, p),
-            "quantkit.quantize_tensor": lambda: quantkit.quantize_tensor(x, p),
             "torch.ops.aten.abs": lambda: torch.ops.aten.abs(x),
         }
     }

@@ -182,10 +182,8 @@ def _others(cells: Cells) -> Iterator[Goal]:
             yield Goal(
                 "one call on 8 elements: quantkit.quantize / aten.abs", 2, cost, at_most=True
             )
-            for ours, plain in (
-                ("quantkit.fake_quantize", "quantkit.quantize_tensor"),
-                ("torch.ops.quantkit.fake_quantize", "torch.ops.quantkit._fake_quantize"),
-            ):
+            plain = "torch.ops.quantkit._fake_quantize"
+            for ours in ("quantkit.fake_quantize", "torch.ops.quantkit.fake_quantize"):
                 if ours in c and plain in c:
                     text = f"one call on 8 elements, no gradient asked for: {ours} / {plain}"
                     yield Goal(text, 1.3, c[ours] / c[plain], at_most=True)
