@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils import _pytree
 
 from . import _checks
 
@@ -43,6 +45,45 @@ class QuantizationParams:
 
 
 torch.serialization.add_safe_globals([QuantizationParams])  # for torch.load(weights_only=True)
+
+_Limits = tuple[int, int, torch.dtype | None]
+
+
+def _tensors(p: QuantizationParams) -> tuple[list[Any], _Limits]:
+    return [p.scale, p.zero_point], (p.q_min, p.q_max, p.dtype)
+
+
+def _named_tensors(p: QuantizationParams) -> tuple[list[Any], _Limits]:
+    keys = (_pytree.GetAttrKey("scale"), _pytree.GetAttrKey("zero_point"))
+    return list(zip(keys, (p.scale, p.zero_point), strict=True)), (p.q_min, p.q_max, p.dtype)
+
+
+def _of_tensors(tensors: Iterable[Any], limits: _Limits) -> QuantizationParams:
+    scale, zero_point = tensors
+    q_min, q_max, dtype = limits
+    return QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
+
+
+def _limits_as_text(limits: _Limits) -> str:
+    q_min, q_max, dtype = limits
+    return json.dumps([q_min, q_max, None if dtype is None else str(dtype).removeprefix("torch.")])
+
+
+def _limits_of_text(text: str) -> _Limits:
+    q_min, q_max, name = json.loads(text)
+    return q_min, q_max, None if name is None else getattr(torch, name)
+
+
+# So that export, vmap and torch.func take it and return it: two tensors, and the limits as they are.
+_pytree.register_pytree_node(
+    QuantizationParams,
+    _tensors,
+    _of_tensors,
+    flatten_with_keys_fn=_named_tensors,
+    serialized_type_name="quantkit.QuantizationParams",
+    to_dumpable_context=_limits_as_text,
+    from_dumpable_context=_limits_of_text,
+)
 
 
 def unpack(

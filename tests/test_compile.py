@@ -273,3 +273,37 @@ def test_traced_graphs_keep_the_gradient():
     x = torch.linspace(-1, 1, 5, requires_grad=True)
     traced(x).sum().backward()
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
+
+
+class WithParameters(torch.nn.Module):
+    """QuantizationParams come in and go out."""
+
+    def forward(self, x, p):
+        _, chosen = quantkit.dynamic_quantize(x, True, dtype=torch.uint8)
+        return quantkit.quantize_tensor(x, p), chosen
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_parameters_cross_the_border_of_exported_programs(tmp_path):
+    x = values((4, 6), torch.float32)
+    p = quantkit.QuantizationParams(*given((4, 6), [1, -1], torch.float32), -8, 7)
+    q, chosen = WithParameters()(x, p)
+    program = torch.export.export(WithParameters(), (x, p))
+    torch.export.save(program, tmp_path / "program.pt2")
+    for made in (program.module(), torch.export.load(tmp_path / "program.pt2").module()):
+        q2, chosen2 = made(x, p)
+        assert_same((q2, chosen2.scale, chosen2.zero_point), (q, chosen.scale, chosen.zero_point))
+        assert isinstance(chosen2, quantkit.QuantizationParams)
+        assert (chosen2.q_min, chosen2.q_max, chosen2.dtype) == (0, 255, torch.uint8)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_parameters_under_vmap():
+    x = values((3, 4, 6), torch.float32)
+    _, chosen = torch.vmap(lambda each: quantkit.dynamic_quantize(each, True))(x)
+    assert chosen.scale.shape == (3, 4, 1) and chosen.q_max == 127
+    codes = torch.vmap(quantkit.quantize_tensor)(x, chosen)
+    expected = [
+        reference.quantize_tensor(each, reference.get_symmetric_qparams(each, True)) for each in x
+    ]
+    assert_same(codes.contiguous(), torch.stack(expected))
