@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 import quantkit
 from quantkit import reference
@@ -78,11 +79,11 @@ def default_weights() -> Path:
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a .safetensors file or of a .pt/.pth state dict, by its dotted name."""
-    if not path.exists():
-        raise Refused(f"{path}: no such file")
-    if not path.is_file():
-        raise Refused(f"{path}: not a file")
     try:
+        if not path.exists():
+            raise Refused(f"{path}: no such file")
+        if not path.is_file():
+            raise Refused(f"{path}: not a file")
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -90,10 +91,22 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix in (".pt", ".pth"):
             state = torch.load(path, map_location="cpu", weights_only=True)
             return dict(_tensors("", state))
+    except Refused:
+        raise
     except Exception as error:  # whatever a foreign or hostile file provokes becomes one line
-        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-        raise Refused(f"{path}: cannot be read as weights: {reason[:200]}") from None
+        raise Refused(f"{path}: cannot be read as weights: {reason_of(error)}") from None
     raise Refused(f"{path}: expected .safetensors, .pt or .pth, got {path.suffix or 'no suffix'}")
+
+
+def reason_of(error: Exception) -> str:
+    """The line that says why: torch's advice how to load a pickle all the same comes before it."""
+    _, _, text = str(error).rpartition("WeightsUnpickler error: ")
+    return next((line.strip() for line in text.splitlines() if line.strip()), repr(error))[:200]
+
+
+def printable(text: str) -> str:
+    """What a file brings along, as a terminal may get it: one line, no control characters."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _tensors(prefix: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:
@@ -113,7 +126,9 @@ def usable(tensors: dict[str, torch.Tensor], say: Callable[[str], None]) -> dict
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
-        if tensor.layout is not torch.strided:
+        if tensor.is_nested:
+            say(f"left out {name}: a nested tensor")
+        elif tensor.layout is not torch.strided:
             say(f"left out {name}: layout {tensor.layout}")
         elif tensor.device.type != "cpu":
             say(f"left out {name}: device {tensor.device}, it has no values here")
@@ -121,6 +136,8 @@ def usable(tensors: dict[str, torch.Tensor], say: Callable[[str], None]) -> dict
             say(f"left out {name}: dtype {tensor.dtype}")
         elif tensor.numel() == 0:
             say(f"left out {name}: empty, it has no parameters to choose")
+        elif tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            say(f"left out {name}: its elements share memory, shape {tuple(tensor.shape)}")
         else:
             kept[name] = tensor.detach()
     return kept
@@ -205,7 +222,9 @@ def table(rows: list[Row], backend: str, console: Console) -> None:
         noise = "-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
         shape = "×".join(map(str, row.shape)) or "0-dim"
         ms = f"{row.reference_ms:.3f}", f"{row.quantkit_ms:.3f}"
-        grid.add_row(row.name, shape, row.scheme, *ms, f"{row.speedup:.1f}×", noise)
+        grid.add_row(
+            Text(printable(row.name)), shape, row.scheme, *ms, f"{row.speedup:.1f}×", noise
+        )
     console.print(grid)
 
 
@@ -277,7 +296,10 @@ def write_results(rows: list[Row], backend: str, folder: Path) -> None:
 def run(weights: Path, results: Path, console: Console) -> list[str]:
     """Does the job; returns what differed, a line each."""
     backend = str(quantkit.backend())
-    tensors = usable(load_weights(weights), lambda text: console.print(text, markup=False))
+    tensors = usable(
+        load_weights(weights),
+        lambda text: console.print(printable(text), markup=False, highlight=False),
+    )
     if not tensors:
         raise Refused(f"{weights}: no floating-point tensor in it")
     rows: list[Row] = []
@@ -326,10 +348,10 @@ def main(arguments: list[str] | None = None) -> int:
         console = Console(width=None if sys.stdout.isatty() else 150)
         differences = run(options.weights or default_weights(), options.results, console)
     except Refused as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     for line in differences:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {printable(line)}", file=sys.stderr)
     return 1 if differences else 0
 
 

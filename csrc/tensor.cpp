@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <optional>
+#include <stdexcept>
 #include <vector>
 
 #ifdef __linux__
@@ -76,6 +77,13 @@ View::View(const char* name_, const Tensor& tensor) : name(name_), handle(tensor
   int64_t *sizes_ = nullptr, *strides_ = nullptr;
   void* data_ = nullptr;
   check_shim(aoti_torch_get_dtype(handle, &dtype));
+  type = type_of(dtype);
+  if (type < 0) {  // None comes as an undefined tensor
+    bool defined = false;
+    check_shim(aoti_torch_is_defined(handle, &defined));
+    if (!defined)
+      throw std::runtime_error(std::string(name) + ": expected a torch.Tensor, got NoneType");
+  }
   check_shim(aoti_torch_get_dim(handle, &dim));
   check_shim(aoti_torch_get_numel(handle, &numel));
   check_shim(aoti_torch_get_sizes(handle, &sizes_));
@@ -85,7 +93,14 @@ View::View(const char* name_, const Tensor& tensor) : name(name_), handle(tensor
   check_shim(aoti_torch_get_data_ptr(handle, &data_));
   sizes = sizes_;
   strides = strides_;
-  type = type_of(dtype);
+  int64_t bytes = 0, offset = 0, last = 0;
+  check_shim(aoti_torch_get_storage_size(handle, &bytes));
+  check_shim(aoti_torch_get_storage_offset(handle, &offset));
+  for (int64_t d = 0; d < dim; ++d) last += (sizes[d] - 1) * strides[d];
+  if (numel > 0 && type >= 0 &&
+      (offset + last + 1) * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype)) > bytes)
+    throw std::runtime_error(std::string(name) + ": its memory has " + std::to_string(bytes) +
+                             " bytes, fewer than a tensor of shape " + shape_text() + " needs");
   data = static_cast<char*>(data_);
 }
 

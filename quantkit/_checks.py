@@ -49,12 +49,23 @@ def limits(dtype: torch.dtype) -> tuple[int, int]:
     return found
 
 
-def q_range(q_min: int, q_max: int, dtype: torch.dtype | int = torch.int16) -> None:
-    if isinstance(dtype, int):
-        dtype = _OF_NUMBER[dtype]
+def integers(q_min: object, q_max: object) -> None:
     for name, value in (("q_min", q_min), ("q_max", q_max)):
         if not isinstance(value, (int, torch.SymInt)):
             raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+
+
+def to_float(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number that float64 holds, got {value}") from None
+
+
+def q_range(q_min: int, q_max: int, dtype: torch.dtype | int = torch.int16) -> None:
+    if isinstance(dtype, int):
+        dtype = _OF_NUMBER[dtype]
+    integers(q_min, q_max)
     low, high = limits(dtype)
     if q_min > q_max:
         raise ValueError(f"q_min, q_max: expected q_min <= q_max, got {q_min} > {q_max}")
@@ -111,6 +122,24 @@ def _fits_each_other(a: Sequence[int], b: Sequence[int]) -> bool:
     return not any(_surely((m != n) & (m != 1) & (n != 1)) for m, n in pairs)
 
 
+def choice_types(
+    block_size: object, eps: object, symmetric: object, include_zero: object = False
+) -> None:
+    """What torch would turn into a number, a flag or a list of ints without a word."""
+    for name, value in (("symmetric (sym)", symmetric), ("include_zero", include_zero)):
+        if not isinstance(value, (int, torch.SymBool)):
+            raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    if not isinstance(eps, (int, float, torch.SymFloat)):
+        raise TypeError(f"eps: expected a float, got {type(eps).__name__}")
+    if isinstance(eps, int):
+        to_float("eps", eps)
+    if block_size is not None and (
+        not isinstance(block_size, (list, tuple))
+        or not all(isinstance(b, (int, torch.SymInt)) for b in block_size)
+    ):
+        raise TypeError(f"block_size: expected a list of ints or None, got {block_size!r}")
+
+
 def choose_qparams(
     x: torch.Tensor,
     block_size: Sequence[int] | None,
@@ -122,11 +151,7 @@ def choose_qparams(
 ) -> None:
     tensor("x", x)
     q_range(q_min, q_max)
-    for name, value in (("symmetric (sym)", symmetric), ("include_zero", include_zero)):
-        if not isinstance(value, (int, torch.SymBool)):
-            raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
-    if not isinstance(eps, (int, float, torch.SymFloat)):
-        raise TypeError(f"eps: expected a float, got {type(eps).__name__}")
+    choice_types(block_size, eps, symmetric, include_zero)
     if not eps > 0:
         raise ValueError(f"eps: expected a number above 0, got {float(eps)}")
     if include_zero and symmetric:
@@ -173,10 +198,6 @@ def dequantize(q: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -
 
 
 def blocks(block_size: Sequence[int], shape: Sequence[int]) -> None:
-    if not isinstance(block_size, (list, tuple)) or not all(
-        isinstance(b, (int, torch.SymInt)) for b in block_size
-    ):
-        raise TypeError(f"block_size: expected a list of ints or None, got {block_size!r}")
     if len(block_size) != len(shape):
         raise ValueError(
             f"block_size: expected {len(shape)} sizes, one per dimension of x "

@@ -203,7 +203,7 @@ def _negative_kernel(operator):
 
     def kernel(*args, **outs):
         for name, out in outs.items():
-            if out.is_neg():
+            if isinstance(out, torch.Tensor) and out.is_neg():
                 raise RuntimeError(
                     f"{name}: expected a tensor that is not lazily negated; pass a clone"
                 )
@@ -226,7 +226,7 @@ def _register_fallback(library: torch.library.Library) -> None:
 def _register_shared(library: torch.library.Library) -> None:
     """Fake kernels and autograd: the same for the extension and the fallback."""
     for name, (_, _, _, fake) in _OPERATORS.items():
-        torch.library.register_fake(f"quantkit::{name}", fake, lib=library)
+        torch.library.register_fake(f"quantkit::{name}", _as_operator(fake), lib=library)
         torch.library.register_fake(
             f"quantkit::{name}.out",
             _as_operator(_out_overload(name, fake, write=False)),

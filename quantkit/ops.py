@@ -73,6 +73,7 @@ def get_symmetric_qparams(
     """
     q_min, q_max = limits(dtype, q_min, q_max)
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
+    _checks.choice_types(blocks, eps, True)
     scale, zero_point = _call(
         _choose_qparams, _checks.choose_qparams, x, blocks, q_min, q_max, eps, True
     )
@@ -104,6 +105,7 @@ def get_asymmetric_qparams(
     """
     q_min, q_max = limits(dtype, q_min, q_max)
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
+    _checks.choice_types(blocks, eps, False, include_zero)
     scale, zero_point = _call(
         _choose_qparams, _checks.choose_qparams,
         x, blocks, q_min, q_max, eps, False, include_zero,
@@ -173,6 +175,7 @@ def quantize_dequant(
     """
     q_min, q_max = limits(dtype, q_min, q_max)
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
+    _checks.choice_types(blocks, eps, sym, include_zero)
     q, x_hat, scale, zero_point = _call(
         _quantize_dequantize, _checks.dynamic_quantize,
         x, blocks, q_min, q_max, eps, sym, NUMBER.get(dtype, dtype), include_zero,
@@ -199,6 +202,7 @@ def dynamic_quantize(
     """
     q_min, q_max = limits(dtype, q_min, q_max)
     blocks = block_size_of(x, per_channel, channel_dim, block_size)
+    _checks.choice_types(blocks, eps, sym, include_zero)
     q, scale, zero_point = _call(
         _dynamic_quantize, _checks.dynamic_quantize,
         x, blocks, q_min, q_max, eps, sym, NUMBER.get(dtype, dtype), include_zero,

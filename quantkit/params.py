@@ -86,6 +86,10 @@ _pytree.register_pytree_node(
 )
 
 
+def _number(name: str, value: float) -> torch.Tensor:
+    return torch.tensor(_checks.to_float(name, value), dtype=torch.float64)
+
+
 def unpack(
     qparams: QuantizationParams,
 ) -> tuple[torch.Tensor, torch.Tensor, int, int, torch.dtype]:
@@ -98,14 +102,15 @@ def unpack(
             f"qparams: expected a QuantizationParams, got {type(qparams).__name__}"
         ) from None
     if isinstance(scale, (int, float)):
-        scale = torch.tensor(scale, dtype=torch.float64)
+        scale = _number("scale", scale)
     if isinstance(zero_point, (int, float)):
-        zero_point = torch.tensor(zero_point, dtype=torch.float64)
+        zero_point = _number("zero_point", zero_point)
     dtype = getattr(qparams, "dtype", None)  # the teaching module's parameters have none
     if dtype is None:
         dtype = _checks.smallest_dtype(q_min, q_max)
-    elif not isinstance(dtype, torch.dtype):
-        _checks.limits(dtype)  # raises
+    else:
+        _checks.limits(dtype)
+        _checks.integers(q_min, q_max)
     return scale, zero_point, q_min, q_max, dtype
 
 

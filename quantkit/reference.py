@@ -141,7 +141,7 @@ def choose_qparams_op(
     def over_blocks(reduce, t: torch.Tensor) -> torch.Tensor:
         return reduce(t, dim=dims) if dims else t
 
-    smallest_scale = _to(torch.full((), eps, dtype=torch.float64, device=x.device), x.dtype)
+    smallest_scale = _to(torch.full((), float(eps), dtype=torch.float64, device=x.device), x.dtype)
     if symmetric:
         max_abs = over_blocks(torch.amax, blocks.abs())
         scale = torch.maximum(_divide_by_int(max_abs, max(q_max, 1)), smallest_scale)
