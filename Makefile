@@ -2,7 +2,9 @@
 # make test   sets up, builds, and runs lint and every test
 # make bench  sets up, builds, installs the rivals, measures all of them, sweeps the division
 #             (BENCH="--quick" or any options of python -m benchmarks)
-# make mutants      plants mistakes in the CUDA kernels: each must fail a test
+# make proof        every input that can be tried, other compilers and machines: docs/proof.md, hours of
+#                   one core (PROOF=--short: samples of it; TOOLS in this file names the system's packages)
+# make mutants      plants mistakes in the sources: each must fail a test (MUTANTS="--sample 4": some)
 # make sanitize     runs the kernel tests with AddressSanitizer and UBSan, emulated CUDA kernels included
 # make wheels       builds a wheel for every Python that is here, checks them, and tries one without a compiler
 # make wheel-check  make wheels, then tests the same file in a CUDA torch (downloads gigabytes)
@@ -23,7 +25,7 @@ EXTRA = import sys, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))
 BUILD_REQUIRES = $(EXTRA); print(*p['build-system']['requires'], sep='\n')
 EXTRA_REQUIRES = $(EXTRA); print(*p['project']['optional-dependencies'][sys.argv[1]], sep='\n')
 
-.PHONY: run test bench build lint mutants sanitize wheels wheel-check gpu clean
+.PHONY: run test bench build lint proof tools mutants sanitize wheels wheel-check gpu clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
@@ -36,6 +38,15 @@ test: build $(STAMP)-test $(STAMP)-run lint
 bench: build $(STAMP)-bench $(STAMP)-test
 	$(PY) -m benchmarks $(BENCH)
 	QUANTKIT_DIVISION_SCALES=20000 $(PY) -m pytest -rP tests/test_division.py
+
+# Debian's names of what the proof needs beside g++: as root, make tools installs them.
+TOOLS := clang g++-aarch64-linux-gnu qemu-user-static valgrind
+tools:
+	apt-get update
+	apt-get install --yes --no-install-recommends $(TOOLS)
+
+proof: build $(STAMP)-test
+	$(PY) tests/proof $(PROOF)
 
 mutants: build $(STAMP)-test
 	$(PY) tests/mutants.py $(MUTANTS)
@@ -79,7 +90,7 @@ wheel-check: wheels
 		print(torch.__version__, b); assert len(b.cuda_archs) == 7 and 'cuda_emu' not in b.isas"
 	cd $(WHEEL) && ../../.venv-cuda/bin/python -m pytest -c ../../pyproject.toml --rootdir . -rs \
 		tests/test_kernels.py tests/test_out.py tests/test_operators.py tests/test_errors.py \
-		tests/test_threads.py tests/test_reference.py tests/test_differential.py tests/test_autograd.py \
+		tests/test_threads.py tests/test_reference.py tests/test_generated.py tests/test_autograd.py \
 		tests/test_compile.py tests/test_processes.py tests/test_storage.py tests/test_cuda.py tests/test_gpu.py
 
 lint: $(STAMP)-test

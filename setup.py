@@ -81,6 +81,25 @@ ISAS_X86 = {
 
 
 LIBRARY = "libquantkit.so"
+COMMON_FLAGS = "-O3 -fPIC -fvisibility=hidden -Wall -Wextra"
+# The contract: no contraction, no reassociation; errno and traps do not matter, so loops vectorise.
+KERNEL_FLAGS = "-std=c++17 -ffp-contract=off -fno-math-errno -fno-trapping-math"
+
+
+def kernel_sources(machine, emulated=False):
+    """The sources of the CPU kernels for a kind of machine, each with its flags."""
+    isas = ISAS_X86 if machine in ("x86_64", "AMD64") else {}
+    have = " ".join(f"-DQUANTKIT_{isa.upper()}" for isa in isas)
+    return {
+        "cpu/dispatch.cpp": f"{KERNEL_FLAGS} {have} {'-DQUANTKIT_CUDA_EMU' if emulated else ''}",
+        "cpu/forks.cpp": KERNEL_FLAGS,
+        "cpu/run.cpp": KERNEL_FLAGS,
+        # Without exceptions the object needs no weak symbol of the C++ runtime.
+        **{
+            f"cpu/{isa}.cpp": f"{KERNEL_FLAGS} -fno-exceptions {flags}"
+            for isa, flags in {"baseline": "", **isas}.items()
+        },
+    }
 
 
 def is_set(name):
@@ -175,13 +194,7 @@ class NinjaBuild(build_ext):
 def write_ninja(ninja, compiler, torch, pybind11_include, module):
     csrc = ROOT / "csrc"
     prefix_map = shlex.quote(f"-ffile-prefix-map={ROOT}=quantkit")
-    common = f"-O3 -fPIC -fvisibility=hidden -Wall -Wextra {prefix_map}"
-    # The contract: no contraction, no reassociation; errno and traps do not matter, so loops vectorise.
-    kernel = "-std=c++17 -ffp-contract=off -fno-math-errno -fno-trapping-math"
-    isas = {"baseline": ""}
-    if platform.machine() in ("x86_64", "AMD64"):
-        isas |= ISAS_X86
-    have = " ".join(f"-DQUANTKIT_{isa.upper()}" for isa in isas if isa != "baseline")
+    common = f"{COMMON_FLAGS} {prefix_map}"
     nvcc, emulated = find_nvcc(), is_set("QUANTKIT_BUILD_EMU")
     archs = cuda_archs(nvcc) if nvcc else ()
     has_cuda = "-DQUANTKIT_CUDA" if nvcc else ""
@@ -197,13 +210,9 @@ def write_ninja(ninja, compiler, torch, pybind11_include, module):
         "device.cpp": f"{torch_flags} {has_cuda}",
         "tensor.cpp": torch_flags,
         "checks.cpp": torch_flags,
-        "levels.cpp": kernel,
+        "levels.cpp": KERNEL_FLAGS,
         "module.cpp": f"{python_flags} {names}",
-        "cpu/dispatch.cpp": f"{kernel} {have} {'-DQUANTKIT_CUDA_EMU' if emulated else ''}",
-        "cpu/forks.cpp": kernel,
-        "cpu/run.cpp": kernel,
-        # Without exceptions the object needs no weak symbol of the C++ runtime.
-        **{f"cpu/{isa}.cpp": f"{kernel} -fno-exceptions {flags}" for isa, flags in isas.items()},
+        **kernel_sources(platform.machine(), emulated),
     }
 
     ninja.variable("ninja_required_version", "1.5")
@@ -222,7 +231,7 @@ def write_ninja(ninja, compiler, torch, pybind11_include, module):
             )
         # O1: half the time to compile, and the emulator waits for its threads, not for the kernels.
         sources["../tests/emu/cuda_emu.cpp"] = (
-            f"{kernel} -O1 -Wno-unknown-pragmas -I{shlex.quote(str(emu))}"
+            f"{KERNEL_FLAGS} -O1 -Wno-unknown-pragmas -I{shlex.quote(str(emu))}"
         )
         sources["../tests/emu/emulator.cpp"] = "-std=c++17"
     libraries = f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu"
@@ -274,10 +283,13 @@ def write_ninja(ninja, compiler, torch, pybind11_include, module):
     ninja.close()
 
 
-setup(
-    # Listing all of csrc puts the headers into the source distribution.
-    ext_modules=[
-        Extension("quantkit._C", sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*")))
-    ],
-    cmdclass={"build_ext": NinjaBuild},
-)
+if __name__ == "__main__":
+    setup(
+        # Listing all of csrc puts the headers into the source distribution.
+        ext_modules=[
+            Extension(
+                "quantkit._C", sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*"))
+            )
+        ],
+        cmdclass={"build_ext": NinjaBuild},
+    )

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
 namespace quantkit {
@@ -97,7 +98,10 @@ void check_parameters(const View& x, const View& scale, const View& zero_point) 
 
 void check_choice(const View& x, const BlockSize& block_size, double eps, bool symmetric,
                   bool include_zero) {
-  if (!(eps > 0)) refuse_value("eps: expected a number above 0, got " + text(eps));
+  // By its bits: a caller that flushes denormals compares them as 0.
+  const uint64_t bits = bit_cast<uint64_t>(eps);
+  if (bits == 0 || bits > bit_cast<uint64_t>(std::numeric_limits<double>::infinity()))
+    refuse_value("eps: expected a number above 0, got " + text(eps));
   if (include_zero && symmetric)
     refuse_value(
         "include_zero: only the asymmetric scheme takes it, but the symmetric one was asked for");

@@ -55,11 +55,16 @@ std::vector<Dimension> dimensions_of(const View& shape, const View& x, const Vie
   return dimensions;
 }
 
+std::vector<Level> levels_between(const View& from, const View& to) {
+  return levels_of(dimensions_of(from, from, to, to), kY, kX);
+}
+
 // Copies to a floating type.
-void convert(const View& from, const View& to) {
-  if (from.numel == 0) return;
-  const std::vector<Level> levels = levels_of(dimensions_of(from, from, to, to), kY, kX);
+void convert(const View& from, const View& to, const std::vector<Level>& levels) {
   run(Conversion{shape_of(levels), from.data, to.data, from.kind(), to.kind()}, from);
+}
+void convert(const View& from, const View& to) {
+  if (from.numel != 0) convert(from, to, levels_between(from, to));
 }
 
 // t in another floating type; where it has that type already, itself.
@@ -330,17 +335,17 @@ struct Choice {
 struct Contiguous {
   Tensor tensor;
   const Tensor& out;
-  bool stands_in = false;
+  std::vector<Level> levels;  // of the way back, made before anything is written: memory may run out
 
   Contiguous(const Choice& c, const Tensor& out_) : tensor(out_), out(out_) {
     bool contiguous = false;
     check_shim(aoti_torch_is_contiguous(out.get(), &contiguous));
     if (contiguous) return;
     tensor = c.new_parameter();
-    stands_in = true;
+    levels = levels_between(View("parameter", tensor), View("out", out));
   }
   void copy_back() const {
-    if (stands_in) convert(View("parameter", tensor), View("out", out));
+    if (!levels.empty()) convert(View("parameter", tensor), View("out", out), levels);
   }
 };
 

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from cases import ops
+from generated import SEED
 
 import quantkit
 from quantkit import _load
@@ -28,12 +29,13 @@ def pytest_report_header():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """How many tests passed on each instruction set, so that a missing one is seen."""
+    """How many tests passed on each instruction set, so that a missing one is seen, and the seed."""
     passed = [report.nodeid for report in terminalreporter.stats.get("passed", [])]
     counts = {isa: sum(f"[{isa}" in name for name in passed) for isa in ISAS}
     if any(counts.values()):
         shown = ", ".join(f"{isa} {count}" for isa, count in counts.items())
         terminalreporter.write_line(f"passed on each instruction set: {shown}")
+    terminalreporter.write_line(f"generated cases: QUANTKIT_SEED={SEED}")
 
 
 def pytest_collection_modifyitems(config, items):

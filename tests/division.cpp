@@ -46,6 +46,16 @@ int64_t differing(Quotient quotient_of, float scale, float tiny, bool all) {
   return total;
 }
 
+// The borders; then scales that sweeps found, for which the quotient, unchecked, is wrong for one significand.
+constexpr float kKept[] = {
+    0x1.f63c0ep-7f, 0x1p-60f, 0x1p60f, 0x1.fffffep59f, 1.0f, 1.0f / 127,
+    0x1.e3e12cp+30f, 0x1.d52aeep-9f, 0x1.cfde8cp+54f, 0x1.a37f56p+49f, 0x1.a86c06p+46f,
+    0x1.a64e46p+46f, 0x1.ce1b5cp-36f, 0x1.ee742ep+42f, 0x1.6d37fep+53f, 0x1.c9c18ep-8f, 0x1.ec467cp-3f,
+    0x1.68c50ep-23f, 0x1.bcc2acp+33f, 0x1.9be876p-27f, 0x1.dbc1ccp-6f, 0x1.d1e07ep+11f, 0x1.a9847ep+9f,
+    0x1.3e7546p+58f, 0x1.a05aaep-7f, 0x1.ff4e0ep-10f, 0x1.b62386p-23f, 0x1.f0b03ep-48f, 0x1.c7383ep-2f,
+    0x1.77d496p-20f, 0x1.e9c52cp-51f, 0x1.b50436p+58f, 0x1.e7444ep-28f, 0x1.722a06p-31f,
+    0x1.7a8bbep-12f, 0x1.75311ep+10f, 0x1.af7eeep-18f};
+
 template <class T>
 int64_t half_differing(int bits, int64_t& pairs) {
   int64_t wrong = 0;
@@ -76,10 +86,10 @@ int main(int argc, char** argv) {
   const bool all = std::string(argv[1]) == "all";
   const int64_t scales = std::atoll(argv[argc - 2]);
   std::mt19937 random(uint32_t(std::atoll(argv[argc - 1])));
-  // Found where the quotient, unchecked, is wrong for one x; then the borders.
-  std::vector<float> tried = {0x1.f63c0ep-7f, 0x1p-60f, 0x1p60f, 0x1.fffffep59f, 1.0f, 1.0f / 127};
+  std::vector<float> tried(std::begin(kKept), std::end(kKept));
   if (all) tried.resize(2);
-  while (int64_t(tried.size()) < scales + (all ? 0 : 6))
+  const size_t kept = tried.size();
+  while (int64_t(tried.size()) < scales + (all ? 0 : int64_t(kept)))
     tried.push_back(bit_cast<float>(uint32_t((67 + random() % 120) << 23 | random() >> 9)));
 
   std::atomic<int64_t> next{0}, accepted{0}, wrong{0}, refused_wrong{0}, corrected_wrong{0};
@@ -93,7 +103,7 @@ int main(int argc, char** argv) {
                                       all && exact);
       accepted += exact;
       (exact ? wrong : refused_wrong) += found;
-      if (exact && found) std::printf("%a: %lld differ\n", scale, (long long)found);
+      if (found) std::printf("%s %a: %lld differ\n", exact ? "accepted" : "refused", scale, (long long)found);
       // Only for finite quotients.
       corrected_wrong += differing(
           [nearest, scale](float x, float b) {
@@ -106,8 +116,8 @@ int main(int argc, char** argv) {
   for (unsigned t = 0; t < std::max(1u, std::thread::hardware_concurrency()); ++t)
     threads.emplace_back(work);
   for (std::thread& thread : threads) thread.join();
-  std::printf("scales %zu accepted %lld wrong %lld refused_wrong %lld corrected_wrong %lld\n",
-              tried.size(), (long long)accepted, (long long)wrong, (long long)refused_wrong,
+  std::printf("kept %zu scales %zu accepted %lld wrong %lld refused_wrong %lld corrected_wrong %lld\n",
+              kept, tried.size(), (long long)accepted, (long long)wrong, (long long)refused_wrong,
               (long long)corrected_wrong);
   return wrong != 0 || corrected_wrong != 0;
 }

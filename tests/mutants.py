@@ -1,10 +1,14 @@
 """Planted mistakes: each is patched into a copy of the sources, built, and must fail the tests that are named.
 
-python tests/mutants.py [NAME ...]: all, or some. Fails if a mistake survives.
+python tests/mutants.py [NAME ...]: all, or some. Fails if a mistake survives. The test that caught one must
+pass on the right sources. Objects are built with -O1; the emulator only where a test is for it.
 """
 
 import argparse
+import json
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +20,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ("tests/test_kernels.py", "-k", "cuda_emu")
 FAR = ("tests/test_cuda.py", "-k", "offsets_beyond_32_bits and cuda_emu")
+CPU = ("tests/test_kernels.py",)  # on every instruction set of the CPU
+OUT = ("tests/test_out.py",)
+ERRORS = ("tests/test_errors.py",)
+THREADS = ("tests/test_threads.py",)
+DIVISION = ("tests/test_division.py",)
+AUTOGRAD = ("tests/test_autograd.py",)
+PROCESSES = ("tests/test_processes.py", "-k", "child")
+
+
+def kernels(names):
+    return (*CPU, "-k", names)
+
+
+# The slowest selection takes 8 minutes on two cores; what takes longer has not failed.
+LIMIT_S = 1800
 
 
 @dataclass(frozen=True)
@@ -26,12 +45,32 @@ class Mutant:
     becomes: str
     tests: tuple[str, ...] = KERNELS
 
+    @property
+    def emulated(self):
+        return any("cuda_emu" in argument for argument in self.tests)
+
+    @property
+    def kind(self):
+        if self.file.startswith("csrc/cuda/"):
+            return "CUDA kernels"
+        if self.file.startswith("csrc/cpu/"):
+            return "CPU loops"
+        return "numerics.h" if self.file == NUMERICS else "operators"
+
 
 NUMERICS = "csrc/numerics.h"
 MEMORY = "csrc/cuda/memory.cuh"
 ELEMENTWISE = "csrc/cuda/elementwise.cuh"
 DYNAMIC = "csrc/cuda/dynamic.cuh"
 RUN = "csrc/cuda/run.cuh"
+LOOPS = "csrc/cpu/loops.h"
+WALK = "csrc/cpu/walk.h"
+TABLE = "csrc/cpu/table.h"
+SPLIT = "csrc/cpu/run.cpp"
+LEVELS = "csrc/levels.cpp"
+OPS = "csrc/ops.cpp"
+CHECKS = "csrc/checks.cpp"
+TENSOR = "csrc/tensor.cpp"
 
 MUTANTS = (
     Mutant(
@@ -83,92 +122,289 @@ MUTANTS = (
            "return step == 1 && reinterpret_cast<uintptr_t>(p) % Vector<T, V>::kPiece == 0;",
            "return reinterpret_cast<uintptr_t>(p) % Vector<T, V>::kPiece == 0;"),
     Mutant("only the first turn of the grid", ELEMENTWISE,
-           "item < a.rows * a.parts; item += t.stride) {", "item < a.rows * a.parts; item += a.rows * a.parts) {"),
+           "item < a.rows * a.parts; item += t.stride) {", "item < a.rows * a.parts; item += a.rows * a.parts) {",
+           kernels("cuda_emu and half_precision_pattern")),
     Mutant("parts of a set that do not meet", DYNAMIC,
            "  for (int64_t j = part * each + int(threadIdx.x); j < end; j += kHeld * kThreads) {",
-           "  for (int64_t j = part * each + part + int(threadIdx.x); j < end; j += kHeld * kThreads) {"),
+           "  for (int64_t j = part * each + part + int(threadIdx.x); j < end; j += kHeld * kThreads) {",
+           kernels("cuda_emu and extreme")),
     Mutant("missing barrier between turns of a reduction", DYNAMIC,
            "    __syncthreads();  // the next turn writes what this one's first warp reads\n", ""),
-    Mutant("more threads than a kernel is compiled for", RUN, "whole < kMostThreads ? whole : kMostThreads", "whole < 1024 ? whole : 1024"),
-    Mutant("parts beyond the second", DYNAMIC, "part = item - index * a.parts;", "part = (item - index * a.parts) % 2;"),
+    Mutant("more threads than a kernel is compiled for", RUN, "whole < kMostThreads ? whole : kMostThreads", "whole < 1024 ? whole : 1024",
+           kernels("cuda_emu and large_tensors")),
+    Mutant("parts beyond the second", DYNAMIC, "part = item - index * a.parts;", "part = (item - index * a.parts) % 2;",
+           kernels("cuda_emu and large_tensors")),
     Mutant("a launch on another stream", RUN, "finish_kernel<X, P>, parameters, kThreads, stream, a);",
            "finish_kernel<X, P>, parameters, kThreads, nullptr, a);"),
-    Mutant("a product for scales of more bits", NUMERICS, "& (rounded<T>(scale) == scale) ?", "?"),
-    Mutant("a product beside fractions", NUMERICS, "has_reciprocal(scale) & integer &", "has_reciprocal(scale) &"),
+    Mutant("a product for scales of more bits", NUMERICS, "& (rounded<T>(scale) == scale) ?", "?",
+           kernels("cuda_emu and more_bits")),
+    Mutant("a product beside fractions", NUMERICS, "has_reciprocal(scale) & integer &", "has_reciprocal(scale) &",
+           kernels("cuda_emu and hard_values")),
     Mutant("scratch not cleared", RUN, "const char* error = launch<SetArgs>(clear_kernel<Bits>, parameters, kThreads, stream, a);",
            "const char* error = nullptr;"),
-    Mutant("zero point not rounded to half precision", ELEMENTWISE, "number<D, true>(a.add", "number<D, false>(a.add"),
-    Mutant("zero point of the CPU not rounded", RUN, "numbers_of(e.add_zero_point, e.add_type)", "numbers_of(e.add_zero_point)"),
+    Mutant("zero point not rounded to half precision", ELEMENTWISE, "number<D, true>(a.add", "number<D, false>(a.add",
+           kernels("cuda_emu and zero_points")),
+    Mutant("zero point of the CPU not rounded", RUN, "numbers_of(e.add_zero_point, e.add_type)", "numbers_of(e.add_zero_point)",
+           kernels("cuda_emu and zero_points_that")),
     Mutant("the gradient outside the limits", ELEMENTWISE, "return inside ? y : bit_cast<Y>", "return true || inside ? y : bit_cast<Y>"),
+    # The CPU's loops.
+    Mutant("CPU: a product for the division", LOOPS, "from / (kOwn ? divide[i] : divide0), kOwn",
+           "from * (1 / (kOwn ? divide[i] : divide0)), kOwn", CPU),
+    Mutant("CPU: quotient and sum contracted", LOOPS, "v = affine_for_code<D1, D2>(quotient(from, reciprocal), add0);",
+           "v = affine_for_code<D1, D2>(__builtin_fmaf(from, reciprocal.high, float(add0)), 0);", kernels("hard_values and avx and float32")),
+    Mutant("CPU: correction dropped", LOOPS, "rounded_for_code<D1>(corrected_quotient(from, divide0, reciprocal))",
+           "rounded_for_code<D1>(quotient(from, reciprocal))", kernels("quotients and avx")),
+    Mutant("CPU: NaN rule lost, division", LOOPS, "kMode >= kFma ? from != from : v != v;", "kMode >= kFma ? from != from : false;", CPU),
+    Mutant("CPU: NaN rule lost, product", LOOPS, "kMode >= kFma ? from != from : v != v;", "kMode >= kFma ? false : v != v;", kernels("hard_values and avx and float32")),
+    Mutant("CPU: lost tail of float16", LOOPS, "for (; i < n; ++i) to[i] = narrow<f16>(from[i]);",
+           "for (; i + 1 < n; ++i) to[i] = narrow<f16>(from[i]);", kernels("given_parameters and avx and float16")),
+    Mutant("CPU: lost tail of a reduction", LOOPS, "for (int64_t i = 0; i < n; ++i) {\n        const Key key",
+           "for (int64_t i = 0; i + 1 < n; ++i) {\n        const Key key", CPU),
+    Mutant("CPU: float16 cut off", LOOPS, "_MM_FROUND_TO_NEAREST_INT", "_MM_FROUND_TO_ZERO", kernels("given_parameters and avx and float16")),
+    Mutant("CPU: uint8 codes taken for int8", LOOPS, "return dequantize_loop<uint8_t, kOwn>(e1, e2);",
+           "return dequantize_loop<int8_t, kOwn>(e1, e2);", kernels("every_code")),
+    Mutant("CPU: float16 taken for bfloat16", LOOPS, "return quantize_dequantize_loops<f16>(e);",
+           "return quantize_dequantize_loops<bf16>(e);", kernels("chosen_parameters and float16")),
+    Mutant("CPU: the sum rounded to x's dtype", LOOPS, "return d2 == Type::f32   ? loops_of<X, T, float, Q, Y>()",
+           "return d2 == Type::f32   ? loops_of<X, T, T, Q, Y>()", kernels("mix_of_dtypes and float16")),
+    Mutant("CPU: the greatest key begins at 0", LOOPS, "static_cast<Key>(-kMagnitude<X> - 1);", "0;", CPU),
+    Mutant("CPU: the least key begins at 0", LOOPS, "static_cast<Kept*>(low_)[i * step] = kMagnitude<X>;",
+           "static_cast<Kept*>(low_)[i * step] = 0;", CPU),
+    # The walk over levels.
+    Mutant("CPU: a walk from inside a row", WALK, "    at.move(inner, -first);\n", "", kernels("large_tensors and float32 and avx2")),
+    Mutant("CPU: x's step for y", WALK, "at.of[kY] + done * step[kY]", "at.of[kY] + done * step[kX]", OUT),
+    Mutant("CPU: x's step for q", WALK, "at.of[kQ] + done * step[kQ]", "at.of[kQ] + done * step[kX]", kernels("long_rows")),
+    Mutant("CPU: rows that do not join", WALK, "joins &= outer.step[k] == inner.size * inner.step[k];",
+           "joins &= inner.step[k] == inner.step[kX];", CPU),
+    Mutant("CPU: the parameters of another chunk", WALK, "offset != base || first != start || filled < n",
+           "offset != base || filled < n", kernels("long_rows or large_tensors")),
+    Mutant("CPU: parameters past the end of their row", WALK, "pattern.inner_step == 1 && column + n <= pattern.inner",
+           "pattern.inner_step == 1", CPU),
+    Mutant("CPU: lost tail of a stream", WALK, "  memcpy(to + i, from + i, bytes - i);\n", "", OUT),
+    Mutant("CPU: in place, nothing written", WALK, "if (apart) memcpy(base + offset * size, scratch.bytes, n * size);", "", OUT),
+    # The table of functions.
+    Mutant("CPU: a reciprocal accepted unproved", TABLE,
+           "if (!exact_reciprocal(*static_cast<const float*>(run.divide), run.reciprocal)) return kShared;",
+           "exact_reciprocal(*static_cast<const float*>(run.divide), run.reciprocal);", kernels("quotients and avx")),
+    Mutant("CPU: the loop of another row's zero point", TABLE, "scale_known != c.scale || zero_point_known != c.zero_point",
+           "scale_known != c.scale", kernels("long_rows")),
+    Mutant("CPU: the reciprocal of another row", TABLE, "scale_known != c.scale || zero_point_known != c.zero_point",
+           "zero_point_known < 0", kernels("long_rows")),
+    Mutant("CPU: one zero point for both directions", TABLE, "same_zero_point(e_.add_type == Type::f32 && ", "same_zero_point(", kernels("zero_points_that")),
+    Mutant("CPU: integer zero points rounded alike", TABLE, "e_.add_zero_point.data == e_.subtract_zero_point.data",
+           "true", kernels("mix_of_dtypes")),
+    Mutant("CPU: zero point not rounded", TABLE, "plan.zero_point, e_.add_type, true)", "plan.zero_point, e_.add_type, false)", kernels("zero_points_that")),
+    Mutant("CPU: float16's infinity beside a large zero point", TABLE, "half ? 0x1p10 : 0x1p20", "0x1p20", kernels("zero_points_at and avx and float16")),
+    Mutant("CPU: no clipping of codes below q_min", TABLE, "e.q_max >= 1 && e.q_min <= -e.q_max", "e.q_max >= 1", kernels("symmetric_limits")),
+    Mutant("CPU: no clipping of codes above 0", TABLE, "e.q_max >= 1 && e.q_min <= -e.q_max", "e.q_min <= -e.q_max", kernels("symmetric_limits")),
+    Mutant("CPU: strided outputs streamed", TABLE, "return kStreams && e.streams && plan.contiguous;",
+           "return kStreams && e.streams;", OUT),
+    Mutant("CPU: every part of a reduction begins at 0", TABLE, "base.move(levels[part.level], part.begin);", "", kernels("large_tensors or extreme")),
+    Mutant("CPU: one parameter for a chunk of strided x", TABLE, "at.of[kScale] + done * step[kScale]) * p_size",
+           "at.of[kScale]) * p_size", kernels("long_rows")),
+    Mutant("CPU: rows with gaps taken for one piece", TABLE, "levels[count - 2].step[kX] == row &&", "", CPU),
+    Mutant("CPU: minima of the threads not joined", TABLE, "lesser_key(to_low[i], low[i])", "low[i]", kernels("large_tensors or extreme")),
+    # How the work is split, and where it runs.
+    Mutant("CPU: an element between two threads lost", SPLIT, "if (begin < end) body(begin, end);",
+           "if (begin < end) body(begin, end - (end < n));", kernels("large_tensors")),
+    Mutant("CPU: lost tail of the last thread", SPLIT, "  if (i >= parts) return n;\n", "", CPU),
+    Mutant("CPU: an element between two reductions lost", SPLIT,
+           "const int64_t begin = border(n, i, threads, kBorder), end = border(n, i + 1, threads, kBorder);\n    kernels().clear_keys",
+           "const int64_t begin = border(n, i, threads, kBorder) + (i > 0), end = border(n, i + 1, threads, kBorder);\n    kernels().clear_keys", kernels("extreme")),
+    Mutant("CPU: a parameter between two threads lost", SPLIT, "const Part part{level, border(size, i, threads, multiple),",
+           "const Part part{level, border(size, i, threads, multiple) + (i > 0),", kernels("large_tensors")),
+    Mutant("CPU: the first thread's keys not joined", SPLIT, "for (int64_t i = 0; i < threads; ++i) kernels().join_keys",
+           "for (int64_t i = 1; i < threads; ++i) kernels().join_keys", kernels("large_tensors or extreme")),
+    Mutant("CPU: threads in the caller's environment", SPLIT, "        FloatingPointGuard guard;\n        (*static_cast",
+           "        (*static_cast", THREADS),
+    Mutant("CPU: flushed denormals", "csrc/cpu/fpenv.h", "_mm_setcsr(0x1f80)", "_mm_setcsr((saved_ & 0x8040) | 0x1f80)", THREADS),
+    Mutant("CPU: the caller's rounding", "csrc/cpu/fpenv.h", "_mm_setcsr(0x1f80)", "_mm_setcsr((saved_ & 0x6000) | 0x1f80)", THREADS),
+    Mutant("CPU: the caller's environment not restored", "csrc/cpu/fpenv.h", "~FloatingPointGuard() { _mm_setcsr(saved_); }",
+           "~FloatingPointGuard() {}", THREADS),
+    Mutant("CPU: a forked child asks for threads", SPLIT, "  if (forked_from_threads()) return 1;\n", "", PROCESSES),
+    Mutant("CPU: every child goes alone", "csrc/cpu/forks.cpp", "several = used || count_threads() > at_first;", "several = true;", PROCESSES),
+    # numerics.h as the CPU compiles it.
+    Mutant("CPU: rounded before the zero point", NUMERICS, "rounded<D2>(Wide<D2>(rounded<D1>(quotient)) + zero_point)",
+           "rounded<D2>(Wide<D2>(__builtin_rint(rounded<D1>(quotient))) + zero_point)", CPU),
+    Mutant("CPU: half of bfloat16 up", NUMERICS, "const float r = bit_cast<float>((bits + 0x7fffu + ((bits >> 16) & 1)) & 0xffff0000u);",
+           "const float r = bit_cast<float>((bits + 0x8000u) & 0xffff0000u);", kernels("given_parameters and bfloat16")),
+    Mutant("CPU: half of bfloat16 up, for a code", NUMERICS, "return bit_cast<float>((bits + 0x7fffu + ((bits >> 16) & 1)) & 0xffff0000u);",
+           "return bit_cast<float>((bits + 0x8000u) & 0xffff0000u);", kernels("half_precision_pattern and avx and bfloat16")),
+    Mutant("CPU: float16's NaN and infinity", NUMERICS, "magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u", "0x38000000u", kernels("given_parameters and float16")),
+    Mutant("CPU: true is the byte", NUMERICS, "return v.byte != 0;", "return v.byte;", kernels("any_byte")),
+    Mutant("CPU: the greatest code is never reached", NUMERICS, "return clamp(v, q_min, q_max) + Shifter<V>::value;",
+           "return clamp(v, q_min, q_max - 1) + Shifter<V>::value;", CPU),
+    Mutant("CPU: everything within the limits", NUMERICS, "clamp(v, q_min - 1, q_max + 1)", "clamp(v, q_min, q_max)", CPU),
+    Mutant("CPU: difference and product distributed", NUMERICS, "return E2(E1(q) - zero_point) * scale;",
+           "return E2(q) * scale - E2(zero_point) * scale;", CPU),
+    Mutant("CPU: a NaN loses", NUMERICS, "return Bits(bit_cast<Bits>(v) & kMagnitude<T>);",
+           "return widen(v) != widen(v) ? Bits(0) : Bits(bit_cast<Bits>(v) & kMagnitude<T>);", kernels("constants")),
+    Mutant("CPU: zero points of -0.0", NUMERICS, "zero_point = narrow<P>(0);", "zero_point = narrow<P>(-Wide<P>(0));", kernels("constants")),
+    Mutant("CPU: eps not rounded", NUMERICS, "return rounded<P>(Wide<P>(eps));", "return Wide<P>(eps);", kernels("constants")),
+    Mutant("CPU: the extent not rounded", NUMERICS, "scale_of<P>(rounded<P>(x_max - x_min),", "scale_of<P>(x_max - x_min,", kernels("chosen_parameters and float16")),
+    Mutant("CPU: the quotient of a zero point not rounded", NUMERICS, "= rounded<P>(x_min / scale);", "= x_min / scale;", kernels("chosen_parameters and float16")),
+    Mutant("CPU: zero left out of negative x", NUMERICS, "    x_max = x_max < 0 ? 0 : x_max;\n", "", kernels("constants")),
+    Mutant("CPU: every reciprocal is exact", NUMERICS, "  return exact;\n", "  return true;\n", DIVISION),
+    Mutant("CPU: low part of a reciprocal lost", NUMERICS, "__builtin_fmaf(x, r.high, x * r.low)", "x * r.high", DIVISION),
+    Mutant("CPU: no step from the quotient", NUMERICS, "return __builtin_fmaf(__builtin_fmaf(-q, scale, x), r.high, q);", "return q;", DIVISION),
+    # The operators.
+    Mutant("parameters left out of merged levels", LEVELS, "for (int k = 0; k < kOperands; ++k)\n    if (outer.step[k]",
+           "for (int k = 0; k < kScale; ++k)\n    if (outer.step[k]", CPU),
+    Mutant("the block of a scale for a zero point alone", LEVELS, "d.scale.step != 0 ? d.scale.block : d.zero_point.block", "d.scale.block", kernels("mix_of_dtypes")),
+    Mutant("parameters without dimensions, x without too", OPS, "return dim > 0 && parameter_dim == 0 ? t", "return parameter_dim == 0 ? t", kernels("scalar_tensors")),
+    Mutant("integer zero points in half precision", OPS, "return wide && is_half(scale.kind()) ? Type::f32 : scale.kind();",
+           "return scale.kind();", kernels("mix_of_dtypes")),
+    Mutant("a range just below half precision", OPS, "q_min < -128 || q_max > 255", "q_min < -129 || q_max > 255", kernels("limits_at")),
+    Mutant("a range just above half precision", OPS, "q_min < -128 || q_max > 255", "q_min < -128 || q_max > 256", kernels("limits_at")),
+    Mutant("a contiguous step for strided parameters", OPS, "return {x.sizes[d] / p.sizes[at], p.strides[at]};",
+           "return {x.sizes[d] / p.sizes[at], at + 1 < p.dim ? p.sizes[p.dim - 1] : 1};", kernels("strided_and_expanded")),
+    Mutant("no scale copied back", OPS, "  scale.copy_back();\n", "", OUT),
+    Mutant("no zero point copied back", OPS, "  zero_point.copy_back();\n", "", OUT),
+    Mutant("empty tensors quantized", OPS, "void quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View& out) {\n  if (out.numel == 0) return;\n",
+           "void quantize_into(const Given& g, int64_t q_min, int64_t q_max, const View& out) {\n", kernels("zero_elements")),
+    Mutant("dequantize writes before a check", OPS, "  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point});\n  dequantize_into(g, out, false);",
+           "  dequantize_into(g, out, false);\n  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point});", OUT),
+    Mutant("fake_quantize writes before a check", OPS, "  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point}, &g.x);\n  fake_quantize_into(g, q_min, q_max, nullptr, out, false);",
+           "  fake_quantize_into(g, q_min, q_max, nullptr, out, false);\n  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point}, &g.x);", OUT),
+    Mutant("choose_qparams writes before a check", OPS,
+           "  check_parameter_out(c, zero_point);\n  claim_outs({&scale, &zero_point}, {&c.x});\n  choose_into(c, scale_tensor, zero_point_tensor, nullptr, nullptr, false);",
+           "  choose_into(c, scale_tensor, zero_point_tensor, nullptr, nullptr, false);\n  check_parameter_out(c, zero_point);\n  claim_outs({&scale, &zero_point}, {&c.x});", OUT),
+    Mutant("claimed before a check", OPS, "  check_out(out, g.x.sizes, g.x.dim, dtype, g.x);\n  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point});\n",
+           "  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point});\n  check_out(out, g.x.sizes, g.x.dim, dtype, g.x);\n", OUT),
+    # Each check of an output, removed.
+    Mutant("no check of an output's dtype", CHECKS, "if (out.dtype != dtype)", "if (false)", OUT),
+    Mutant("no check of an output's shape", CHECKS, "if (!std::equal(out.sizes, out.sizes + out.dim, sizes, sizes + dim))", "if (false)", OUT),
+    Mutant("no check for overlap with itself", CHECKS, "if (overlaps_itself(*out))", "if (false)", OUT),
+    Mutant("no check for overlap with inputs", CHECKS, "others = inputs;", "others;", OUT),
+    Mutant("no check for overlap of outputs", CHECKS, "    others.insert(others.end(), outs.begin(), outs.begin() + i);\n", "", OUT),
+    Mutant("in place from another address", CHECKS, "other == in_place && out.data == other->data &&", "other == in_place &&", OUT),
+    Mutant("in place in another order", CHECKS, "std::equal(out.strides, out.strides + out.dim, other->strides);", "true;", OUT),
+    Mutant("in place of another dtype", CHECKS, "out.data == other->data && out.dtype == other->dtype &&", "out.data == other->data &&", OUT),
+    Mutant("outputs inside a graph", CHECKS, "if (aoti_torch_grad_mode_is_enabled() && !is_leaf(*out))", "if (false)", AUTOGRAD),
+    Mutant("no new version of an output", CHECKS, "if (aoti_torch_copy_(out->handle, out->handle, 0) != AOTI_TORCH_SUCCESS)", "if (false)", AUTOGRAD),
+    # And each check of an argument.
+    Mutant("no check of the order of limits", CHECKS, "if (q_min > q_max)", "if (false)", ERRORS),
+    Mutant("no check of the least limit", CHECKS, "if (q_min < low || q_max > high)", "if (q_max > high)", ERRORS),
+    Mutant("no check of the greatest limit", CHECKS, "if (q_min < low || q_max > high)", "if (q_min < low)", ERRORS),
+    Mutant("no check of eps", CHECKS, "if (!(eps > 0))", "if (eps < 0)", ERRORS),
+    Mutant("no check of include_zero", CHECKS, "if (include_zero && symmetric)", "if (false)", ERRORS),
+    Mutant("no check of the number of blocks", CHECKS, "if (static_cast<int64_t>(blocks.size()) != x.dim)", "if (blocks.empty())", ERRORS),
+    Mutant("no check of block sizes", CHECKS, "if (blocks[d] == 0 || blocks[d] < -1)", "if (blocks[d] == 0)", ERRORS),
+    Mutant("no check that blocks divide", CHECKS, "if (blocks[d] != -1 && x.sizes[d] % blocks[d] != 0)", "if (false)", ERRORS),
+    Mutant("no check for emptiness", CHECKS, "if (x.numel == 0)", "if (false)", ERRORS),
+    Mutant("no check of a scale's dtype", CHECKS, "check_kind(scale, true);", "check_kind(scale, false);", ERRORS),
+    Mutant("no check that parameters fit", CHECKS, "if (!fits(*p, x))", "if (p == &scale && !fits(*p, x))", ERRORS),
+    Mutant("no check that parameters broadcast", CHECKS, "if (!fit_each_other(scale, zero_point))", "if (false)", ERRORS),
+    Mutant("no check of a gradient's dtype", CHECKS, "if (grad.dtype != x.dtype)", "if (false)", ERRORS),
+    Mutant("no check of a gradient's shape", CHECKS, "if (!std::equal(grad.sizes, grad.sizes + grad.dim, x.sizes, x.sizes + x.dim))", "if (false)", ERRORS),
+    # Tensors: their memory.
+    Mutant("the strides of x where it has gaps", TENSOR, "if (t.strides[*d] != expected) return false;", "", CPU),
+    Mutant("overlap of the last element", TENSOR, "t.data + (last + 1) * element_size(t)", "t.data + last * element_size(t)", OUT),
+    Mutant("overlap of neighbours", TENSOR, "if (common.begin >= common.end) return false;", "if (common.begin > common.end) return false;", OUT),
+    Mutant("overlap of first bytes only", TENSOR, "b < std::min(at + size, over.end)", "b < std::min(at + 1, over.end)", OUT),
+    Mutant("overlap of equal strides", TENSOR, "t.strides[*d] > reach", "t.strides[*d] >= reach", OUT),
 )  # fmt: skip
 
 
-def run(command, folder, **options):
+def run(command, folder, emulated=False, **options):
     env = {k: v for k, v in os.environ.items() if not k.startswith("QUANTKIT_")}
-    env |= {"FORCE_CPU": "1", "QUANTKIT_BUILD_EMU": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env |= {"FORCE_CPU": "1", "CXXFLAGS": "-O1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env |= {"QUANTKIT_BUILD_EMU": "1" if emulated else "0"}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, **options)
 
 
-def build(folder):
-    return run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], folder)
+def build(folder, emulated):
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    return run(command, folder, emulated)
 
 
-def check(mutant, folder, seconds):
-    """(whether the tests caught it, how); right sources take so many seconds."""
-    file = folder / mutant.file
-    right = file.read_text()
-    assert right.count(mutant.text) == 1, f"{mutant.name}: its text is in {mutant.file} not once"
-    file.write_text(right.replace(mutant.text, mutant.becomes))
+def tested(tests, folder):
+    """What failed first: None if nothing did, "" if that took too long."""
+    command = [sys.executable, "-m", "pytest", "-x", "--tb=line", *tests]
     try:
-        done = build(folder)
-        assert done.returncode == 0, f"{mutant.name} does not compile:\n{done.stderr}"
-        command = [sys.executable, "-m", "pytest", "-x", "--tb=line", *mutant.tests]
-        try:
-            done = run(command, folder, timeout=60 + 4 * seconds)
-        except subprocess.TimeoutExpired:
-            return False, "did not end"  # a slow machine, for all that is known
-        failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
-        if done.returncode == 1 and failed:
-            return True, failed[0].removeprefix("FAILED ").split(" - ")[0]
-        if done.returncode == 0:
-            return False, ""
-        raise RuntimeError(f"{mutant.name}: pytest ended with {done.returncode}\n{done.stdout}")
-    finally:
-        file.write_text(right)
+        done = run(command, folder, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return ""  # a slow machine, for all that is known
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    crashed = re.search(r'File ".*/(tests/\w+\.py)", line \d+ in (test_\w+)', done.stderr)
+    if done.returncode == 1 and failed:
+        return failed[1]
+    if done.returncode < 0 and crashed:
+        return "::".join(crashed.groups())
+    raise RuntimeError(f"pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+def check(mutant, right, folder):
+    """(whether the tests caught it, how)."""
+    shutil.rmtree(folder)
+    shutil.copytree(
+        right, folder
+    )  # with the times of the objects, so that only what changes is built
+    file = folder / mutant.file
+    source = file.read_text()
+    assert source.count(mutant.text) == 1, f"{mutant.name}: its text is in {mutant.file} not once"
+    file.write_text(source.replace(mutant.text, mutant.becomes))
+    done = build(folder, mutant.emulated)
+    assert done.returncode == 0, f"{mutant.name} does not compile:\n{done.stderr}"
+    how = tested(mutant.tests, folder)
+    if not how:
+        return False, "did not end" if how == "" else ""
+    again = tested([how, *mutant.tests[1:]], right)
+    assert again is None, f"{how} fails without the mistake too"
+    return True, how
+
+
+def sample(count, seed):
+    """Mutants chosen at random, one of each kind among them."""
+    chosen, rest = [], list(MUTANTS)
+    random.Random(seed).shuffle(rest)
+    for kind in sorted({m.kind for m in MUTANTS}):
+        chosen.append(next(m for m in rest if m.kind == kind))
+    rest = [m for m in rest if m not in chosen]
+    return chosen + rest[: max(count - len(chosen), 0)]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="names, or the beginnings of some")
+    parser.add_argument("--sample", type=int, metavar="N", help="N at random, 4 or more")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the sample")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the results there")
     args = parser.parse_args()
     chosen = [m for m in MUTANTS if not args.names or m.name.startswith(tuple(args.names))]
     if not chosen:
         parser.error(f"no mutant is called {' or '.join(args.names)}")
-    survivors = []
+    if args.sample is not None:
+        if args.names or args.sample < len({m.kind for m in MUTANTS}):
+            parser.error("--sample: expected at least one of each kind, 4, and no names")
+        chosen = sample(args.sample, args.seed)
+        print(f"--sample {args.sample} --seed {args.seed}", flush=True)
+    results = []
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder, right = Path(temporary) / "changed", Path(temporary) / "right"
         for name in ("csrc", "quantkit", "tests"):
             ignored = shutil.ignore_patterns("*.so", "__pycache__")
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, folder / name)
-        done = build(folder)
+        done = build(folder, any(m.emulated for m in chosen))
         assert done.returncode == 0, done.stderr
-        seconds = {}
-        for tests in {m.tests for m in chosen}:  # right sources must pass what wrong ones fail
-            start = time.monotonic()
-            done = run([sys.executable, "-m", "pytest", "-x", *tests], folder)
-            assert done.returncode == 0, done.stdout
-            seconds[tests] = time.monotonic() - start
+        shutil.copytree(folder, right)
         for mutant in chosen:
             start = time.monotonic()
-            caught, how = check(mutant, folder, seconds[mutant.tests])
+            caught, how = check(mutant, right, folder)
+            seconds = round(time.monotonic() - start)
             result = "caught" if caught else "SURVIVED"
-            took = f"{time.monotonic() - start:.0f} s"
-            print(f"{result}  {mutant.name}  ({took})  {how}", flush=True)
-            survivors += [] if caught else [mutant.name]
-    print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught")
-    return 1 if survivors else 0
+            print(f"{result}  {mutant.name}  ({seconds} s)  {how}", flush=True)
+            row = {"name": mutant.name, "file": mutant.file, "kind": mutant.kind}
+            results.append(row | {"caught": caught, "test": how, "seconds": seconds})
+            if args.json:
+                args.json.write_text(json.dumps(results, indent=1) + "\n")
+    caught = sum(row["caught"] for row in results)
+    print(f"{caught} of {len(results)} caught")
+    return 0 if caught == len(results) else 1
 
 
 if __name__ == "__main__":

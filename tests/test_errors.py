@@ -275,6 +275,18 @@ OPERATOR_CALLS = [
      lambda: reference.fake_quantize_backward_op(X.double(), X, P.scale, P.zero_point, -1, 3)),
     (ValueError, lambda: ops._fake_quantize_backward(X[:2], X, P.scale, P.zero_point, -1, 3),
      lambda: reference.fake_quantize_backward_op(X[:2], X, P.scale, P.zero_point, -1, 3)),
+    *((ValueError, lambda v=v: ops.quantize(X, P.scale, P.zero_point, *v),
+       lambda v=v: reference.quantize_op(X, P.scale, P.zero_point, *v))
+      for v in ((-129, 0, torch.int8), (0, 128, torch.int8), (-1, 9, torch.uint8))),
+    *((ValueError, lambda v=v: ops.choose_qparams(X, v, -128, 127, 1e-8, True),
+       lambda v=v: reference.choose_qparams_op(X, v, -128, 127, 1e-8, True))
+      for v in ([1], [1, 2, 3], [0, 1], [-2, 1], [3, 1])),
+    *((ValueError, lambda v=v: ops.choose_qparams(X, None, -128, 127, v, True),
+       lambda v=v: reference.choose_qparams_op(X, None, -128, 127, v, True))
+      for v in (0.0, float("nan"))),
+    *((ValueError, lambda v=v: ops.dequantize(X, *v), lambda v=v: reference.dequantize_op(X, *v))
+      for v in ((P.scale, torch.ones(3, 1)), (torch.ones(1, 5), P.zero_point),
+                (torch.ones(1, 4, 6), P.zero_point), (torch.ones(4, 1), torch.ones(2, 1)))),
 ]  # fmt: skip
 
 

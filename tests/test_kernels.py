@@ -200,6 +200,64 @@ def test_scales_of_more_bits_than_half_precision(dtype):
         assert_same(ops.fake_quantize(*args), reference.fake_quantize_op(*args))
 
 
+# x, scale: x / scale lies beside a tie that x * (1 / scale) with one more fma gives, or the other way.
+QUOTIENTS = (
+    ("0x1.fb7ffcp-2", "0x1.cffffep-6"),
+    ("0x1.f0dffcp-1", "0x1.a7fffep-6"),
+    ("0x1.fe77fcp+0", "0x1.e3fffep-6"),
+    ("0x1.ca87fep+0", "0x1.23fffep-6"),
+    ("0x1.9d33fap+1", "0x1.ebfffap-6"),
+    ("0x1p-6", "0x1.fffffep-6"),
+)
+
+
+def test_quotients_that_few_products_round_right():
+    for x, scale in QUOTIENTS:
+        x, scale = (torch.tensor(float.fromhex(v)) for v in (x, scale))
+        for z in (0.0, 3.0):
+            check_given(x.repeat(1100), scale, torch.tensor(z), -128, 127, torch.int8)
+        largest = scale * 127
+        nearby = torch.nextafter(largest, -largest), torch.nextafter(largest, largest * 2)
+        for row in (100, 1100, 5000):
+            rows = torch.stack([x.repeat(row)] * 3)
+            rows[:, 0] = torch.stack([largest, *nearby])
+            check_chosen(rows, [1, -1], -128, 127, True, torch.int8)
+
+
+@pytest.mark.parametrize("low, high", [(-128, 0), (-1, 127), (0, 127), (5, 9), (-127, 127)])
+def test_symmetric_limits_that_clip(low, high):
+    for row in (100, 1100, 5000):
+        check_chosen(values((3, row), torch.float32), [1, -1], low, high, True, torch.int8)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_long_rows_with_parameters_of_their_own(dtype):
+    """Each row its zero point, beside one scale for all; and the other way."""
+    x = values((3, 1500), dtype, 12)
+    many, one = torch.tensor([[0.0], [5.0], [-3.0]], dtype=dtype), torch.tensor(0.25, dtype=dtype)
+    check_given(x, one, many, -128, 127, torch.int8)
+    check_given(x, many.abs() + one, one * 4, -128, 127, torch.int8)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_long_rows_of_any_strides(dtype):
+    """More elements than a chunk, gathered from one tensor and written to one with other strides."""
+    for name, layout in STRIDES.items():
+        x = layout(values((3, 2500), dtype, 13))
+        for blocks in (None, [1, -1], [-1, 1], [1, 50]):
+            check_given(x, *given(x.shape, blocks, dtype, 14), -128, 127, torch.int8)
+            check_chosen(x, blocks, -128, 127, name < "p", torch.int8)
+
+
+@pytest.mark.parametrize("limits", [(-128, 255), (-129, 255), (-128, 256)], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS[2:], ids=str)
+def test_limits_at_the_end_of_half_precision(dtype, limits):
+    x = values((40, 50), dtype, 15) * 20
+    scale, zero_point = given(x.shape, [1, -1], dtype, 16)
+    check_given(x, scale, zero_point, *limits, torch.int16)
+    check_chosen(x, [1, -1], *limits, False, torch.int16)
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_zero_points_that_the_step_cannot_hold(dtype):
     """Rounded first, wherever the value comes from: the emulator has two ways, by turns."""

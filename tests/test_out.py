@@ -106,6 +106,22 @@ def test_overlap_with_an_input_is_refused():
     refused("dequantize", {"out": x}, ValueError, "overlaps scale", args=args)
 
 
+def test_overlap_of_a_single_byte_is_refused():
+    memory = torch.ones(30)
+    x, one, zero = memory[:10], torch.tensor(0.5), torch.tensor(0.0)
+    args = (x, one, zero, -128, 127)
+    for out in (memory[9:19], memory[9:29:2]):
+        refused("fake_quantize", {"out": out}, ValueError, "overlaps x", args=args)
+    call("fake_quantize", {"out": memory[10:20]}, args)
+    for first in range(4):
+        codes = memory.view(torch.int8)[first::4][:10]
+        refused("quantize", {"out": codes}, ValueError, "overlaps x", args=(*args, torch.int8))
+    for strides in ((1, 1), (2, 1), (3, 1), (4, 2)):
+        twice = memory.as_strided((2, 4), strides)
+        args = (X[:2, :4].contiguous(), one, zero, -128, 127)
+        refused("fake_quantize", {"out": twice}, ValueError, "overlap each other", args=args)
+
+
 def test_outputs_that_overlap_each_other_are_refused():
     one = torch.ones(6, 1)
     refused("choose_qparams", {"scale": one, "zero_point": one}, ValueError, "overlap")
@@ -132,11 +148,42 @@ def test_fake_quantize_in_place(dtype):
         result = reference.fake_quantize_op(x, SCALE, ZERO, -128, 127).contiguous()
         assert ops.fake_quantize.out(x, SCALE, ZERO, -128, 127, out=x) is None
         assert_same(x.contiguous(), result)
-    shifted = torch.zeros(60)
-    x, out = shifted[:48].view(6, 8), shifted[1:49].view(6, 8)
-    refused(
-        "fake_quantize", {"out": out}, ValueError, "overlaps x", args=(x, SCALE, ZERO, -128, 127)
-    )
+    memory, one = torch.ones(60), torch.tensor(0.5)
+    x = memory[:36].view(6, 6)
+    for first, out in ((x, memory[1:37].view(6, 6)), (x, x.t()), (x.view(torch.int32), x)):
+        args = (first, one, one, -128, 127)
+        refused("fake_quantize", {"out": out}, ValueError, "overlaps x", args=args)
+
+
+def test_long_results_in_other_strides_than_x():
+    """More elements than a chunk."""
+    x = values((2, 3000), torch.float32, 3)
+    scale, zero_point = given((2, 3000), [1, -1], torch.float32, 4)
+    choose = (x, [1, -1], -128, 127, 1e-8, False, torch.int8)
+    calls = {
+        "fake_quantize": (x, scale, zero_point, -128, 127),
+        "_fake_quantize_backward": (STRIDES["strided"](x), x, scale, zero_point, -128, 127),
+        "quantize_dequantize": choose,
+    }
+    for name, args in calls.items():
+        results = expected(name, args)
+        outs = {
+            k: STRIDES["strided" if k == "q" else "transposed"](torch.zeros_like(t))
+            for k, t in results.items()
+        }
+        call(name, outs, args)
+        for k, t in results.items():
+            assert_same(outs[k].contiguous(), t)
+        outs = {k: STRIDES["strided"](torch.zeros_like(t)) for k, t in results.items()}
+        call(name, outs, args)
+        for k, t in results.items():
+            assert_same(outs[k].contiguous(), t)
+
+
+def test_a_refused_out_counts_as_unwritten():
+    out = torch.ones(7, 8, dtype=torch.int8)
+    refused("quantize", {"out": out}, ValueError, "out")
+    assert out._version == 0
 
 
 def test_bad_arguments_leave_outs_untouched():
@@ -182,6 +229,16 @@ def test_outputs_large_enough_to_be_streamed(blocks, by):
         write()
         assert_same(y, expected[1])
     assert around[: by + 1].tolist() == [7.0] * (by + 1) == around[by + 1 + numel :].tolist()
+
+
+@pytest.mark.skipif(_load.extension is None, reason="only the kernels stream")
+def test_large_outputs_with_gaps():
+    x, scale, zero_point = torch.randn(2048, 4096), torch.tensor(0.05), torch.tensor(1.0)
+    whole = torch.full((2048, 8192), 7.0)
+    args = (x, scale, zero_point, -128, 127)
+    ops.fake_quantize.out(*args, out=whole[:, ::2])
+    assert_same(whole[:, ::2].contiguous(), reference.fake_quantize_op(*args))
+    assert (whole[:, 1::2] == 7).all()
 
 
 @pytest.mark.parametrize("name", CALLS)

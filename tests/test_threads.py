@@ -1,5 +1,7 @@
 """Thread counts, calling threads, and the caller's floating-point environment."""
 
+import ctypes
+import platform
 import threading
 
 import pytest
@@ -94,3 +96,19 @@ def test_a_caller_that_flushes_denormals_gets_the_same_bits():
         torch.set_flush_denormal(False)
     assert_same(actual, right)
     assert small.tolist() == [[1] * 8] * 8
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of the roundings of x86-64")
+@pytest.mark.parametrize("rounding", [0x400, 0x800, 0xC00], ids=["down", "up", "to zero"])
+def test_a_caller_with_another_rounding_gets_the_same_bits(rounding):
+    shape, blocks = SHAPES[3]
+    args = values(shape, torch.float32), blocks, *given(shape, blocks, torch.float32)
+    right, libm = expected(*args), ctypes.CDLL(None)
+    before = libm.fegetround()
+    assert libm.fesetround(rounding) == 0
+    try:
+        actual = results(*args)
+        assert libm.fegetround() == rounding, "the caller's setting is lost"
+    finally:
+        libm.fesetround(before)
+    assert_same(actual, right)

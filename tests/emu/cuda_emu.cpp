@@ -2,6 +2,7 @@
 
 #define QUANTKIT_EMULATE
 #include "../../csrc/cuda/dynamic.cuh"
+#include "recorder.h"
 
 namespace quantkit {
 namespace {
@@ -86,7 +87,8 @@ const char* run_by_turns(Operation operation, const Elementwise& elements, void*
   ++turn;
   e.scale.on_host = scale && turn / 2 % 2 != 0;
   e.add_zero_point.on_host = e.subtract_zero_point.on_host = zero_point && turn / 4 % 2 != 0;
-  return run_elementwise(operation, e, &stream_of_call);
+  return recorded::Recorder(recorded::Kind::elementwise, operation)
+      .run(elements, &recorded::Call::elementwise, [&] { return run_elementwise(operation, e, &stream_of_call); });
 }
 
 int64_t scratch_bytes_by_turns(const Dynamic& d) {
@@ -94,10 +96,14 @@ int64_t scratch_bytes_by_turns(const Dynamic& d) {
   return scratch_bytes(d);
 }
 const char* run_dynamic_on_stream(const Dynamic& d, Operation fused, void* scratch, void*) {
-  return run_dynamic(d, fused, scratch, &stream_of_call);
+  return recorded::Recorder(recorded::Kind::dynamic, fused)
+      .run(d, &recorded::Call::dynamic, [&] { return run_dynamic(d, fused, scratch, &stream_of_call); });
 }
 
-const char* run_convert_on_stream(const Conversion& c, void*) { return run_convert(c, &stream_of_call); }
+const char* run_convert_on_stream(const Conversion& c, void*) {
+  return recorded::Recorder(recorded::Kind::conversion, Operation::none)
+      .run(c, &recorded::Call::conversion, [&] { return run_convert(c, &stream_of_call); });
+}
 
 }  // namespace
 

@@ -1,0 +1,130 @@
+"""make proof: every input that can be tried, on every backend, compared with the reference.
+
+Finished tasks are kept in build/proof, under the hash of the sources: what was interrupted goes on,
+and nothing is taken over from other sources. The long form writes its summary into docs/proof.md.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from work import ROOT, hash_of, perform, prepare, product_files, tasks_of
+
+FOLDER = ROOT / "build" / "proof"
+
+
+class Journal:
+    """What is done, one line of JSON for each task."""
+
+    def __init__(self, path):
+        self.path, self.done = path, {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                if line.endswith("}"):  # the last one may have been cut off
+                    entry = json.loads(line)
+                    self.done[entry.pop("key")] = entry
+
+    def add(self, key, entry):
+        self.done[key] = entry
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"key": key, **entry}) + "\n")
+
+
+def run_all(tasks, journal, jobs, console):
+    """Runs what is not done yet; the errors."""
+    complete = all(task.key in journal.done for task in tasks)
+    # The files that phase 0 makes may be gone.
+    left = [t for t in tasks if t.key not in journal.done or (t.phase == 0 and not complete)]
+    errors = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        parts = {}
+        for task in tasks:
+            if task.part not in parts:
+                total = sum(t.part == task.part for t in tasks)
+                done = total - sum(t.part == task.part for t in left)
+                parts[task.part] = progress.add_task(task.part, total=total, completed=done)
+        groups = sorted({(task.phase, task.fallback) for task in left})
+        for group in groups:
+            some = [task for task in left if (task.phase, task.fallback) == group]
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(jobs, spawn, prepare, (group[1],)) as pool:
+                running = {pool.submit(perform, task): task for task in some}
+                for finished in as_completed(running):
+                    task, result = running[finished], finished.result()
+                    if "error" in result:
+                        errors.append(f"{task.key}\n{result['error']}")
+                        progress.console.print(errors[-1], style="red", markup=False)
+                    else:
+                        journal.add(task.key, result)
+                    progress.advance(parts[task.part])
+                    if not console.is_terminal and len(journal.done) % 100 == 0:
+                        console.print(f"{len(journal.done)} of {len(tasks)} tasks")
+    return errors
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="make proof", description=__doc__.split("\n")[0])
+    parser.add_argument("--short", action="store_true", help="samples of every part, for CI")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes side by side")
+    parser.add_argument("--parts", help="only these, by their names with commas between")
+    parser.add_argument("--seed", type=int, help="of the generated cases (default: a new one)")
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "proof.md")
+    options = parser.parse_args()
+    prepare(False)
+    import report
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    import torch
+
+    import quantkit
+
+    backend = quantkit.backend()
+    if not backend.extension or "cuda_emu" not in backend.isas:
+        parser.error(f"it needs the development build of the extension: make build ({backend})")
+    sources = hash_of(product_files())
+    form = "short" if options.short else "long"
+    folder = FOLDER / f"{sources[:16]}-torch-{torch.__version__}"
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder / f"{form}.jsonl")
+    if options.seed is None:
+        options.seed = journal.done.get("seed", {}).get(
+            "seed", random.SystemRandom().randrange(2**31)
+        )
+    if journal.done.get("seed", {}).get("seed") != options.seed:
+        journal.add("seed", {"seed": options.seed})
+    console.print(f"{backend}\nsources {sources[:16]}, seed {options.seed} (--seed repeats it)")
+
+    tasks = list(tasks_of(options.short, options.seed))
+    if options.parts:
+        names = options.parts.split(",")
+        unknown = set(names) - {task.part for task in tasks}
+        if unknown:
+            parser.error(f"no part is called {', '.join(sorted(unknown))}")
+        tasks = [task for task in tasks if task.part in names]
+    start = time.monotonic()
+    errors = run_all(tasks, journal, options.jobs, console)
+    elapsed = round(time.monotonic() - start)
+    journal.add(f"run {time.time():.0f}", {"elapsed": elapsed})
+    summary = report.Summary(tasks, journal.done, sources)
+    errors += summary.differences()
+    console.print(summary.text(), markup=False, highlight=False)
+    if errors:
+        console.print(f"{len(errors)} tasks failed", style="red")
+        return 1
+    if not options.short and not options.parts:
+        report.write(options.report, summary)
+        console.print(f"written: {options.report}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

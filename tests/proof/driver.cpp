@@ -1,0 +1,573 @@
+// The CPU kernels without torch: for other compilers, machines, sanitizers and valgrind (tests/proof).
+//
+// driver cases FILE [isa=NAME] [threads=N] [every=K] [streams=1] [environment=NAME]
+//   runs recorded calls again: every output must have the bits of the file, and nothing else be written.
+// driver guard [isa=NAME] [step=K]
+//   every kind of loop at every length from 1 to 512 and every misalignment, between unreadable pages.
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cfenv>
+#include <cinttypes>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#include "../../csrc/cpu/run.h"
+#include "recorded.h"
+
+using namespace quantkit;
+using recorded::Call;
+using recorded::Kind;
+
+namespace {
+
+using Options = std::map<std::string, std::string>;
+
+int64_t number(const Options& options, const char* name, int64_t otherwise) {
+  const auto found = options.find(name);
+  return found == options.end() ? otherwise : std::atoll(found->second.c_str());
+}
+
+// ---- running a call -------------------------------------------------------------------------------
+
+Range range_of(Operation operation) {
+  const KernelTable& k = kernels();
+  switch (operation) {
+    case Operation::none: return nullptr;
+    case Operation::quantize: return k.quantize;
+    case Operation::dequantize: return k.dequantize;
+    case Operation::quantize_dequantize: return k.quantize_dequantize;
+    case Operation::fake_quantize: return k.fake_quantize;
+    default: return k.fake_quantize_backward;
+  }
+}
+
+// Threads that ThreadSanitizer sees all of.
+Pool pool_of(int64_t threads) {
+  return {threads, [](int64_t tasks, void (*task)(int64_t, void*), void* context) {
+            std::vector<std::thread> others;
+            for (int64_t i = 1; i < tasks; ++i) others.emplace_back(task, i, context);
+            task(0, context);
+            for (std::thread& thread : others) thread.join();
+          }};
+}
+
+void run_call(const Call& call, const Pool& pool) {
+  if (call.kind == Kind::elementwise) run(range_of(call.operation), call.elementwise, pool);
+  if (call.kind == Kind::dynamic) run(call.dynamic, range_of(call.operation), pool);
+  if (call.kind == Kind::conversion) run(call.conversion, pool);
+}
+
+// ---- the caller's floating-point environment ------------------------------------------------------
+
+uint64_t control() {
+#if defined(__x86_64__)
+  return _mm_getcsr();
+#elif defined(__aarch64__)
+  uint64_t value;
+  __asm__ __volatile__("mrs %0, fpcr" : "=r"(value));
+  return value;
+#else
+  return uint64_t(std::fegetround());
+#endif
+}
+
+void set_control(uint64_t value) {
+#if defined(__x86_64__)
+  _mm_setcsr(unsigned(value));
+#elif defined(__aarch64__)
+  __asm__ __volatile__("msr fpcr, %0" : : "r"(value));
+#else
+  std::fesetround(int(value));
+#endif
+}
+
+// What a caller may have set.
+uint64_t environment(const std::string& name) {
+#if defined(__x86_64__)
+  const uint64_t flush = 0x8040, rounding[] = {0x2000, 0x4000, 0x6000}, usual = 0x1f80;
+#elif defined(__aarch64__)
+  const uint64_t flush = 1 << 24, rounding[] = {2 << 22, 1 << 22, 3 << 22}, usual = 0;
+#else
+  const uint64_t flush = 0, rounding[] = {FE_DOWNWARD, FE_UPWARD, FE_TOWARDZERO}, usual = FE_TONEAREST;
+#endif
+  if (name == "usual") return usual;
+  if (name == "flushing") return usual | flush;
+  if (name == "downward") return usual | rounding[0];
+  if (name == "upward") return usual | rounding[1] | flush;
+  if (name == "to zero") return usual | rounding[2];
+  throw std::runtime_error("environment: expected usual, flushing, downward, upward or to zero, got " + name);
+}
+
+// ---- recorded calls -------------------------------------------------------------------------------
+
+struct File {
+  std::FILE* file;
+
+  explicit File(const char* name) : file(std::fopen(name, "rb")) {
+    int64_t header[std::size(recorded::kHeader)];
+    if (file == nullptr || !get(header, sizeof(header)) ||
+        std::memcmp(header, recorded::kHeader, sizeof(header)) != 0)
+      throw std::runtime_error(std::string(name) + ": no recorded calls, or of another build");
+  }
+  bool get(void* to, size_t bytes) { return bytes == 0 || std::fread(to, bytes, 1, file) == 1; }
+  void need(void* to, size_t bytes) {
+    if (!get(to, bytes)) throw std::runtime_error("the file of calls ends early");
+  }
+};
+
+// FNV-1a.
+struct Hash {
+  uint64_t value = 0xcbf29ce484222325;
+
+  void add(const char* from, size_t bytes) {
+    for (size_t i = 0; i < bytes; ++i) value = (value ^ uint8_t(from[i])) * 0x100000001b3;
+  }
+};
+
+// One for all NaNs: which one an operation gives differs from machine to machine.
+template <class T>
+void canonical(std::vector<char>& bytes, uint64_t infinity) {
+  for (size_t i = 0; i + sizeof(T) <= bytes.size(); i += sizeof(T)) {
+    T bits;
+    std::memcpy(&bits, &bytes[i], sizeof(T));
+    if ((bits & T(~(T(1) << (8 * sizeof(T) - 1)))) <= T(infinity)) continue;
+    bits = T(infinity + 1);
+    std::memcpy(&bytes[i], &bits, sizeof(T));
+  }
+}
+
+std::vector<char> canonical(std::vector<char> bytes, Type type) {
+  switch (type) {
+    case Type::f16: canonical<uint16_t>(bytes, 0x7c00); break;
+    case Type::bf16: canonical<uint16_t>(bytes, 0x7f80); break;
+    case Type::f32: canonical<uint32_t>(bytes, 0x7f800000); break;
+    case Type::f64: canonical<uint64_t>(bytes, 0x7ff0000000000000); break;
+    default: break;
+  }
+  return bytes;
+}
+
+// Memory of exactly these bytes, aligned as it was when it was recorded.
+struct Block {
+  void* base = nullptr;
+  char* data;
+
+  Block(int64_t bytes, int32_t alignment) {
+    if (posix_memalign(&base, 64, size_t(bytes + alignment)) != 0) throw std::bad_alloc();
+    data = static_cast<char*>(base) + alignment;
+  }
+  Block(Block&& other) : base(other.base), data(other.data) { other.base = nullptr; }
+  Block(const Block&) = delete;
+  ~Block() { std::free(base); }
+};
+
+int run_cases(const char* name, const Options& options) {
+  File file(name);
+  const Pool pool = pool_of(number(options, "threads", 3));
+  const int64_t every = number(options, "every", 1);
+  const bool streams = number(options, "streams", 0) != 0;
+  const auto named = options.find("environment");
+  const uint64_t caller = environment(named == options.end() ? "usual" : named->second), own = control();
+  int64_t calls = 0, elements = 0, differing = 0;
+  Hash hash;
+  Kind kind;
+  for (int64_t at = 0; file.get(&kind, sizeof(kind)); ++at) {
+    Call call{kind, Operation::none};
+    file.need(&call.operation, sizeof(Operation));
+    std::vector<Level> levels[2];
+    recorded::parts_of(call, levels, [&](void* to, size_t bytes) { file.need(to, bytes); });
+    recorded::shape_of(call).levels = levels[0].data();
+    call.dynamic.parameters.levels = levels[1].data();
+    const std::vector<recorded::Field> fields = recorded::fields_of(call);
+    std::vector<int32_t> index(fields.size());
+    file.need(index.data(), index.size() * sizeof(int32_t));
+    int64_t count;
+    file.need(&count, sizeof(count));
+    std::vector<recorded::Buffer> buffers;
+    std::vector<Block> blocks;
+    for (int64_t i = 0; i < count; ++i) {
+      int32_t facts[3];
+      file.need(facts, sizeof(facts));
+      recorded::Buffer b{nullptr, facts[0], facts[1], facts[2], 0, {}, {}};
+      file.need(&b.bytes, sizeof(b.bytes));
+      b.before.resize(size_t(b.bytes));
+      file.need(b.before.data(), b.before.size());
+      if (b.written != 0) {
+        b.after.resize(size_t(b.bytes));
+        file.need(b.after.data(), b.after.size());
+      }
+      blocks.emplace_back(b.bytes, b.alignment);
+      std::memcpy(blocks.back().data, b.before.data(), b.before.size());
+      buffers.push_back(std::move(b));
+    }
+    if (at % every != 0) continue;
+    for (size_t i = 0; i < fields.size(); ++i)
+      *fields[i].pointer = index[i] < 0 ? nullptr : blocks[size_t(index[i])].data;
+    if (streams) call.elementwise.streams = call.dynamic.elements.streams = true;
+
+    set_control(caller);
+    run_call(call, pool);
+    const uint64_t left = control();
+    set_control(own);
+    if (left != caller) throw std::runtime_error("the caller's floating-point environment was not restored");
+
+    ++calls;
+    elements += recorded::shape_of(call).numel;
+    for (size_t i = 0; i < buffers.size(); ++i) {
+      const recorded::Buffer& b = buffers[i];
+      const std::vector<char> now(blocks[i].data, blocks[i].data + b.bytes);
+      if (b.written == 0) {
+        differing += now != b.before;
+        continue;
+      }
+      const std::vector<char> result = canonical(now, Type(b.type));
+      if (result != canonical(b.after, Type(b.type))) {
+        ++differing;
+        std::printf("call %" PRId64 ", operation %d, memory %zu differs\n", at, int(call.operation), i);
+      }
+      hash.add(result.data(), result.size());
+    }
+  }
+  std::printf("calls %" PRId64 " elements %" PRId64 " differing %" PRId64 " hash %016" PRIx64 "\n", calls,
+              elements, differing, hash.value);
+  return differing != 0 || calls == 0;
+}
+
+// ---- between unreadable pages ---------------------------------------------------------------------
+
+constexpr int64_t kLongest = 512, kRows = 3, kLine = 64;
+constexpr uint8_t kCanary = 0xa5;
+std::string now_running;
+
+// Pages that can be used between two that cannot.
+struct Arena {
+  char *begin, *end;
+
+  explicit Arena(int64_t bytes) {
+    const int64_t page = sysconf(_SC_PAGESIZE), inside = (bytes + 2 * kLine + page - 1) / page * page;
+    char* const all = static_cast<char*>(mmap(nullptr, size_t(inside + 2 * page), PROT_READ | PROT_WRITE,
+                                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (all == MAP_FAILED || mprotect(all, size_t(page), PROT_NONE) != 0 ||
+        mprotect(all + page + inside, size_t(page), PROT_NONE) != 0)
+      throw std::runtime_error("mmap failed");
+    begin = all + page;
+    end = begin + inside;
+  }
+
+  char* place(int64_t bytes, bool at_end, int64_t offset) const {
+    char* const p = at_end ? end - bytes - offset : begin + offset;
+    std::memset(clipped(p - kLine), kCanary, size_t(clipped(p + bytes + kLine) - clipped(p - kLine)));
+    return p;
+  }
+  bool untouched_around(const char* p, int64_t bytes) const {
+    const auto canary = [](char c) { return uint8_t(c) == kCanary; };
+    return std::all_of(clipped(p - kLine), const_cast<char*>(p), canary) &&
+           std::all_of(const_cast<char*>(p) + bytes, clipped(p + bytes + kLine), canary);
+  }
+
+ private:
+  char* clipped(const char* p) const {
+    return const_cast<char*>(std::min<const char*>(std::max<const char*>(p, begin), end));
+  }
+};
+
+// How elements and parameters lie: one scale, a scale for each element, rows under a scale each, columns
+// (a scale for each of the inner elements), and steps of x or of what is written.
+enum class Layout { shared, each, rows, columns, x_steps, out_steps };
+constexpr Layout kLayouts[] = {Layout::shared, Layout::each,    Layout::rows,
+                               Layout::columns, Layout::x_steps, Layout::out_steps};
+
+std::vector<Level> levels_for(Layout layout, int64_t n) {
+  switch (layout) {
+    case Layout::each: return {{n, {1, 1, 1, 1, 1}}};
+    case Layout::rows: return {{kRows, {n, n, n, 1, 1}}, {n, {1, 1, 1, 0, 0}}};
+    case Layout::columns: return {{kRows, {n, n, n, 0, 0}}, {n, {1, 1, 1, 1, 1}}};
+    case Layout::x_steps: return {{n, {3, 1, 1, 0, 0}}};
+    case Layout::out_steps: return {{n, {1, 2, 2, 0, 0}}};
+    default: return {{n, {1, 1, 1, 0, 0}}};
+  }
+}
+
+// A call of any length; its pointers stand for memory that is placed later.
+struct Kernel {
+  Call call;
+  std::string name;
+};
+
+const char* name_of(Type type) {
+  constexpr const char* names[] = {"f16", "bf16", "f32", "f64", "i8", "u8", "i16",
+                                   "u16", "i32", "u32", "i64", "u64", "bool"};
+  return names[int(type)];
+}
+
+constexpr Type kFloats[] = {Type::f16, Type::bf16, Type::f32, Type::f64};
+constexpr Type kCodes[] = {Type::i8, Type::u8, Type::i16};
+
+void* const kUsed = &now_running;  // a field that is not null
+
+void set_limits(Elementwise& e, Type code) {
+  e.q_type = code;
+  e.q_min = code == Type::u8 ? 0 : code == Type::i8 ? -128 : -300;
+  e.q_max = code == Type::u8 ? 255 : code == Type::i8 ? 127 : 300;
+}
+
+std::vector<Kernel> kernels_to_guard() {
+  std::vector<Kernel> kernels;
+  const auto add = [&](const Call& call, std::string name) { kernels.push_back({call, std::move(name)}); };
+  const auto is_half = [](Type t) { return t == Type::f16 || t == Type::bf16; };
+  for (const Type x : kFloats) {
+    for (const Type parameter : {x, Type::f32}) {
+      if (parameter == Type::f32 && !is_half(x)) continue;
+      // Parameters of another type leave x's, as those without dimensions do, or promote it.
+      for (const Type step : {x, parameter}) {
+        const Type back = x == Type::f64 ? x : Type::f32;
+        Elementwise e{};
+        e.x = kUsed;
+        e.x_type = x;
+        e.scale = {kUsed, parameter, false};
+        e.add_zero_point = e.subtract_zero_point = {kUsed, parameter, false};
+        e.divide_type = e.add_type = step;
+        e.subtract_type = e.scale_type = back;
+        const std::string name = std::string(" ") + name_of(x) + " by " + name_of(parameter) + " in " + name_of(step);
+        for (const Type code : kCodes) {
+          Call call{Kind::elementwise, Operation::quantize};
+          call.elementwise = e;
+          call.elementwise.q = kUsed;
+          set_limits(call.elementwise, code);
+          add(call, "quantize" + name + " to " + name_of(code));
+        }
+        for (const Operation o : {Operation::fake_quantize, Operation::fake_quantize_backward}) {
+          Call call{Kind::elementwise, o};
+          call.elementwise = e;
+          call.elementwise.y = kUsed;
+          call.elementwise.y_type = x;
+          set_limits(call.elementwise, Type::i8);
+          if (o == Operation::fake_quantize_backward) call.elementwise.q_in = kUsed;
+          add(call, (o == Operation::fake_quantize ? "fake_quantize" : "fake_quantize_backward") + name);
+        }
+        if (step == x && parameter == x) break;
+      }
+    }
+    for (const bool symmetric : {true, false})
+      for (const Operation fused : {Operation::none, Operation::quantize, Operation::quantize_dequantize}) {
+        Call call{Kind::dynamic, fused};
+        Dynamic& d = call.dynamic;
+        Elementwise& e = d.elements;
+        d.scale = d.zero_point = kUsed;
+        d.p_type = x;
+        e.x = kUsed;
+        e.x_type = x;
+        if (fused != Operation::none) {
+          e.q = kUsed;
+          e.scale = {kUsed, x, false};
+          e.add_zero_point = e.subtract_zero_point = {kUsed, x, false};
+          e.divide_type = e.add_type = x;
+          e.subtract_type = e.scale_type = e.y_type = x == Type::f64 ? x : Type::f32;
+          e.chosen = true;
+          e.symmetric = symmetric;
+          if (fused == Operation::quantize_dequantize) e.y = kUsed;
+        }
+        set_limits(e, symmetric ? Type::i8 : Type::u8);
+        d.scheme = {e.q_min, e.q_max, symmetric, false, 1e-8};
+        add(call, std::string(symmetric ? "symmetric" : "asymmetric") + " operation " +
+                      std::to_string(int(fused)) + " " + name_of(x));
+      }
+  }
+  for (const Type q : {Type::i8, Type::u8, Type::i16, Type::f32})
+    for (const Type parameter : kFloats) {
+      Call call{Kind::elementwise, Operation::dequantize};
+      Elementwise& e = call.elementwise;
+      e.q_in = e.y = kUsed;
+      e.q_type = q;
+      e.scale = {kUsed, parameter, false};
+      e.add_zero_point = e.subtract_zero_point = {kUsed, parameter, false};
+      e.subtract_type = e.scale_type = e.y_type = parameter == Type::f64 ? parameter : Type::f32;
+      add(call, std::string("dequantize ") + name_of(q) + " by " + name_of(parameter));
+    }
+  for (int from = 0; from <= int(Type::boolean); ++from)
+    for (const Type to : kFloats) {
+      Call call{Kind::conversion, Operation::none};
+      call.conversion.x = kUsed;
+      call.conversion.y = kUsed;
+      call.conversion.x_type = Type(from);
+      call.conversion.y_type = to;
+      add(call, std::string("convert ") + name_of(Type(from)) + " to " + name_of(to));
+    }
+  return kernels;
+}
+
+// Numbers of a type: multiples of 1/4 up to 32, parameters positive.
+void fill(std::vector<char>& bytes, Type type, bool parameter, uint32_t seed) {
+  const int64_t size = size_of(type), n = int64_t(bytes.size()) / size;
+  std::vector<float> values(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    seed = seed * 1664525 + 1013904223;
+    const int32_t number = int32_t(seed >> 24);
+    values[size_t(i)] = parameter ? float(number % 16 + 1) / 8 : float(number - 128) / 4;
+  }
+  with_real(type, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for (int64_t i = 0; i < n; ++i) {
+      T value;
+      if constexpr (std::is_same<T, boolean>::value)
+        value = boolean{uint8_t(i % 3)};
+      else if constexpr (std::is_integral<T>::value)
+        value = T(int32_t(values[size_t(i)]));
+      else
+        value = narrow<T>(Wide<T>(values[size_t(i)]));
+      std::memcpy(&bytes[size_t(i * size)], &value, size_t(size));
+    }
+  });
+}
+
+// What a call of `n` must leave, computed element by element by the baseline where it can be.
+std::vector<std::vector<char>> expected_of(Call& call, const std::vector<int32_t>& index,
+                                           const std::vector<std::vector<char>>& contents) {
+  std::vector<std::vector<char>> memory = contents;
+  const std::vector<recorded::Field> fields = recorded::fields_of(call);
+  for (size_t i = 0; i < fields.size(); ++i)
+    if (index[i] >= 0) *fields[i].pointer = memory[size_t(index[i])].data();
+  const std::string isa_in_use = isa();
+  set_isa("baseline");
+  const int64_t n = recorded::shape_of(call).numel;
+  if (call.kind == Kind::dynamic) run_call(call, pool_of(1));
+  for (int64_t i = 0; i < n && call.kind != Kind::dynamic; ++i) {
+    if (call.kind == Kind::conversion)
+      kernels().convert(call.conversion, i, i + 1);
+    else
+      range_of(call.operation)(call.elementwise, i, i + 1);
+  }
+  set_isa(isa_in_use);
+  return memory;
+}
+
+int64_t guard_kernel(Kernel& kernel, Layout layout, int64_t n, const std::vector<Arena>& arenas, int64_t& wrong) {
+  Call& call = kernel.call;
+  std::vector<Level> levels = levels_for(layout, n), kept;
+  int64_t numel = 1;
+  for (const Level& level : levels) numel *= level.size;
+  recorded::shape_of(call) = {levels.data(), int32_t(levels.size()), numel};
+  for (const Level& level : levels)
+    if (level.step[kScale] != 0) kept.push_back(level);
+  if (kept.empty()) kept.push_back(Level{1, {1, 1, 1, 0, 0}});
+  int64_t parameters = 1;
+  for (const Level& level : kept) parameters *= level.size;
+  call.dynamic.parameters = {kept.data(), int32_t(kept.size()), parameters};
+
+  // Each field has memory of its own, but the chosen parameters are those that the elements take.
+  const std::vector<recorded::Field> fields = recorded::fields_of(call);
+  std::vector<int32_t> index(fields.size(), -1);
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < fields.size(); ++i) {
+    if (*fields[i].pointer == nullptr) continue;
+    if (call.kind == Kind::dynamic && (i == 4 || i == 5 || i == 6)) continue;
+    int64_t last = 0;
+    for (const Level& level : levels) last += (level.size - 1) * level.step[fields[i].operand];
+    index[i] = int32_t(sizes.size());
+    sizes.push_back((last + 1) * size_of(fields[i].type));
+  }
+  if (call.kind == Kind::dynamic && *fields[4].pointer != nullptr) {
+    index[4] = index[7];
+    index[5] = index[6] = index[8];
+  }
+  std::vector<std::vector<char>> contents;
+  for (const int64_t bytes : sizes) contents.emplace_back(size_t(bytes), char(kCanary));
+  std::vector<int64_t> unit(sizes.size(), 1);
+  for (size_t i = 0; i < fields.size(); ++i) {
+    if (index[i] < 0) continue;
+    unit[size_t(index[i])] = size_of(fields[i].type);
+    if (!fields[i].written)
+      fill(contents[size_t(index[i])], fields[i].type, fields[i].operand == kScale, uint32_t(i + 1));
+  }
+  const std::vector<std::vector<char>> expected = expected_of(call, index, contents);
+
+  const Pool pool = pool_of(1);
+  int64_t calls = 0;
+  for (const bool at_end : {true, false})
+    for (int64_t turn = 0; turn < kLine; ++turn) {
+      if (turn >= kLine / *std::min_element(unit.begin(), unit.end())) break;
+      std::vector<char*> place(sizes.size());
+      for (size_t i = 0; i < sizes.size(); ++i) {
+        // The first at every misalignment of its type; the others at one of theirs that moves with it.
+        const int64_t places = kLine / unit[i], which = i == 0 ? turn : turn * 3 + n * int64_t(i);
+        place[i] = arenas[i].place(sizes[i], at_end, which % places * unit[i]);
+        std::memcpy(place[i], contents[i].data(), contents[i].size());
+      }
+      for (size_t i = 0; i < fields.size(); ++i)
+        if (index[i] >= 0) *fields[i].pointer = place[size_t(index[i])];
+      now_running = kernel.name + ", layout " + std::to_string(int(layout)) + ", length " + std::to_string(n) +
+                    (at_end ? ", at the end, " : ", at the beginning, ") + std::to_string(turn);
+      run_call(call, pool);
+      ++calls;
+      bool right = true;
+      for (size_t i = 0; i < sizes.size(); ++i)
+        right &= std::memcmp(place[i], expected[i].data(), expected[i].size()) == 0 &&
+                 arenas[i].untouched_around(place[i], sizes[i]);
+      if (!right && ++wrong <= 10) std::printf("wrong: %s\n", now_running.c_str());
+    }
+  return calls;
+}
+
+void report_fault(int) {
+  const auto say = [](const char* text, size_t n) { return write(STDERR_FILENO, text, n) >= 0; };
+  const bool said = say("reads or writes outside: ", 25) && say(now_running.data(), now_running.size()) && say("\n", 1);
+  _exit(said ? 3 : 4);
+}
+
+int run_guard(const Options& options) {
+  signal(SIGSEGV, report_fault);
+  signal(SIGBUS, report_fault);
+  const int64_t step = number(options, "step", 1);
+  std::vector<Arena> arenas;
+  for (int i = 0; i < 9; ++i) arenas.emplace_back(3 * kLongest * kRows * 8);
+  std::vector<Kernel> kernels = kernels_to_guard();
+  int64_t calls = 0, wrong = 0;
+  for (Kernel& kernel : kernels)
+    for (const Layout layout : kLayouts) {
+      const bool dynamic = kernel.call.kind == Kind::dynamic;
+      // Sets of one element, and steps between parameters, are the same loops.
+      if (dynamic && layout == Layout::each) continue;
+      if (kernel.call.kind == Kind::conversion && (layout == Layout::each || layout == Layout::columns)) continue;
+      for (int64_t n = 1; n <= kLongest; n += n < 64 ? 1 : step)
+        calls += guard_kernel(kernel, layout, n, arenas, wrong);
+    }
+  std::printf("kernels %zu calls %" PRId64 " wrong %" PRId64 "\n", kernels.size(), calls, wrong);
+  return wrong != 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    const std::string mode = argc > 1 ? argv[1] : "";
+    Options options;
+    for (int i = 2; i < argc; ++i) {
+      const std::string argument = argv[i];
+      const size_t equals = argument.find('=');
+      if (equals != std::string::npos) options[argument.substr(0, equals)] = argument.substr(equals + 1);
+    }
+    if (options.count("isa") != 0) set_isa(options["isa"]);
+    if (mode == "cases" && argc > 2) return run_cases(argv[2], options);
+    if (mode == "guard") return run_guard(options);
+    if (mode == "isas") {
+      for (const std::string& name : available_isas()) std::printf("%s ", name.c_str());
+      std::printf("\n");
+      return 0;
+    }
+    throw std::runtime_error("expected cases FILE, guard or isas");
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 2;
+  }
+}

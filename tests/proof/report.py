@@ -1,0 +1,242 @@
+"""What the tasks of a proof have covered, as a page."""
+
+import hashlib
+import platform
+import subprocess
+import sys
+from datetime import date
+
+import sweeps as s
+from machines import BUILDS, ENVIRONMENTS, ROOT
+
+import quantkit
+
+SWEEPS = {
+    "floats": (
+        "every float32",
+        f"all 2^32 patterns × {len(s.FLOAT_SETS)} parameter sets: quantize, dequantize of its result, "
+        "fake_quantize",
+    ),
+    "dynamic": (
+        "every float32, chosen parameters",
+        f"all patterns up to {len(s.DYNAMIC_MOST)} maxima × {len(s.DYNAMIC_FORMS)} forms: "
+        "dynamic_quantize, quantize_dequantize",
+    ),
+    "halves": (
+        "every half precision number",
+        "all 2^16 patterns of float16 and of bfloat16 × {sets} parameter sets × "
+        f"{len(s.GRANULARITIES)} granularities ({', '.join(s.GRANULARITIES)}): quantize, dequantize, "
+        "fake_quantize",
+    ),
+    "codes": (
+        "every code",
+        "all of int8, uint8 and int16 × {scales} scales of each float dtype: dequantize, by row and "
+        "by column",
+    ),
+    "pairs": (
+        "pairs of half precision",
+        f"every {s.PAIR_STRIDE}th number beside every other, each beside itself, its negative and its "
+        f"neighbour; float16 and bfloat16 × {len(s.CHOICES)} schemes: choose_qparams",
+    ),
+    "extents": (
+        "extents of float32",
+        f"every significand × {len(s.EXPONENTS)} exponents × {len(s.CHOICES)} schemes (divisions by 127, "
+        "254, 255), least values half way between codes: choose_qparams",
+    ),
+}
+BEGIN, END = "<!-- begin: written by make proof -->", "<!-- end -->"
+
+
+def short_hash(lines):
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def git(*arguments):
+    return subprocess.run(
+        ["git", "-C", ROOT, *arguments], capture_output=True, text=True
+    ).stdout.strip()  # fmt: skip
+
+
+def commit():
+    """The commit, and whether the files on disk are it."""
+    changed = git("status", "--porcelain", "--", "csrc", "quantkit", "tests", "setup.py")
+    return git("rev-parse", "HEAD") + (", with changes that are not committed" if changed else "")
+
+
+def processor():
+    with open("/proc/cpuinfo") as file:
+        lines = [line for line in file if "model name" in line]
+    return f"{lines[0].split(':')[1].strip()}, {len(lines)} cores" if lines else platform.machine()
+
+
+def many(n):
+    """A count that can be read: 4.3e9 is 4.3 billion."""
+    for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if n >= size:
+            return f"{n / size:.3g} {name}"
+    return f"{n:,}"
+
+
+class Summary:
+    """The results of tasks, by part."""
+
+    def __init__(self, tasks, done, sources):
+        self.tasks, self.done, self.sources = tasks, done, sources
+
+    def results(self, part, function=None, fallback=False):
+        return [
+            (task, self.done[task.key])
+            for task in self.tasks
+            if task.part == part
+            and task.fallback == fallback
+            and (function is None or task.function == function)
+            and task.key in self.done
+        ]
+
+    def hashes(self, part):
+        """A hash of all results of a sweep, for each backend."""
+        found = {}
+        for fallback in (False, True):
+            for _, result in self.results(part, fallback=fallback):
+                for backend, digest in result["hashes"].items():
+                    found.setdefault(backend, []).append(digest)
+        return {backend: short_hash(digests) for backend, digests in found.items()}
+
+    def differences(self):
+        """Hashes that should be equal and are not."""
+        wrong = []
+        for part in SWEEPS:
+            kernels, fallback = (dict(self.by_args(part, f)) for f in (False, True))
+            for args in kernels.keys() & fallback.keys():
+                if set(kernels[args].values()) != set(fallback[args].values()):
+                    wrong.append(f"{part}{args}: {kernels[args]}, but {fallback[args]}")
+        found = {}
+        for _, result in self.results("machines", "machine"):
+            found.setdefault(result["every"], set()).update(result["hashes"].values())
+        wrong += [f"builds differ: {hashes}" for hashes in found.values() if len(hashes) > 1]
+        return wrong
+
+    def by_args(self, part, fallback):
+        for task, result in self.results(part, fallback=fallback):
+            yield task.args, result["hashes"]
+
+    def seconds(self, part):
+        return sum(
+            result["seconds"]
+            for fallback in (False, True)
+            for _, result in self.results(part, fallback=fallback)
+        )
+
+    def text(self):
+        return "\n".join(self.lines())
+
+    def lines(self):
+        elapsed = sum(e["elapsed"] for key, e in self.done.items() if key.startswith("run "))
+        seed = self.done["seed"]["seed"]
+        version = __import__("torch").__version__
+        yield f"- commit {commit()}"
+        yield f"- sources {self.sources[:16]} (sha256 over csrc, quantkit, setup.py and the emulator)"
+        python = platform.python_version()
+        yield f"- {processor()}; Python {python}, torch {version}; {quantkit.backend()}"
+        yield f"- {date.today()}, {elapsed // 60} min, seed {seed}"
+        yield ""
+        yield from self.sweep_lines()
+        yield from self.machine_lines()
+        yield from self.other_lines()
+
+    def sweep_lines(self):
+        yield "| sweep | inputs | results on each backend | CPU min | hash of all results | backends |"
+        yield "|---|---|---|---|---|---|"
+        for part, (title, what) in SWEEPS.items():
+            results = [result for _, result in self.results(part)]
+            if not results:
+                continue
+            sets = (
+                s.SETS * len({t.args[2] for t, _ in self.results(part)}) if part == "halves" else 0
+            )
+            batches = len({t.args[2] for t, _ in self.results(part)}) if part == "codes" else 0
+            what = what.format(sets=f"{sets:,}", scales=f"{s.SCALES_OF_A_TASK * batches:,}")
+            found = self.hashes(part)
+            same = ", ".join(sorted(found)) if len(set(found.values())) == 1 else f"DIFFER: {found}"
+            inputs, each = (sum(r[name] for r in results) for name in ("inputs", "results"))
+            yield (
+                f"| **{title}**: {what} | {many(inputs)} | {many(each)} "
+                f"| {self.seconds(part) / 60:.1f} | `{next(iter(found.values()))}` | {same} |"
+            )
+        yield ""
+        emulated = {
+            part: [result["emulated"] for _, result in self.results(part)] for part in SWEEPS
+        }
+        yield (
+            f"The emulated CUDA kernels (`cuda_emu`) took one call in {s.EMULATED_EVERY} of each task; "
+            "their hash is the reference's of the same calls:"
+        )
+        for part, samples in emulated.items():
+            if samples:
+                count = many(sum(sample["results"] for sample in samples))
+                digest = short_hash(sample["hash"] for sample in samples)
+                yield f"{part} {count}, `{digest}`;"
+        yield ""
+
+    def machine_lines(self):
+        results = self.results("machines", "machine")
+        if not results:
+            return
+        yield (
+            "| build of the torch-free driver | compiler | recorded calls | between unreadable pages "
+            "| CPU min | hash | instruction sets |"
+        )
+        yield "|---|---|---|---|---|---|---|"
+        for task, result in results:
+            name = task.args[0]
+            every = f" (one in {result['every']})" if result["every"] > 1 else ""
+            digest = next(iter(result["hashes"].values()))
+            yield (
+                f"| {name} | {result['compiler']} | {many(result['calls'])}{every} "
+                f"| {many(result['guarded']) if result['guarded'] else '–'} "
+                f"| {result['seconds'] / 60:.1f} | `{digest}` | {', '.join(result['hashes'])} |"
+            )
+        yield ""
+        yield (
+            f"Callers' environments: {', '.join(ENVIRONMENTS)}; under "
+            f"{', '.join(sorted({b.runner[0] for b in BUILDS.values() if b.runner}))} two of them. "
+            "Builds that ran all calls have one hash; who ran one in some has another."
+        )
+        yield ""
+
+    def other_lines(self):
+        division = [result for _, result in self.results("division", "division")]
+        if division:
+            total = {
+                name: sum(result.get(name, 0) for result in division)
+                for name in ("scales", "accepted", "refused_wrong", "pairs")
+            }
+            yield (
+                f"- **division by multiplications**: {total['scales']:,} scales × every significand "
+                f"(some × every float32), {total['accepted']:,} of them without a correction, none "
+                f"wrong; the scales refused would have been wrong for {total['refused_wrong']:,} x; "
+                f"{many(total['pairs'])} pairs of half precision significands"
+            )
+        cases = [result for _, result in self.results("generated")]
+        if cases:
+            count, gave = (sum(r[name] for r in cases) for name in ("cases", "results"))
+            yield (
+                f"- **generated cases**: {count:,}, of which {gave:,} gave results and the others one "
+                f"refusal with the same words, on {', '.join(quantkit.backend().isas)}"
+            )
+        for task, result in self.results("tests"):
+            sanitized = task.function == "sanitized"
+            what = f"`{task.args[0]}`" if sanitized else " ".join(task.args[0])
+            how = " under AddressSanitizer and UBSan" if sanitized else ""
+            long = " (QUANTKIT_LARGE=1)" if task.function == "large" else ""
+            yield f"- **tests**{how}: {what}{long}: {result['passed']:,} passed"
+
+
+def write(path, summary):
+    """Puts the summary between the marks of the page."""
+    text = path.read_text()
+    head, mark, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not mark or not end:
+        sys.exit(f"{path}: expected the marks {BEGIN} and {END} in it")
+    path.write_text(f"{head}{BEGIN}\n{summary.text()}\n{END}{tail}")

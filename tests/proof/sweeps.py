@@ -1,0 +1,349 @@
+"""Exhaustive sweeps: whole ranges of inputs through every backend, compared with the reference.
+
+Each function does one task and returns what it covered: counts, and a hash of all results for each
+backend. In a process of the fallback (QUANTKIT_REFERENCE=1), whose operators are the reference, only
+the hash is computed: it must be the kernels'.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import xxhash
+from cases import BITS, CODES, FLOATS, assert_same
+
+import quantkit
+from quantkit import _load, reference
+
+ops = torch.ops.quantkit
+CHUNK = 1 << 16  # in the caches, with all that the reference allocates
+EMULATED = "cuda_emu"
+EMULATED_EVERY = 17  # the emulator takes one call of so many
+
+
+class Covered:
+    """Calls operators on every backend, compares and hashes what they return."""
+
+    def __init__(self):
+        extension = _load.extension
+        self.backends = list(quantkit.backend().isas) if extension else ["fallback"]
+        self.hashes = {name: xxhash.xxh3_128() for name in self.backends}
+        self.sample = xxhash.xxh3_128()  # the reference's, of the calls that the emulator takes too
+        self.inputs = self.results = self.emulated = self.calls = 0
+
+    def call(self, name, *args):
+        """An operator's results."""
+        operator = getattr(ops, name)
+        if _load.extension is None:
+            found = operator(*args)
+            self._add(self.hashes["fallback"], found)
+            self.results += sum(t.numel() for t in _flat(found))
+            return found
+        expected = getattr(reference, f"{name.lstrip('_')}_op")(*args)
+        emulates = self.calls % EMULATED_EVERY == 0
+        for isa in self.backends:
+            if isa == EMULATED and not emulates:
+                continue
+            _load.extension.set_isa(isa)
+            found = operator(*args)
+            for a, e in zip(_flat(found), _flat(expected), strict=True):
+                _compare(a, e, isa)
+            self._add(self.hashes[isa], found)
+        count = sum(t.numel() for t in _flat(expected))
+        if emulates:
+            self._add(self.sample, expected)
+            self.emulated += count
+        self.calls += 1
+        self.results += count
+        return expected
+
+    def _add(self, digest, results):
+        for t in _flat(results):
+            if t.is_floating_point():
+                nan = t.isnan()
+                t = t.masked_fill(nan, math.nan) if nan.any() else t
+                t = t.view(BITS[t.element_size()])
+            digest.update(t.contiguous().numpy())
+
+    def report(self):
+        hashes = {name: digest.hexdigest() for name, digest in self.hashes.items()}
+        emulated = hashes.pop(EMULATED, None)
+        if emulated is not None:
+            assert emulated == self.sample.hexdigest(), "the emulator's hash differs"
+        assert len(set(hashes.values())) == 1, hashes
+        return {
+            "inputs": self.inputs,
+            "results": self.results,
+            "hashes": hashes,
+            "emulated": {"results": self.emulated, "hash": self.sample.hexdigest()},
+        }
+
+
+def _flat(results):
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _compare(actual, expected, isa):
+    same = (actual.dtype, actual.shape, actual.stride())
+    if same == (expected.dtype, expected.shape, expected.stride()):
+        bits = BITS.get(actual.element_size())
+        views = [t.view(bits) if t.is_floating_point() else t for t in (actual, expected)]
+        if torch.equal(*views):
+            return
+    try:
+        assert_same(actual, expected)
+    except AssertionError as error:
+        raise AssertionError(f"{isa}: {error}") from None
+
+
+# ---- every float32 --------------------------------------------------------------------------------
+
+
+def scalar(value, dtype=torch.float32):
+    """A number, or the text of a hexadecimal float, as a 0-dim tensor."""
+    value = float.fromhex(value) if isinstance(value, str) else value
+    return torch.tensor(value, dtype=torch.float64).to(dtype)
+
+
+_I8, _U8, _I16 = torch.int8, torch.uint8, torch.int16
+# scale, zero_point, q_min, q_max, code, and what is special about them.
+FLOAT_SETS = [
+    (1.0, 0.0, -128, 127, _I8, "ties at every half"),
+    (0.5, 3.0, -128, 127, _I8, "ties at every quarter, odd zero point"),
+    (0.0123, 10.0, -127, 127, _I8, "even zero point, narrow range"),
+    ("0x1.f63c0ep-7", 0.0, -128, 127, _I8, "the divisor that two multiplications get wrong"),
+    (1 / 255, 128.0, 0, 255, _U8, "asymmetric limits, unsigned"),
+    (0.1, 0.3, -128, 127, _I8, "zero point that is no integer"),
+    (1e-41, 0.0, -128, 127, _I8, "denormal scale, infinite reciprocal"),
+    (1e-39, -7.0, -128, 127, _I8, "denormal scale, finite reciprocal"),
+    (2.0**126, 5.0, -5, 11, _I8, "huge scale, few codes"),
+    (3.0517578125e-05, -1000.0, -32768, 32767, _I16, "sixteen bits"),
+    (-0.75, -math.inf, -128, 127, _I8, "negative scale, infinite zero point"),
+    (math.nan, 3.0, -128, 127, _I8, "NaN scale"),
+    (math.inf, math.nan, 1, 127, _I8, "infinite scale, NaN zero point, range without 0"),
+]
+FLOAT_SLICES = 16
+
+
+def chunks(slices, index, every=1):
+    """Beginnings of the chunks of one slice of all 32-bit patterns."""
+    size = 2**32 // slices
+    return range(index * size, (index + 1) * size, CHUNK * every)
+
+
+def floats_from(begin):
+    return torch.arange(begin - 2**31, begin - 2**31 + CHUNK).to(torch.int32).view(torch.float32)
+
+
+def floats(which, index, every=1):
+    """Every float32 pattern of a slice: quantize, dequantize of its result, fake_quantize."""
+    scale, zero_point, q_min, q_max, code, _ = FLOAT_SETS[which]
+    scale, zero_point = scalar(scale), scalar(zero_point)
+    covered = Covered()
+    for begin in chunks(FLOAT_SLICES, index, every):
+        x = floats_from(begin)
+        given = (x, scale, zero_point, q_min, q_max)
+        q = covered.call("quantize", *given, code)
+        covered.call("dequantize", q, scale, zero_point)
+        covered.call("_fake_quantize", *given)
+        covered.inputs += CHUNK
+    return covered.report()
+
+
+# ---- every float32 through the loops of chosen parameters -----------------------------------------
+
+# The greatest magnitude: of scale 1, of an ordinary one, and (text) the scale that is hard to divide by.
+DYNAMIC_MOST = (127.0, 100.3, "0x1.f63c0ep-7")
+# Elements of a row, symmetric: one scale for all, for each row of 256, and a pair of limits.
+DYNAMIC_FORMS = [(CHUNK, True), (256, True), (CHUNK, False)]
+
+
+def dynamic(which, form, index, every=1):
+    """Every float32 no greater than the one that decides the scale: codes and x_hat."""
+    most = scalar(DYNAMIC_MOST[which])
+    if isinstance(DYNAMIC_MOST[which], str):  # it is the scale
+        most = most * 127
+    row, symmetric = DYNAMIC_FORMS[form]
+    covered = Covered()
+    for begin in chunks(FLOAT_SLICES, index, every):
+        x = floats_from(begin)
+        x = torch.where(x.abs() <= most, x, 0.0).view(-1, row)
+        if not x.any():
+            continue
+        x[:, 0] = most
+        if not symmetric:
+            x[:, -1] = -most
+        args = (x, [1, -1], -128, 127, 1e-8, symmetric, torch.int8)
+        covered.call("quantize_dequantize", *args)
+        covered.call("dynamic_quantize", *args)
+        covered.inputs += CHUNK
+    return covered.report()
+
+
+# ---- every half precision number by many parameters -----------------------------------------------
+
+GRANULARITIES = ("tensor", "channel", "last channel", "group", "block", "element")
+SETS = 16  # parameter sets of one call
+
+
+def some_scales(generator, n, dtype):
+    """Positive scales over the whole range of dtype, denormal ones too, and a few special ones."""
+    info = torch.finfo(dtype)
+    low, high = math.log2(info.smallest_normal) - 6, math.log2(info.max)
+    low, high = max(low, -160.0), min(high, 140.0)
+    s = torch.exp2(torch.rand(n, generator=generator, dtype=torch.float64) * (high - low) + low)
+    near = torch.rand(n, generator=generator) < 0.5  # where codes are neither all 0 nor all limits
+    s = torch.where(near, torch.exp2(torch.rand(n, generator=generator).double() * 16 - 12), s)
+    special = torch.tensor([1.0, 0.5, 1 / 127, 1e-41, 0.0, -0.5, math.inf, math.nan]).double()
+    at = torch.randperm(n, generator=generator)[: max(n // 8, 1)]
+    s[at] = special[torch.randint(len(special), (len(at),), generator=generator)]
+    return to_dtype(s, dtype)
+
+
+def some_zero_points(generator, n, dtype):
+    z = torch.randint(-130, 131, (n,), generator=generator).double()
+    kind = torch.rand(n, generator=generator)
+    z = torch.where(kind < 0.3, torch.zeros_like(z), z)
+    z = torch.where((kind > 0.7) & (kind < 0.85), z + 0.3, z)
+    special = torch.tensor([2049.0, -40000.5, 1e9, math.inf, math.nan, 0.5]).double()
+    rare = kind > 0.95
+    z = torch.where(rare, special[torch.randint(6, (n,), generator=generator)], z)
+    return to_dtype(z, dtype)
+
+
+def to_dtype(t, dtype):
+    return t.to(torch.float32).to(dtype) if dtype in FLOATS[2:] else t.to(dtype)
+
+
+LIMITS = [
+    (torch.int8, -128, 127),
+    (torch.uint8, 0, 255),
+    (torch.int8, -127, 127),
+    (torch.int16, -32768, 32767),
+    (torch.uint8, 3, 17),
+]
+
+
+def halves(dtype, granularity, batch):
+    """Every pattern of a half precision type by SETS parameter sets, in one granularity."""
+    dtype = getattr(torch, dtype)
+    seed = batch * len(GRANULARITIES) + GRANULARITIES.index(granularity)
+    generator = torch.Generator().manual_seed(seed)
+    own = (dtype, dtype, torch.float32, torch.float64)
+    s_dtype, z_dtype = own[batch % 4], own[batch // 4 % 4]
+    scale = some_scales(generator, SETS, s_dtype)
+    zero_point = some_zero_points(generator, SETS, z_dtype)
+    code, q_min, q_max = LIMITS[batch % len(LIMITS)]
+    every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
+    covered = Covered()
+
+    def sweep(x, scale, zero_point):
+        given = (x, scale, zero_point, q_min, q_max)
+        q = covered.call("quantize", *given, code)
+        covered.call("dequantize", q, scale, zero_point)
+        covered.call("_fake_quantize", *given)
+        covered.inputs += x.numel()
+
+    if granularity == "tensor":
+        for s, z in zip(scale, zero_point, strict=True):
+            sweep(every, s, z)
+        return covered.report()
+    x = every.expand(SETS, -1).contiguous()
+    # Where a row has many scales, every set meets every pattern in one row or another.
+    turned = (torch.arange(SETS)[:, None] + torch.arange(512)) % SETS
+    if granularity == "channel":
+        sweep(x, scale[:, None], zero_point[:, None])
+    elif granularity == "last channel":
+        sweep(x.T.contiguous(), scale[None], zero_point[None])
+    elif granularity == "group":
+        sweep(x, scale[turned], zero_point[turned])
+    elif granularity == "block":
+        turned = turned[:, :256]
+        sweep(x.view(2 * SETS, -1), scale[turned], zero_point[turned])
+    else:
+        turned = turned.repeat_interleave(128, 1)
+        sweep(x, scale[turned], zero_point[turned])
+    return covered.report()
+
+
+# ---- every code by many scales --------------------------------------------------------------------
+
+SCALES_OF_A_TASK = 256
+
+
+def codes(code, dtype, batch):
+    """dequantize of every code by SCALES_OF_A_TASK scales: one for a row, one for a column."""
+    code, dtype = getattr(torch, code), getattr(torch, dtype)
+    generator = torch.Generator().manual_seed(batch)
+    scale = some_scales(generator, SCALES_OF_A_TASK, dtype)
+    zero_point = some_zero_points(generator, SCALES_OF_A_TASK, dtype)
+    low, high = CODES[code]
+    every = torch.arange(low, high + 1).to(code)
+    covered = Covered()
+    rows = max(1, CHUNK // len(every))
+    for s, z in zip(scale.split(rows), zero_point.split(rows), strict=True):
+        q = every.expand(len(s), -1).contiguous()
+        covered.call("dequantize", q, s[:, None], z[:, None])
+        covered.call("dequantize", q.T.contiguous(), s[None], z[None])
+        covered.inputs += q.numel()
+    return covered.report()
+
+
+# ---- choosing parameters --------------------------------------------------------------------------
+
+# q_min, q_max, symmetric, include_zero: divisions by 127, 255 and 254.
+CHOICES = [
+    (-128, 127, True, False),
+    (-128, 127, False, False),
+    (-127, 127, False, False),
+    (0, 255, False, True),
+]
+PAIR_STRIDE = 29
+
+
+def choose(covered, x, choice, eps):
+    q_min, q_max, symmetric, include_zero = CHOICES[choice]
+    covered.call("choose_qparams", x, [1, 2], q_min, q_max, eps, symmetric, include_zero)
+    covered.inputs += x.shape[0]
+
+
+def pairs(dtype, choice, begin, end):
+    """Parameters of pairs of half precision numbers: some (by stride) beside every other.
+
+    The diagonal is whole: each number beside itself, its negative and its neighbour.
+    """
+    dtype = getattr(torch, dtype)
+    every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
+    eps = 1e-8 if choice % 2 else 1e-4
+    covered = Covered()
+    for at in range(begin, end, PAIR_STRIDE):
+        choose(covered, torch.stack([every[at].expand(65536), every], 1), choice, eps)
+    bits = every.view(torch.int16)
+    for other in (every, -every, (bits + 1).view(dtype)):
+        diagonal = torch.stack([every, other], 1)[begin:end].contiguous()
+        choose(covered, diagonal, choice, eps)
+    return covered.report()
+
+
+EXPONENTS = (-149, -126, -100, -20, -1, 0, 6, 100, 127)
+
+
+def extents(choice, exponent, part, parts):
+    """Every significand of a float32 extent: the division by 127, 254 or 255, whichever way it rounds.
+
+    The least value is a part of the extent, among others such that it lies half way between two codes.
+    """
+    covered = Covered()
+    size = 2**23 // parts
+    for begin in range(part * size, (part + 1) * size, CHUNK):
+        significand = (torch.arange(begin, begin + CHUNK) + (1 << 23)).double()
+        width = torch.ldexp(significand, torch.tensor(EXPONENTS[exponent] - 23))
+        width = width.to(torch.float32)
+        steps = torch.arange(CHUNK) % 511 / 2  # half steps of the scale below 0
+        x_min = -(width.double() * steps / 255).to(torch.float32)
+        x_max = (width.double() + x_min.double()).to(torch.float32)
+        choose(covered, torch.stack([x_min, x_max], 1), choice, 1e-45)
+    return covered.report()

@@ -1,0 +1,157 @@
+"""What a proof has to do, task by task, and how a process does one."""
+
+import hashlib
+import os
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of a function of sweeps, machines or suites, with the kernels or with the fallback."""
+
+    part: str
+    module: str
+    function: str
+    args: tuple = ()
+    fallback: bool = False
+    phase: int = (
+        1  # those of one phase run side by side; of phase 0, whenever something is left to do
+    )
+
+    @cached_property
+    def key(self):
+        where = "fallback" if self.fallback else "kernels"
+        files = self.args[0] if self.function in ("tests", "large") else CODE[self.module]
+        call = f"{where} {self.module}.{self.function}{self.args}"
+        return f"{call} {hash_of(ROOT / file for file in files)[:16]}"
+
+
+def hash_of(paths):
+    """sha256 over the names and contents of files."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def product_files():
+    """What is proved, and the emulator that stands in for a GPU."""
+    for folder in ("csrc", "quantkit", "tests/emu"):
+        yield from (
+            path for path in (ROOT / folder).rglob("*") if path.suffix[:2] in (".c", ".h", ".p")
+        )
+    yield ROOT / "setup.py"
+
+
+# What else decides the result of a task.
+CODE = {
+    "sweeps": ["tests/proof/sweeps.py", "tests/cases.py"],
+    "machines": [
+        *(
+            f"tests/proof/{name}"
+            for name in ("machines.py", "record.py", "driver.cpp", "recorded.h")
+        ),
+        "tests/cases.py",
+    ],
+    "suites": [
+        "tests/proof/suites.py",
+        "tests/generated.py",
+        "tests/division.cpp",
+        "tests/cases.py",
+    ],
+}
+
+
+# ---- what there is to do --------------------------------------------------------------------------
+
+
+def sweep_tasks(short):
+    """The exhaustive sweeps; in the short form, samples of each."""
+    import sweeps as s
+
+    every = 256 if short else 1
+    for which in range(len(s.FLOAT_SETS)):
+        for index in range(s.FLOAT_SLICES):
+            yield "floats", (which, index, every)
+    for which in range(len(s.DYNAMIC_MOST)):
+        for form in range(len(s.DYNAMIC_FORMS)):
+            for index in range(s.FLOAT_SLICES):
+                yield "dynamic", (which, form, index, every)
+    for dtype in ("float16", "bfloat16"):
+        for granularity in s.GRANULARITIES:
+            for batch in range(3 if short else 80):
+                yield "halves", (dtype, granularity, batch)
+        for choice in range(len(s.CHOICES)):
+            for begin in range(0, 65536, 16384 if short else 2048):
+                yield "pairs", (dtype, choice, begin, begin + 2048)
+    for code in ("int8", "uint8", "int16"):
+        for dtype in ("float16", "bfloat16", "float32", "float64"):
+            for batch in range(1 if short else 40):
+                yield "codes", (code, dtype, batch)
+    for choice in range(len(s.CHOICES)):
+        for exponent in range(len(s.EXPONENTS)):
+            for part in range(1 if short else 16):
+                yield "extents", (choice, exponent, part, 32 if short else 16)
+
+
+def tasks_of(short, seed):
+    """The longest first: nothing waits for them at the end."""
+    from machines import BUILDS, SHORT
+
+    yield Task("machines", "machines", "record", (short,), phase=0)
+    yield Task("division", "suites", "compile_division", phase=0)
+    if not short:  # make test and make sanitize run these
+        yield Task("tests", "suites", "large", (("tests/test_large.py",),))
+        for files in (
+            ("tests/test_environment.py", "tests/test_threads.py"),
+            ("tests/test_allocation.py", "tests/test_memory.py"),
+            ("tests/test_bad_input.py", "tests/test_errors.py", "tests/test_hostile_files.py"),
+        ):
+            yield Task("tests", "suites", "tests", (files,))
+        for which in ("not cuda_emu", "cuda_emu and float32"):
+            yield Task("tests", "suites", "sanitized", (which,), phase=2)
+    for name in SHORT if short else BUILDS:
+        yield Task("machines", "machines", "machine", (name, short))
+
+    for name, args in sweep_tasks(short):
+        yield Task(name, "sweeps", name, args)
+    for name, args in sweep_tasks(short):
+        yield Task(name, "sweeps", name, args, fallback=True)
+    for batch in range(2 if short else 40):
+        yield Task("division", "suites", "division", (100 if short else 300, batch))
+    yield Task("division", "suites", "division", ("all", 3 if short else 24, seed % 1000))
+    yield Task("division", "suites", "division", ("half",))
+    for batch in range(2 if short else 500):
+        yield Task("generated", "suites", "generated", (1000 if short else 2000, seed + batch))
+
+
+# ---- doing it --------------------------------------------------------------------------------------
+
+
+def prepare(fallback):
+    """A process of the pool: one thread, and the fallback where it is asked for."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if fallback:
+        os.environ |= {"QUANTKIT_REFERENCE": "1", "QUANTKIT_ISA": ""}
+    sys.path[:0] = [str(HERE), str(ROOT)]
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def perform(task):
+    module = __import__(task.module)
+    start = time.perf_counter()
+    try:
+        result = getattr(module, task.function)(*task.args)
+    except Exception as error:
+        result = {"error": "".join(traceback.format_exception(error))}
+    return result | {"seconds": round(time.perf_counter() - start, 2)}
