@@ -225,7 +225,8 @@ def refusals(name, args, outs, step):
     refused = 0
     while (error := error_within((refused + 1) * step)) is not None:
         refused += 1
-        assert re.search(SAYS_SO, error), error
+        # Python's own MemoryError, where it finds no room for the exception, says nothing.
+        assert not error or re.search(SAYS_SO, error), error
         for k, out in (outs or {}).items():
             assert (out == 7).all(), f"{k} was written with room for {refused} steps"
         assert all(map(torch.equal, map(bits_of, inputs), bits)), "an input changed"

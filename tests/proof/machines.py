@@ -29,6 +29,7 @@ class Build:
     flags: str
     machine: str = field(default_factory=platform.machine)
     runner: tuple[str, ...] = ()
+    environments: tuple[str, ...] = ENVIRONMENTS  # of the callers
     packages: str = ""  # Debian's, where the compiler or the runner is missing
     every: int = 1  # of the recorded calls
     guard: int = 0  # lengths from 64 on by such steps; 0: no guard pages
@@ -41,6 +42,7 @@ class Build:
 SANITIZED = "-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all"
 AARCH64 = {
     "machine": "aarch64",
+    "environments": ("usual", "flushing", "upward"),
     "runner": ("qemu-aarch64-static",),
     "packages": "g++-aarch64-linux-gnu qemu-user-static",
 }
@@ -57,6 +59,7 @@ BUILDS = {
         "g++",
         "-O2 -g1",
         runner=("valgrind", "--quiet", "--error-exitcode=9"),
+        environments=("usual",),  # its machine flushes no denormals
         packages="valgrind",
         every=23,
     ),
@@ -141,9 +144,9 @@ def machine(name, short):
             f"{', '.join(build.missing())}: not here; apt-get install {build.packages}"
         )
     driver = (*build.runner, compile_driver(name))
-    runs = [{"environment": e} for e in ENVIRONMENTS] + [{"streams": 1}]
-    if short or build.runner:
-        runs = runs[:1] + runs[3:4]
+    runs = [{"environment": e} for e in build.environments] + [{"streams": 1}]
+    if short:
+        runs = runs[:2]
     hashes, calls, guarded = {}, 0, 0
     for isa in run(*driver, "isas").split():
         chosen = [f"isa={isa}", "threads=5", f"every={build.every}"]

@@ -7,7 +7,7 @@ import sys
 from datetime import date
 
 import sweeps as s
-from machines import BUILDS, ENVIRONMENTS, ROOT
+from machines import ENVIRONMENTS, ROOT
 
 import quantkit
 
@@ -198,9 +198,10 @@ class Summary:
             )
         yield ""
         yield (
-            f"Callers' environments: {', '.join(ENVIRONMENTS)}; under "
-            f"{', '.join(sorted({b.runner[0] for b in BUILDS.values() if b.runner}))} two of them. "
-            "Builds that ran all calls have one hash; who ran one in some has another."
+            "Each build ran the calls on five threads, for callers of several floating-point "
+            f"environments ({', '.join(ENVIRONMENTS)}; valgrind knows only the usual one), and writing "
+            "past the caches. "
+            "Builds that ran all calls have one hash, those that ran one in some another."
         )
         yield ""
 
