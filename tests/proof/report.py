@@ -19,7 +19,7 @@ SWEEPS = {
     ),
     "dynamic": (
         "every float32, chosen parameters",
-        f"all patterns up to {len(s.DYNAMIC_MOST)} maxima × {len(s.DYNAMIC_FORMS)} forms: "
+        f"all patterns up to the greatest × {len(s.DYNAMIC_SETS)} sets (symmetric, asymmetric, rows): "
         "dynamic_quantize, quantize_dequantize",
     ),
     "halves": (

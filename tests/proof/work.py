@@ -81,10 +81,9 @@ def sweep_tasks(short):
     for which in range(len(s.FLOAT_SETS)):
         for index in range(s.FLOAT_SLICES):
             yield "floats", (which, index, every)
-    for which in range(len(s.DYNAMIC_MOST)):
-        for form in range(len(s.DYNAMIC_FORMS)):
-            for index in range(s.FLOAT_SLICES):
-                yield "dynamic", (which, form, index, every)
+    for which in range(len(s.DYNAMIC_SETS)):
+        for index in range(s.FLOAT_SLICES):
+            yield "dynamic", (which, index, every)
     for dtype in ("float16", "bfloat16"):
         for granularity in s.GRANULARITIES:
             for batch in range(3 if short else 80):
