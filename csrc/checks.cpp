@@ -149,6 +149,13 @@ void check_out(const View& out, const int64_t* sizes, int64_t dim, int32_t dtype
 
 namespace {
 
+// Strides of dimensions of size 1 lead nowhere.
+bool same_elements(const View& a, const View& b) {
+  bool same = a.data == b.data && a.dtype == b.dtype;
+  for (int64_t d = 0; d < a.dim; ++d) same &= a.sizes[d] == 1 || a.strides[d] == b.strides[d];
+  return same;
+}
+
 void check_overlap(const std::vector<const View*>& outs, const std::vector<const View*>& inputs,
                    const View* in_place) {
   for (const View* out : outs)
@@ -159,8 +166,7 @@ void check_overlap(const std::vector<const View*>& outs, const std::vector<const
     std::vector<const View*> others = inputs;
     others.insert(others.end(), outs.begin(), outs.begin() + i);
     for (const View* other : others) {
-      const bool same = other == in_place && out.data == other->data && out.dtype == other->dtype &&
-                        std::equal(out.strides, out.strides + out.dim, other->strides);
+      const bool same = other == in_place && same_elements(out, *other);
       if (!same && overlap(out, *other))
         refuse_value(std::string(out.name) + ": overlaps " + other->name + " in memory");
     }

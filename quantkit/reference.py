@@ -128,7 +128,10 @@ def choose_qparams_op(
     symmetric: bool,
     include_zero: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """scale and zero_point over the whole of x (None) or over blocks (-1: the whole dimension)."""
+    """scale and zero_point over the whole of x (None) or over blocks (-1: the whole dimension).
+
+    With blocks x may have 32 dimensions: each becomes two here, and torch's tensors end at 64.
+    """
     _checks.choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero)
     x = x.detach().to(first_dtype(x, q_min, q_max))
 

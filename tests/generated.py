@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from cases import CODES, FLOATS, SPECIAL, STRIDES, assert_same, offset
+from cases import CODES, FLOATS, SPECIAL, STRIDES, assert_same, bits_of
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import quantkit
-from quantkit import _load, reference
+from quantkit import _load
+from quantkit._checks import REAL_DTYPES
 
 # Another one each time; QUANTKIT_SEED=N repeats a run (the header of the tests shows it).
 SEED = int(os.environ.get("QUANTKIT_SEED") or random.SystemRandom().randrange(2**32))
-GIVEN = ("quantize", "dequantize", "_fake_quantize", "_fake_quantize_backward")
-CHOSEN = ("choose_qparams", "dynamic_quantize", "quantize_dequantize")
+FEW_ELEMENTS = 20_000
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,24 @@ class Data:
             half = self.dtype in FLOATS[2:]
             t = t.to(torch.float32).to(self.dtype) if half else t.to(self.dtype)
         else:
-            t = t.nan_to_num().clamp(0 if self.dtype == torch.uint8 else -120, 120).to(self.dtype)
-        if self.offset:
-            t = offset(t, self.offset)
-        return STRIDES[self.layout](t)
+            t = t.nan_to_num().clamp(0 if self.dtype in UNSIGNED else -120, 120).to(self.dtype)
+        return moved(STRIDES[self.layout](t), self.offset)
+
+
+def moved(t, by):
+    """t with its strides, `by` elements into memory of its own."""
+    if by == 0 or t.numel() == 0:
+        return t
+    reach = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True)) + 1
+    memory = torch.zeros(reach + by, dtype=t.dtype)
+    memory[by:] = t.as_strided((reach,), (1,))
+    return memory.as_strided(t.shape, t.stride(), by)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of an operator."""
+    """The arguments of every operator that takes parameters, or (without a scale) that chooses them."""
 
-    operator: str
     x: Data  # q, for dequantize
     scale: Data | None = None
     zero_point: Data | None = None
@@ -68,20 +76,24 @@ class Case:
     eps: float = 1e-8
     symmetric: bool = True
     include_zero: bool = False
+    out: str | None = None  # the layout of `out=` tensors, tried too
 
-    def arguments(self):
+    def calls(self):
+        """(operator, arguments) of each call."""
         x = self.x.tensor()
-        if self.operator in GIVEN:
-            scale, zero_point = self.scale.tensor(), self.zero_point.tensor()
-            if self.operator == "dequantize":
-                return x, scale, zero_point
-            if self.operator == "quantize":
-                return x, scale, zero_point, *self.limits, self.code
-            grad = (x,) if self.operator == "_fake_quantize_backward" else ()
-            return *grad, x, scale, zero_point, *self.limits
-        code = () if self.operator == "choose_qparams" else (self.code,)
-        blocks = None if self.block_size is None else list(self.block_size)
-        return x, blocks, *self.limits, self.eps, self.symmetric, *code, self.include_zero
+        if self.scale is None:
+            blocks = None if self.block_size is None else list(self.block_size)
+            choice = (x, blocks, *self.limits, self.eps, self.symmetric)
+            yield "choose_qparams", (*choice, self.include_zero)
+            yield "dynamic_quantize", (*choice, self.code, self.include_zero)
+            yield "quantize_dequantize", (*choice, self.code, self.include_zero)
+            return
+        parameters = self.scale.tensor(), self.zero_point.tensor()
+        yield "dequantize", (x, *parameters)
+        yield "quantize", (x, *parameters, *self.limits, self.code)
+        yield "_fake_quantize", (x, *parameters, *self.limits)
+        if x.is_floating_point():
+            yield "_fake_quantize_backward", (x, x, *parameters, *self.limits)
 
 
 def outcome(call, args):
@@ -92,28 +104,67 @@ def outcome(call, args):
         return str(error)
 
 
+def dense(t):
+    return t.clone(memory_format=torch.contiguous_format)
+
+
+def written(operator, args, expected, names, layout):
+    """What the operator writes into `out=` tensors of a layout; between their elements stays what was."""
+    outs = [STRIDES[layout if t.dim() else "contiguous"](dense(t).fill_(7)) for t in expected]
+    memory = [torch.empty(0, dtype=t.dtype).set_(t.untyped_storage()) for t in outs]
+    before = list(map(bits_of, memory))
+    operator.out(*args, **dict(zip(names, outs, strict=True)))
+    found = tuple(map(dense, outs))
+    for out, whole, bits in zip(outs, memory, before, strict=True):
+        out.fill_(7)
+        assert torch.equal(bits_of(whole), bits), "written between the elements of out"
+    return found
+
+
 def check(case):
-    """The case on every instruction set; whether it gave a result and no refusal."""
-    operator = getattr(torch.ops.quantkit, case.operator)
-    args = case.arguments()
-    expected = outcome(getattr(reference, case.operator.lstrip("_") + "_op"), args)
+    """Every call of a case on every instruction set: (calls, how many gave a result and no refusal)."""
+    calls = results = 0
     before = _load.extension.isa()
+    try:
+        for name, args in case.calls():
+            calls += 1
+            results += check_call(name, args, case.out)
+    finally:
+        _load.extension.set_isa(before)
+    return calls, results
+
+
+def check_call(name, args, layout):
+    operator = getattr(torch.ops.quantkit, name)
+    _, names, function, _ = _load._OPERATORS[name]
+    expected = outcome(function, args)
+    refused = isinstance(expected, str)
     for isa in quantkit.backend().isas:
+        if isa == "cuda_emu" and args[0].numel() > FEW_ELEMENTS:
+            continue  # a tenth of a second
         _load.extension.set_isa(isa)
         actual = outcome(operator, args)
-        if isinstance(actual, str) or isinstance(expected, str):
-            assert actual == expected, isa
-        else:
-            assert_same(actual, expected)
-    _load.extension.set_isa(before)
-    return not isinstance(expected, str)
+        if refused or isinstance(actual, str):
+            assert actual == expected, (name, isa)
+            continue
+        assert_same(actual, expected)
+        if layout is not None:
+            results = expected if isinstance(expected, tuple) else (expected,)
+            for a, e in zip(written(operator, args, results, names, layout), results, strict=True):
+                assert_same(a, dense(e))
+    return not refused
 
 
 # ---- strategies -----------------------------------------------------------------------------------
 # Made once: a strategy that is made anew for every case takes longer than the case.
 
 SIZES = st.integers(1, 9) | st.sampled_from([0, 1, 16, 31, 32, 33, 64, 127, 128, 257, 1025])
-SHAPES = st.lists(SIZES, max_size=4).map(tuple).filter(lambda shape: math.prod(shape) <= 20_000)
+# Small ones; of more dimensions; and, now and then, so many elements that threads share them.
+FEW = st.lists(SIZES, max_size=4).map(tuple).filter(lambda shape: math.prod(shape) <= FEW_ELEMENTS)
+MANY = st.sampled_from([(70_001,), (3, 20_011), (20_011, 3), (300, 128), (33, 7, 5, 31)])
+SHAPES = st.one_of(
+    *[FEW] * 57, *[st.lists(st.integers(1, 3), min_size=5, max_size=7).map(tuple)] * 6, MANY
+)
 LOW = (-128, -127, 0, -8, 1, -32768, -300)
 HIGH = (127, 255, 7, 1, 15, 32767, 400)
 NUMBERS, SCALE_SIZES, ZERO_POINT_SIZES = (
@@ -124,6 +175,7 @@ SEEDS, INDEX, YES = st.integers(0, 2**16), st.integers(0, 2**20), st.booleans()
 ROUND_TO = st.sampled_from([0.0, 0.0, 0.5, 0.125])
 PUT = st.lists(st.tuples(INDEX, st.sampled_from(SPECIAL) | st.floats(width=32)), max_size=3)
 OFFSETS = st.sampled_from([0, 0, 1, 3, 7])
+OUTS = st.sampled_from([None] * 6 + ["contiguous", "transposed", "strided"])
 EPS = st.sampled_from([1e-8, 1e-5, 1e-45, 2.0])
 
 
@@ -170,41 +222,38 @@ def draw_limits(draw, low, high):
 
 @st.composite
 def given_cases(draw):
-    operator, shape = draw(one_of(*GIVEN)), draw(SHAPES)
-    dtypes = (*FLOATS, *FLOATS, torch.int8, torch.int64, torch.bool)
-    if operator == "dequantize":
-        dtypes = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.float32)
-    elif operator == "_fake_quantize_backward":
-        dtypes = FLOATS
-    dtype, code = draw(one_of(*dtypes)), draw(one_of(*CODES))
-    limits = draw_limits(draw, *(CODES[code] if operator == "quantize" else (-32768, 32767)))
+    shape, code = draw(SHAPES), draw(one_of(*CODES))
+    dtype = draw(one_of(*FLOATS, *FLOATS, *CODES, *CODES, *REAL_DTYPES))
     s_shape = draw_parameter_shape(draw, shape)
     z_shape = s_shape if draw(YES) else draw_parameter_shape(draw, shape)
     own = dtype if dtype in FLOATS else torch.float32
     s_dtype = draw(one_of(own, own, *FLOATS))
     z_dtype = draw(one_of(s_dtype, s_dtype, *FLOATS, torch.int32, torch.int8))
-    scale = draw_data(draw, s_shape, s_dtype, SCALE_SIZES)
-    zero_point = draw_data(draw, z_shape, z_dtype, ZERO_POINT_SIZES)
-    return Case(operator, draw_data(draw, shape, dtype), scale, zero_point, limits, code)
+    return Case(
+        draw_data(draw, shape, dtype),
+        draw_data(draw, s_shape, s_dtype, SCALE_SIZES),
+        draw_data(draw, z_shape, z_dtype, ZERO_POINT_SIZES),
+        draw_limits(draw, *CODES[code]),
+        code,
+        out=draw(OUTS),
+    )
 
 
 @st.composite
 def chosen_cases(draw):
-    operator, shape = draw(one_of(*CHOSEN)), draw(SHAPES)
-    dtype = draw(one_of(*FLOATS, *FLOATS, torch.int8, torch.int64))
-    code, symmetric = draw(one_of(*CODES)), draw(YES)
+    shape, code, symmetric = draw(SHAPES), draw(one_of(*CODES)), draw(YES)
     blocks = None
     if draw(one_of(True, True, False)):
         blocks = tuple(-1 if draw(YES) else draw(divisor_of(n)) for n in shape)
     return Case(
-        operator,
-        draw_data(draw, shape, dtype),
+        draw_data(draw, shape, draw(one_of(*FLOATS, *FLOATS, torch.int8, torch.int64))),
         limits=draw_limits(draw, *CODES[code]),
         code=code,
         block_size=blocks,
         eps=draw(EPS),
         symmetric=symmetric,
         include_zero=not symmetric and draw(YES),
+        out=draw(OUTS),
     )
 
 
@@ -212,8 +261,8 @@ CASES = st.one_of(given_cases(), chosen_cases())
 
 
 def run_many(count, first_seed):
-    """Checks so many new cases; how many gave results. Raises with the smallest that fails."""
-    results = []
+    """Checks so many new cases: (cases, calls, results). Raises with the smallest case that fails."""
+    found = []
 
     @seed(first_seed)
     @settings(
@@ -224,7 +273,7 @@ def run_many(count, first_seed):
     )
     @given(CASES)
     def generated(case):
-        results.append(check(case))
+        found.append(check(case))
 
     generated()
-    return len(results), sum(results)
+    return len(found), *map(sum, zip(*found, strict=True))

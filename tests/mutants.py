@@ -279,9 +279,9 @@ MUTANTS = (
     Mutant("no check for overlap with itself", CHECKS, "if (overlaps_itself(*out))", "if (false)", OUT),
     Mutant("no check for overlap with inputs", CHECKS, "others = inputs;", "others;", OUT),
     Mutant("no check for overlap of outputs", CHECKS, "    others.insert(others.end(), outs.begin(), outs.begin() + i);\n", "", OUT),
-    Mutant("in place from another address", CHECKS, "other == in_place && out.data == other->data &&", "other == in_place &&", OUT),
-    Mutant("in place in another order", CHECKS, "std::equal(out.strides, out.strides + out.dim, other->strides);", "true;", OUT),
-    Mutant("in place of another dtype", CHECKS, "out.data == other->data && out.dtype == other->dtype &&", "out.data == other->data &&", OUT),
+    Mutant("in place from another address", CHECKS, "bool same = a.data == b.data && a.dtype == b.dtype;", "bool same = a.dtype == b.dtype;", OUT),
+    Mutant("in place in another order", CHECKS, "same &= a.sizes[d] == 1 || a.strides[d] == b.strides[d];", "same &= true;", OUT),
+    Mutant("in place of another dtype", CHECKS, "bool same = a.data == b.data && a.dtype == b.dtype;", "bool same = a.data == b.data;", OUT),
     Mutant("outputs inside a graph", CHECKS, "if (aoti_torch_grad_mode_is_enabled() && !is_leaf(*out))", "if (false)", AUTOGRAD),
     Mutant("no new version of an output", CHECKS, "if (aoti_torch_copy_(out->handle, out->handle, 0) != AOTI_TORCH_SUCCESS)", "if (false)", AUTOGRAD),
     # And each check of an argument.

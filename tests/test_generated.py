@@ -10,31 +10,19 @@ import torch
 from generated import CASES, SEED, Case, Data, check, run_many
 from hypothesis import HealthCheck, given, seed, settings
 
-HALF, F32 = torch.float16, torch.float32
+HALF = torch.float16
 HARD = float.fromhex("0x1.f63c0ep-7")  # the divisor for which two multiplications are not enough
 KEPT = [
-    Case(
-        "quantize",
-        Data((5000,), magnitude=1),
-        Data((), put=((0, HARD),)),
-        Data((), put=((0, 0.0),)),
-    ),
-    Case("quantize_dequantize", Data((3, 4096), put=((0, HARD * 127),)), block_size=(1, -1)),
+    Case(Data((5000,), magnitude=1), Data((), put=((0, HARD),)), Data((), put=((0, 0.0),))),
+    Case(Data((3, 4096), put=((0, HARD * 127),)), block_size=(1, -1)),
     # 1 / scale is infinite, and so is x / scale from a denormal x on.
-    Case("quantize", Data((9, 7), magnitude=-40), Data((), put=((0, 1e-41),)), Data(())),
-    Case("dequantize", Data((33,), torch.int8, magnitude=2), Data((), put=((0, 1e-41),)), Data(())),
-    Case("_fake_quantize", Data((64,), magnitude=3), Data((), put=((0, 2.0**126),)), Data(())),
+    Case(Data((9, 7), magnitude=-40), Data((), put=((0, 1e-41),)), Data(())),
+    Case(Data((33,), torch.int8, magnitude=2), Data((), put=((0, 1e-41),)), Data(())),
+    Case(Data((64,), magnitude=3), Data((), put=((0, 2.0**126),)), Data(())),
     # A zero point that half precision cannot hold, 0-dim beside a scale for each column.
-    Case(
-        "quantize",
-        Data((4, 6), HALF, magnitude=1),
-        Data((6,), HALF, round_to=0.125),
-        Data((), put=((0, 2049.0),)),
-        (-128, 127),
-    ),
+    Case(Data((4, 6), HALF), Data((6,), HALF, round_to=0.125), Data((), put=((0, 2049.0),))),
     # float32 before the first step: half precision cannot hold the limits.
     Case(
-        "quantize",
         Data((8, 33), HALF, magnitude=3),
         Data((8, 1), HALF, round_to=0.5),
         Data((8, 1), torch.int32, magnitude=2),
@@ -42,32 +30,25 @@ KEPT = [
         torch.int16,
     ),
     # NaN is 0 also where the range does not hold 0.
-    Case(
-        "quantize",
-        Data((40,), put=((3, math.nan), (39, math.nan))),
-        Data(()),
-        Data(()),
-        (3, 100),
-    ),
+    Case(Data((40,), put=((3, math.nan), (39, math.nan))), Data(()), Data(()), (3, 100)),
     # Ties of 0.0 and -0.0, whichever comes first, make no scale -0.0.
-    Case(
-        "choose_qparams", Data((2, 2), round_to=100.0, put=((0, -0.0), (3, 0.0))), symmetric=False
-    ),
-    Case("choose_qparams", Data((2, 70000), put=((70000, math.nan),)), block_size=(1, -1)),
-    Case("quantize", Data((0, 5)), Data((), round_to=1.0), Data(())),
-    Case("dequantize", Data((), torch.int16), Data((), HALF), Data((), torch.float64)),
-    Case("quantize", Data((4, 4), layout="expanded"), Data((2, 4)), Data((1, 4), torch.int8)),
+    Case(Data((2, 2), round_to=100.0, put=((0, -0.0), (3, 0.0))), symmetric=False),
+    Case(Data((2, 70000), put=((70000, math.nan),)), block_size=(1, -1), out="strided"),
+    Case(Data((0, 5)), Data((), round_to=1.0), Data(())),
+    Case(Data((), torch.int16), Data((), HALF), Data((), torch.float64)),
+    Case(Data((4, 4), layout="expanded"), Data((2, 4)), Data((1, 4), torch.int8), out="transposed"),
 ]
 
 
 @pytest.mark.parametrize("case", KEPT, ids=range(len(KEPT)))
 def test_kept_cases(case):
-    assert check(case)
+    calls, results = check(case)
+    assert results == calls >= 3
 
 
 @seed(SEED)
 @settings(
-    max_examples=3000,
+    max_examples=1500,
     deadline=None,
     database=None,
     print_blob=True,
@@ -79,5 +60,5 @@ def test_generated_cases(case):
 
 
 def test_generated_cases_give_results_not_refusals():
-    cases, results = run_many(300, 0)
-    assert results > 0.8 * cases
+    _, calls, results = run_many(200, 0)
+    assert results > 0.8 * calls

@@ -12,6 +12,7 @@ import random
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rich.console import Console
@@ -28,14 +29,16 @@ class Journal:
         self.path, self.done = path, {}
         if path.exists():
             for line in path.read_text().splitlines():
-                if line.endswith("}"):  # the last one may have been cut off
+                try:
                     entry = json.loads(line)
-                    self.done[entry.pop("key")] = entry
+                except ValueError:  # cut off
+                    continue
+                self.done[entry.pop("key")] = entry
 
     def add(self, key, entry):
         self.done[key] = entry
         with open(self.path, "a") as file:
-            file.write(json.dumps({"key": key, **entry}) + "\n")
+            file.write("\n" + json.dumps({"key": key, **entry}))
 
 
 def run_all(tasks, journal, jobs, console):
@@ -56,7 +59,8 @@ def run_all(tasks, journal, jobs, console):
         for group in groups:
             some = [task for task in left if (task.phase, task.fallback) == group]
             spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(jobs, spawn, prepare, (group[1],)) as pool:
+            pool = ProcessPoolExecutor(jobs, spawn, prepare, (group[1],))
+            try:
                 running = {pool.submit(perform, task): task for task in some}
                 for finished in as_completed(running):
                     task, result = running[finished], finished.result()
@@ -68,6 +72,12 @@ def run_all(tasks, journal, jobs, console):
                     progress.advance(parts[task.part])
                     if not console.is_terminal and len(journal.done) % 100 == 0:
                         console.print(f"{len(journal.done)} of {len(tasks)} tasks")
+            except BaseException:
+                for child in multiprocessing.active_children():
+                    child.terminate()
+                raise
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
     return errors
 
 
@@ -79,7 +89,7 @@ def main():
     parser.add_argument("--seed", type=int, help="of the generated cases (default: a new one)")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "proof.md")
     options = parser.parse_args()
-    prepare(False)
+    prepare(False, in_pool=False)
     import report
 
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -111,11 +121,24 @@ def main():
             parser.error(f"no part is called {', '.join(sorted(unknown))}")
         tasks = [task for task in tasks if task.part in names]
     start = time.monotonic()
-    errors = run_all(tasks, journal, options.jobs, console)
+    commit = report.commit()
+    try:
+        errors = run_all(tasks, journal, options.jobs, console)
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from here")
+        return 130
+    except BrokenProcessPool:
+        console.print("a process was killed (out of memory?): the same command goes on from here")
+        return 1
+    if hash_of(product_files()) != sources:
+        console.print("the sources changed meanwhile: what was found belongs to no commit")
+        return 1
     elapsed = round(time.monotonic() - start)
     journal.add(f"run {time.time():.0f}", {"elapsed": elapsed})
-    summary = report.Summary(tasks, journal.done, sources)
-    errors += summary.differences()
+    summary = report.Summary(tasks, journal.done, sources, commit)
+    for difference in summary.differences():
+        errors.append(difference)
+        console.print(difference, style="red", markup=False)
     console.print(summary.text(), markup=False, highlight=False)
     if errors:
         console.print(f"{len(errors)} tasks failed", style="red")

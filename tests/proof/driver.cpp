@@ -1,9 +1,10 @@
 // The CPU kernels without torch: for other compilers, machines, sanitizers and valgrind (tests/proof).
 //
 // driver cases FILE [isa=NAME] [threads=N] [every=K] [streams=1] [environment=NAME]
-//   runs recorded calls again: every output must have the bits of the file, and nothing else be written.
+//   runs recorded calls again: the memory of every operand, gaps included, must be that of the file.
 // driver guard [isa=NAME] [step=K]
-//   every kind of loop at every length from 1 to 512 and every misalignment, between unreadable pages.
+//   every kind of loop at every length from 1 to 512, and at some from where other loops take over, and
+//   every misalignment, between unreadable pages. AddressSanitizer guards the bytes up to them, too.
 #include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -18,6 +19,9 @@
 #include <string>
 #include <thread>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
@@ -247,6 +251,8 @@ int run_cases(const char* name, const Options& options) {
 // ---- between unreadable pages ---------------------------------------------------------------------
 
 constexpr int64_t kLongest = 512, kRows = 3, kLine = 64;
+// From 1,024 and 4,096 elements on under one scale there are other loops (csrc/cpu/table.h).
+constexpr int64_t kLongRuns[] = {1024, 4096}, kMore = 17;
 constexpr uint8_t kCanary = 0xa5;
 std::string now_running;
 
@@ -266,17 +272,31 @@ struct Arena {
   }
 
   char* place(int64_t bytes, bool at_end, int64_t offset) const {
+    unpoison(begin, end);
     char* const p = at_end ? end - bytes - offset : begin + offset;
     std::memset(clipped(p - kLine), kCanary, size_t(clipped(p + bytes + kLine) - clipped(p - kLine)));
+    poison(begin, p);
+    poison(p + bytes, end);
     return p;
   }
   bool untouched_around(const char* p, int64_t bytes) const {
+    unpoison(begin, end);
     const auto canary = [](char c) { return uint8_t(c) == kCanary; };
     return std::all_of(clipped(p - kLine), const_cast<char*>(p), canary) &&
            std::all_of(const_cast<char*>(p) + bytes, clipped(p + bytes + kLine), canary);
   }
 
  private:
+  // Eight bytes at a time: what begins within eight is poisoned from the next eight on.
+#ifdef __SANITIZE_ADDRESS__
+  static void poison(const char* from, const char* to) { __asan_poison_memory_region(from, size_t(to - from)); }
+  static void unpoison(const char* from, const char* to) {
+    __asan_unpoison_memory_region(from, size_t(to - from));
+  }
+#else
+  static void poison(const char*, const char*) {}
+  static void unpoison(const char*, const char*) {}
+#endif
   char* clipped(const char* p) const {
     return const_cast<char*>(std::min<const char*>(std::max<const char*>(p, begin), end));
   }
@@ -327,8 +347,9 @@ std::vector<Kernel> kernels_to_guard() {
   const auto add = [&](const Call& call, std::string name) { kernels.push_back({call, std::move(name)}); };
   const auto is_half = [](Type t) { return t == Type::f16 || t == Type::bf16; };
   for (const Type x : kFloats) {
-    for (const Type parameter : {x, Type::f32}) {
+    for (const Type parameter : {x, Type::f32, Type::f64}) {
       if (parameter == Type::f32 && !is_half(x)) continue;
+      if (parameter == Type::f64 && x != Type::f32) continue;
       // Parameters of another type leave x's, as those without dimensions do, or promote it.
       for (const Type step : {x, parameter}) {
         const Type back = x == Type::f64 ? x : Type::f32;
@@ -384,17 +405,20 @@ std::vector<Kernel> kernels_to_guard() {
                       std::to_string(int(fused)) + " " + name_of(x));
       }
   }
+  const auto wide = [](Type t) { return t == Type::f64 ? t : Type::f32; };
   for (const Type q : {Type::i8, Type::u8, Type::i16, Type::f32})
-    for (const Type parameter : kFloats) {
-      Call call{Kind::elementwise, Operation::dequantize};
-      Elementwise& e = call.elementwise;
-      e.q_in = e.y = kUsed;
-      e.q_type = q;
-      e.scale = {kUsed, parameter, false};
-      e.add_zero_point = e.subtract_zero_point = {kUsed, parameter, false};
-      e.subtract_type = e.scale_type = e.y_type = parameter == Type::f64 ? parameter : Type::f32;
-      add(call, std::string("dequantize ") + name_of(q) + " by " + name_of(parameter));
-    }
+    for (const Type scale : kFloats)
+      for (const Type zero_point : {Type::f32, Type::f64}) {
+        Call call{Kind::elementwise, Operation::dequantize};
+        Elementwise& e = call.elementwise;
+        e.q_in = e.y = kUsed;
+        e.q_type = q;
+        e.scale = {kUsed, scale, false};
+        e.add_zero_point = e.subtract_zero_point = {kUsed, zero_point, false};
+        e.subtract_type = zero_point;
+        e.scale_type = e.y_type = zero_point == Type::f64 ? zero_point : wide(scale);
+        add(call, std::string("dequantize ") + name_of(q) + " by " + name_of(scale) + " and " + name_of(zero_point));
+      }
   for (int from = 0; from <= int(Type::boolean); ++from)
     for (const Type to : kFloats) {
       Call call{Kind::conversion, Operation::none};
@@ -407,14 +431,16 @@ std::vector<Kernel> kernels_to_guard() {
   return kernels;
 }
 
-// Numbers of a type: multiples of 1/4 up to 32, parameters positive.
-void fill(std::vector<char>& bytes, Type type, bool parameter, uint32_t seed) {
+// Numbers of a type: multiples of 1/4 up to 32, scales positive, zero points integers.
+void fill(std::vector<char>& bytes, Type type, Operand kind, uint32_t seed) {
   const int64_t size = size_of(type), n = int64_t(bytes.size()) / size;
   std::vector<float> values(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
     seed = seed * 1664525 + 1013904223;
     const int32_t number = int32_t(seed >> 24);
-    values[size_t(i)] = parameter ? float(number % 16 + 1) / 8 : float(number - 128) / 4;
+    values[size_t(i)] = kind == kScale       ? float(number % 16 + 1) / 8
+                        : kind == kZeroPoint ? float(number % 32)
+                                             : float(number - 128) / 4;
   }
   with_real(type, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -488,7 +514,7 @@ int64_t guard_kernel(Kernel& kernel, Layout layout, int64_t n, const std::vector
     if (index[i] < 0) continue;
     unit[size_t(index[i])] = size_of(fields[i].type);
     if (!fields[i].written)
-      fill(contents[size_t(index[i])], fields[i].type, fields[i].operand == kScale, uint32_t(i + 1));
+      fill(contents[size_t(index[i])], fields[i].type, fields[i].operand, uint32_t(i + 1));
   }
   const std::vector<std::vector<char>> expected = expected_of(call, index, contents);
 
@@ -508,6 +534,7 @@ int64_t guard_kernel(Kernel& kernel, Layout layout, int64_t n, const std::vector
         if (index[i] >= 0) *fields[i].pointer = place[size_t(index[i])];
       now_running = kernel.name + ", layout " + std::to_string(int(layout)) + ", length " + std::to_string(n) +
                     (at_end ? ", at the end, " : ", at the beginning, ") + std::to_string(turn);
+      call.elementwise.streams = call.dynamic.elements.streams = (turn + n) % 2 != 0;
       run_call(call, pool);
       ++calls;
       bool right = true;
@@ -530,7 +557,7 @@ int run_guard(const Options& options) {
   signal(SIGBUS, report_fault);
   const int64_t step = number(options, "step", 1);
   std::vector<Arena> arenas;
-  for (int i = 0; i < 9; ++i) arenas.emplace_back(3 * kLongest * kRows * 8);
+  for (int i = 0; i < 9; ++i) arenas.emplace_back(3 * (4096 + kMore) * kRows * 8);
   std::vector<Kernel> kernels = kernels_to_guard();
   int64_t calls = 0, wrong = 0;
   for (Kernel& kernel : kernels)
@@ -541,6 +568,9 @@ int run_guard(const Options& options) {
       if (kernel.call.kind == Kind::conversion && (layout == Layout::each || layout == Layout::columns)) continue;
       for (int64_t n = 1; n <= kLongest; n += n < 64 ? 1 : step)
         calls += guard_kernel(kernel, layout, n, arenas, wrong);
+      for (const int64_t run : kLongRuns)
+        for (int64_t n = run; n < run + kMore && layout != Layout::each; n += step > 8 ? 8 : 1)
+          calls += guard_kernel(kernel, layout, n, arenas, wrong);
     }
   std::printf("kernels %zu calls %" PRId64 " wrong %" PRId64 "\n", kernels.size(), calls, wrong);
   return wrong != 0;

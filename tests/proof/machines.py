@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ BUILDS = {
     "g++ -O0": Build("g++", "-O0"),
     "clang++ -O3": Build("clang++", "-O3", packages="clang", guard=37),
     "address and undefined behaviour sanitizers": Build(
-        "g++", f"{SANITIZED} -fsanitize=address,undefined"
+        "g++", f"{SANITIZED} -fsanitize=address,undefined", guard=150
     ),
     "thread sanitizer": Build("g++", f"{SANITIZED} -fsanitize=thread"),
     "valgrind": Build(
@@ -66,7 +67,7 @@ BUILDS = {
     "aarch64 g++ -O3": Build("aarch64-linux-gnu-g++", "-O3 -static", **AARCH64, guard=150),
     "aarch64 g++ -O0": Build("aarch64-linux-gnu-g++", "-O0 -static", **AARCH64),
 }
-SHORT = ("g++ -O3", "g++ -O0", "clang++ -O3", "thread sanitizer", "valgrind", "aarch64 g++ -O3")
+SHORT = [name for name in BUILDS if name not in ("g++ -O2", "aarch64 g++ -O0")]
 
 
 @cache
@@ -87,6 +88,7 @@ def run(*command, timeout=3600, **environment):
         timeout=timeout,
         cwd=ROOT,
         env=own | environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     if done.returncode != 0:
         shown = " ".join(str(part) for part in command)

@@ -22,6 +22,7 @@ LARGE = [
     ((1, 200_003), [1, -1]),
     ((200_003, 3), [-1, 1]),
     ((10, 20_011), [1, -1]),
+    ((10, 20_011), [-1, 1]),
     ((640, 512), [2, 64]),
     ((700, 128), [1, -1]),
     ((70_000,), None),
@@ -83,8 +84,9 @@ def record_large(every):
     for (shape, blocks), dtype in list(itertools.product(LARGE, FLOATS))[::every]:
         x = values(shape, dtype, seed=len(shape))
         scale, zero_point = given(shape, blocks, dtype)
-        record_given(x, scale, zero_point, torch.int8, -128, 127)
-        record_chosen(x, blocks, torch.uint8, 0, 255)
+        for code, (low, high) in CODES.items():
+            record_given(x, scale, zero_point, code, low, high)
+            record_chosen(x, blocks, code, low, high)
 
 
 def record_patterns(every):

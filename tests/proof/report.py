@@ -28,10 +28,15 @@ SWEEPS = {
         f"{len(s.GRANULARITIES)} granularities ({', '.join(s.GRANULARITIES)}): quantize, dequantize, "
         "fake_quantize",
     ),
+    "dynamic_halves": (
+        "half precision, chosen parameters",
+        "all patterns up to each of 500 maxima of float16 and of bfloat16 × 3 forms (symmetric, "
+        "asymmetric, rows of 129): dynamic_quantize, quantize_dequantize",
+    ),
     "codes": (
         "every code",
-        "all of int8, uint8 and int16 × {scales} scales of each float dtype: dequantize, by row and "
-        "by column",
+        "all of int8, uint8 and int16 × {scales} scales drawn from each float dtype: dequantize, by row "
+        "and by column",
     ),
     "pairs": (
         "pairs of half precision",
@@ -41,7 +46,7 @@ SWEEPS = {
     "extents": (
         "extents of float32",
         f"every significand × {len(s.EXPONENTS)} exponents × {len(s.CHOICES)} schemes (divisions by 127, "
-        "254, 255), least values half way between codes: choose_qparams",
+        "254, 255), from 0 on and with a least value half way between codes: choose_qparams",
     ),
 }
 BEGIN, END = "<!-- begin: written by make proof -->", "<!-- end -->"
@@ -80,8 +85,8 @@ def many(n):
 class Summary:
     """The results of tasks, by part."""
 
-    def __init__(self, tasks, done, sources):
-        self.tasks, self.done, self.sources = tasks, done, sources
+    def __init__(self, tasks, done, sources, commit):
+        self.tasks, self.done, self.sources, self.commit = tasks, done, sources, commit
 
     def results(self, part, function=None, fallback=False):
         return [
@@ -96,11 +101,15 @@ class Summary:
     def hashes(self, part):
         """A hash of all results of a sweep, for each backend."""
         found = {}
-        for fallback in (False, True):
-            for _, result in self.results(part, fallback=fallback):
-                for backend, digest in result["hashes"].items():
-                    found.setdefault(backend, []).append(digest)
+        for _, result in self.results(part):
+            for backend, digest in result["hashes"].items():
+                found.setdefault(backend, []).append(digest)
         return {backend: short_hash(digests) for backend, digests in found.items()}
+
+    def fallback_share(self, part):
+        """What the fallback took of a sweep; its hashes are compared in differences()."""
+        tried, whole = len(self.results(part, fallback=True)), len(self.results(part))
+        return "fallback" if tried == whole else f"fallback ({tried} of {whole} tasks)"
 
     def differences(self):
         """Hashes that should be equal and are not."""
@@ -134,7 +143,7 @@ class Summary:
         elapsed = sum(e["elapsed"] for key, e in self.done.items() if key.startswith("run "))
         seed = self.done["seed"]["seed"]
         version = __import__("torch").__version__
-        yield f"- commit {commit()}"
+        yield f"- commit {self.commit}"
         yield f"- sources {self.sources[:16]} (sha256 over csrc, quantkit, setup.py and the emulator)"
         python = platform.python_version()
         yield f"- {processor()}; Python {python}, torch {version}; {quantkit.backend()}"
@@ -145,6 +154,9 @@ class Summary:
         yield from self.other_lines()
 
     def sweep_lines(self):
+        if any(task.module == "sweeps" and 256 in task.args for task in self.tasks):
+            yield "Samples only, not the whole of what is named."
+            yield ""
         yield "| sweep | inputs | results on each backend | CPU min | hash of all results | backends |"
         yield "|---|---|---|---|---|---|"
         for part, (title, what) in SWEEPS.items():
@@ -157,7 +169,9 @@ class Summary:
             batches = len({t.args[2] for t, _ in self.results(part)}) if part == "codes" else 0
             what = what.format(sets=f"{sets:,}", scales=f"{s.SCALES_OF_A_TASK * batches:,}")
             found = self.hashes(part)
-            same = ", ".join(sorted(found)) if len(set(found.values())) == 1 else f"DIFFER: {found}"
+            same = ", ".join([*found, self.fallback_share(part)])
+            if len(set(found.values())) != 1:
+                same = f"DIFFER: {found}"
             inputs, each = (sum(r[name] for r in results) for name in ("inputs", "results"))
             yield (
                 f"| **{title}**: {what} | {many(inputs)} | {many(each)} "
@@ -220,14 +234,16 @@ class Summary:
             )
         cases = [result for _, result in self.results("generated")]
         if cases:
-            count, gave = (sum(r[name] for r in cases) for name in ("cases", "results"))
+            count, calls, gave = (sum(r[n] for r in cases) for n in ("cases", "calls", "results"))
             yield (
-                f"- **generated cases**: {count:,}, of which {gave:,} gave results and the others one "
-                f"refusal with the same words, on {', '.join(quantkit.backend().isas)}"
+                f"- **generated cases**: {calls:,} calls of operators with {count:,} sets of arguments "
+                f"that hypothesis drew; {gave:,} calls gave results, the others one refusal with the "
+                f"reference's words; on {', '.join(quantkit.backend().isas)}"
             )
         for task, result in self.results("tests"):
             sanitized = task.function == "sanitized"
-            what = f"`{task.args[0]}`" if sanitized else " ".join(task.args[0])
+            what = "kernels and `out=`: " if sanitized else ""
+            what += ", ".join(task.args[0])
             how = " under AddressSanitizer and UBSan" if sanitized else ""
             long = " (QUANTKIT_LARGE=1)" if task.function == "large" else ""
             yield f"- **tests**{how}: {what}{long}: {result['passed']:,} passed"

@@ -7,6 +7,7 @@ the hash is computed: it must be the kernels'.
 
 import math
 import sys
+import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,12 +28,15 @@ EMULATED_EVERY = 17  # the emulator takes one call of so many
 class Covered:
     """Calls operators on every backend, compares and hashes what they return."""
 
-    def __init__(self):
+    def __init__(self, *task):
         extension = _load.extension
         self.backends = list(quantkit.backend().isas) if extension else ["fallback"]
         self.hashes = {name: xxhash.xxh3_128() for name in self.backends}
         self.sample = xxhash.xxh3_128()  # the reference's, of the calls that the emulator takes too
-        self.inputs = self.results = self.emulated = self.calls = 0
+        self.inputs = self.results = self.emulated = 0
+        self.calls = zlib.crc32(
+            repr(task).encode()
+        )  # where the emulator begins: each task elsewhere
 
     def call(self, name, *args):
         """An operator's results."""
@@ -143,7 +147,7 @@ def floats(which, index, every=1):
     """Every float32 pattern of a slice: quantize, dequantize of its result, fake_quantize."""
     scale, zero_point, q_min, q_max, code, _ = FLOAT_SETS[which]
     scale, zero_point = scalar(scale), scalar(zero_point)
-    covered = Covered()
+    covered = Covered("floats", which, index)
     for begin in chunks(FLOAT_SLICES, index, every):
         x = floats_from(begin)
         given = (x, scale, zero_point, q_min, q_max)
@@ -161,23 +165,43 @@ def floats(which, index, every=1):
 DYNAMIC_SETS = [(127.0, CHUNK, True), (100.3, CHUNK, False), ("0x1.f63c0ep-7", 256, True)]
 
 
+def with_limits(x, most, symmetric):
+    """Rows of what is no greater than `most`, and it beside them, so that it decides their scale."""
+    x = torch.where(x.abs() <= most, x, 0.0)
+    limit = most.expand(len(x), 1)
+    return torch.cat([x, limit] if symmetric else [x, limit, -limit], 1)
+
+
+def choose_and_quantize(covered, x, symmetric):
+    args = (x, [1, -1], -128, 127, 1e-8, symmetric, torch.int8)
+    covered.call("quantize_dequantize", *args)
+    covered.call("dynamic_quantize", *args)
+
+
 def dynamic(which, index, every=1):
     """Every float32 no greater than the one that decides the scale: codes and x_hat."""
     given, row, symmetric = DYNAMIC_SETS[which]
     most = scalar(given) * (127 if isinstance(given, str) else 1)
-    covered = Covered()
+    covered = Covered("dynamic", which, index)
     for begin in chunks(FLOAT_SLICES, index, every):
-        x = floats_from(begin)
-        x = torch.where(x.abs() <= most, x, 0.0).view(-1, row)
-        if not x.any():
-            continue
-        x[:, 0] = most
-        if not symmetric:
-            x[:, -1] = -most
-        args = (x, [1, -1], -128, 127, 1e-8, symmetric, torch.int8)
-        covered.call("quantize_dequantize", *args)
-        covered.call("dynamic_quantize", *args)
-        covered.inputs += CHUNK
+        x = floats_from(begin).view(-1, row)
+        if (x.abs() <= most).any():
+            choose_and_quantize(covered, with_limits(x, most, symmetric), symmetric)
+            covered.inputs += CHUNK
+    return covered.report()
+
+
+def dynamic_halves(dtype, batch):
+    """Every half precision number no greater than each of sixteen: in long rows, and in short ones."""
+    dtype = getattr(torch, dtype)
+    every = every_half(dtype)
+    covered = Covered("dynamic_halves", dtype, batch)
+    for most in every[1 + batch * 64 : 32768 : 2048]:
+        if most.isfinite():
+            for row, symmetric in ((65536, True), (65536, False), (128, True)):
+                x = with_limits(every.view(-1, row), most, symmetric)
+                choose_and_quantize(covered, x, symmetric)
+                covered.inputs += x.numel()
     return covered.report()
 
 
@@ -185,6 +209,10 @@ def dynamic(which, index, every=1):
 
 GRANULARITIES = ("tensor", "channel", "last channel", "group", "block", "element")
 SETS = 16  # parameter sets of one call
+
+
+def every_half(dtype):
+    return torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
 
 
 def some_scales(generator, n, dtype):
@@ -235,8 +263,8 @@ def halves(dtype, granularity, batch):
     scale = some_scales(generator, SETS, s_dtype)
     zero_point = some_zero_points(generator, SETS, z_dtype)
     code, q_min, q_max = LIMITS[batch % len(LIMITS)]
-    every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
-    covered = Covered()
+    every = every_half(dtype)
+    covered = Covered("halves", dtype, granularity, batch)
 
     def sweep(x, scale, zero_point):
         given = (x, scale, zero_point, q_min, q_max)
@@ -280,7 +308,7 @@ def codes(code, dtype, batch):
     zero_point = some_zero_points(generator, SCALES_OF_A_TASK, dtype)
     low, high = CODES[code]
     every = torch.arange(low, high + 1).to(code)
-    covered = Covered()
+    covered = Covered("codes", code, dtype, batch)
     rows = max(1, CHUNK // len(every))
     for s, z in zip(scale.split(rows), zero_point.split(rows), strict=True):
         q = every.expand(len(s), -1).contiguous()
@@ -314,9 +342,9 @@ def pairs(dtype, choice, begin, end):
     The diagonal is whole: each number beside itself, its negative and its neighbour.
     """
     dtype = getattr(torch, dtype)
-    every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
+    every = every_half(dtype)
     eps = 1e-8 if choice % 2 else 1e-4
-    covered = Covered()
+    covered = Covered("pairs", dtype, choice, begin)
     for at in range(begin, end, PAIR_STRIDE):
         choose(covered, torch.stack([every[at].expand(65536), every], 1), choice, eps)
     bits = every.view(torch.int16)
@@ -326,15 +354,15 @@ def pairs(dtype, choice, begin, end):
     return covered.report()
 
 
-EXPONENTS = (-149, -126, -100, -20, -1, 0, 6, 100, 127)
+EXPONENTS = (-140, -126, -100, -20, -1, 0, 6, 100, 127)
 
 
 def extents(choice, exponent, part, parts):
     """Every significand of a float32 extent: the division by 127, 254 or 255, whichever way it rounds.
 
-    The least value is a part of the extent, among others such that it lies half way between two codes.
+    From 0 on, so that the extent is exact; then with a least value that lies half way between two codes.
     """
-    covered = Covered()
+    covered = Covered("extents", choice, exponent, part)
     size = 2**23 // parts
     for begin in range(part * size, (part + 1) * size, CHUNK):
         significand = (torch.arange(begin, begin + CHUNK) + (1 << 23)).double()
@@ -343,5 +371,6 @@ def extents(choice, exponent, part, parts):
         steps = torch.arange(CHUNK) % 511 / 2  # half steps of the scale below 0
         x_min = -(width.double() * steps / 255).to(torch.float32)
         x_max = (width.double() + x_min.double()).to(torch.float32)
+        choose(covered, torch.stack([torch.zeros_like(width), width], 1), choice, 1e-45)
         choose(covered, torch.stack([x_min, x_max], 1), choice, 1e-45)
     return covered.report()

@@ -2,11 +2,12 @@
 
 import hashlib
 import os
+import signal
 import sys
 import time
 import traceback
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -29,9 +30,9 @@ class Task:
     @cached_property
     def key(self):
         where = "fallback" if self.fallback else "kernels"
-        files = self.args[0] if self.function in ("tests", "large") else CODE[self.module]
+        module = "tests" if self.part == "tests" else self.module
         call = f"{where} {self.module}.{self.function}{self.args}"
-        return f"{call} {hash_of(ROOT / file for file in files)[:16]}"
+        return f"{call} {code_of(module)[:16]}"
 
 
 def hash_of(paths):
@@ -44,30 +45,35 @@ def hash_of(paths):
 
 def product_files():
     """What is proved, and the emulator that stands in for a GPU."""
+    kinds = {".c", ".cpp", ".h", ".cu", ".cuh", ".py"}
     for folder in ("csrc", "quantkit", "tests/emu"):
-        yield from (
-            path for path in (ROOT / folder).rglob("*") if path.suffix[:2] in (".c", ".h", ".p")
-        )
+        yield from (path for path in (ROOT / folder).rglob("*") if path.suffix in kinds)
     yield ROOT / "setup.py"
 
 
 # What else decides the result of a task.
 CODE = {
-    "sweeps": ["tests/proof/sweeps.py", "tests/cases.py"],
-    "machines": [
-        *(
-            f"tests/proof/{name}"
-            for name in ("machines.py", "record.py", "driver.cpp", "recorded.h")
-        ),
+    "sweeps": ("tests/proof/sweeps.py", "tests/cases.py"),
+    "machines": (
+        "tests/proof/machines.py",
+        "tests/proof/record.py",
+        "tests/proof/driver.cpp",
+        "tests/proof/recorded.h",
         "tests/cases.py",
-    ],
-    "suites": [
+    ),
+    "suites": (
         "tests/proof/suites.py",
         "tests/generated.py",
         "tests/division.cpp",
         "tests/cases.py",
-    ],
+    ),
+    "tests": ("tests/*.py", "benchmarks/*.py", "Makefile", "pyproject.toml"),
 }
+
+
+@cache
+def code_of(module):
+    return hash_of(path for pattern in CODE[module] for path in ROOT.glob(pattern))
 
 
 # ---- what there is to do --------------------------------------------------------------------------
@@ -88,12 +94,14 @@ def sweep_tasks(short):
         for granularity in s.GRANULARITIES:
             for batch in range(3 if short else 80):
                 yield "halves", (dtype, granularity, batch)
+        for batch in range(1 if short else 32):
+            yield "dynamic_halves", (dtype, batch)
         for choice in range(len(s.CHOICES)):
             for begin in range(0, 65536, 16384 if short else 2048):
                 yield "pairs", (dtype, choice, begin, begin + 2048)
     for code in ("int8", "uint8", "int16"):
         for dtype in ("float16", "bfloat16", "float32", "float64"):
-            for batch in range(1 if short else 40):
+            for batch in range(1 if short else 64):
                 yield "codes", (code, dtype, batch)
     for choice in range(len(s.CHOICES)):
         for exponent in range(len(s.EXPONENTS)):
@@ -115,28 +123,33 @@ def tasks_of(short, seed):
             ("tests/test_bad_input.py", "tests/test_errors.py", "tests/test_hostile_files.py"),
         ):
             yield Task("tests", "suites", "tests", (files,))
-        for which in ("not cuda_emu", "cuda_emu and float32"):
-            yield Task("tests", "suites", "sanitized", (which,), phase=2)
+        yield Task(
+            "tests", "suites", "sanitized", (("not cuda_emu", "cuda_emu and float32"),), phase=2
+        )
     for name in SHORT if short else BUILDS:
         yield Task("machines", "machines", "machine", (name, short))
 
     for name, args in sweep_tasks(short):
         yield Task(name, "sweeps", name, args)
-    for name, args in sweep_tasks(short):
-        yield Task(name, "sweeps", name, args, fallback=True)
+    # The fallback is the reference behind the operators: of the longest sweeps it takes a part.
+    for i, (name, args) in enumerate(sweep_tasks(short)):
+        if name not in ("floats", "dynamic") or i % 5 == 0:
+            yield Task(name, "sweeps", name, args, fallback=True)
     for batch in range(2 if short else 40):
-        yield Task("division", "suites", "division", (100 if short else 300, batch))
+        yield Task("division", "suites", "division", (100 if short else 300, seed % 2**30 + batch))
     yield Task("division", "suites", "division", ("all", 3 if short else 24, seed % 1000))
     yield Task("division", "suites", "division", ("half",))
-    for batch in range(2 if short else 500):
-        yield Task("generated", "suites", "generated", (1000 if short else 2000, seed + batch))
+    for batch in range(2 if short else 310):
+        yield Task("generated", "suites", "generated", (500 if short else 1000, seed + batch))
 
 
 # ---- doing it --------------------------------------------------------------------------------------
 
 
-def prepare(fallback):
+def prepare(fallback, in_pool=True):
     """A process of the pool: one thread, and the fallback where it is asked for."""
+    if in_pool:  # an interruption is the parent's to handle
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
     if fallback:
         os.environ |= {"QUANTKIT_REFERENCE": "1", "QUANTKIT_ISA": ""}
