@@ -155,6 +155,14 @@ def test_fake_quantize_in_place(dtype):
         refused("fake_quantize", {"out": out}, ValueError, "overlaps x", args=args)
 
 
+def test_in_place_whatever_the_strides_of_single_elements():
+    x = values((1, 8), torch.float32, 5)
+    args = (SCALE[:1], ZERO[:1], -128, 127)
+    result = reference.fake_quantize_op(x, *args)
+    ops.fake_quantize.out(x, *args, out=x.as_strided((1, 8), (1, 1)))
+    assert_same(x, result)
+
+
 def test_long_results_in_other_strides_than_x():
     """More elements than a chunk."""
     x = values((2, 3000), torch.float32, 3)
