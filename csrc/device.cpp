@@ -28,18 +28,6 @@ Pool torch_pool() {
           }};
 }
 
-Range range_of(Operation operation) {
-  const KernelTable& k = kernels();
-  switch (operation) {
-    case Operation::none: return nullptr;
-    case Operation::quantize: return k.quantize;
-    case Operation::dequantize: return k.dequantize;
-    case Operation::quantize_dequantize: return k.quantize_dequantize;
-    case Operation::fake_quantize: return k.fake_quantize;
-    default: return k.fake_quantize_backward;
-  }
-}
-
 void check_launch(const char* error) {
   if (error != nullptr) throw std::runtime_error(std::string("quantkit: a CUDA kernel failed: ") + error);
 }

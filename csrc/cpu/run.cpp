@@ -105,6 +105,18 @@ void reduce_privately(const Dynamic& d, int64_t threads, const Pool& pool) {
 
 }  // namespace
 
+Range range_of(Operation operation) {
+  const KernelTable& k = kernels();
+  switch (operation) {
+    case Operation::none: return nullptr;
+    case Operation::quantize: return k.quantize;
+    case Operation::dequantize: return k.dequantize;
+    case Operation::quantize_dequantize: return k.quantize_dequantize;
+    case Operation::fake_quantize: return k.fake_quantize;
+    default: return k.fake_quantize_backward;
+  }
+}
+
 void run(Range function, const Elementwise& e, const Pool& pool) {
   const int64_t n = e.shape.numel;
   parallel_range(n, threads_for(n, pool), pool,

@@ -13,6 +13,9 @@ struct Pool {
 
 using Range = void (*)(const Elementwise&, int64_t begin, int64_t end);
 
+// The kernel of the instruction set in use; none: null.
+Range range_of(Operation operation);
+
 void run(Range function, const Elementwise& elements, const Pool& pool);
 void run(const Conversion& conversion, const Pool& pool);
 

@@ -44,18 +44,6 @@ int64_t number(const Options& options, const char* name, int64_t otherwise) {
 
 // ---- running a call -------------------------------------------------------------------------------
 
-Range range_of(Operation operation) {
-  const KernelTable& k = kernels();
-  switch (operation) {
-    case Operation::none: return nullptr;
-    case Operation::quantize: return k.quantize;
-    case Operation::dequantize: return k.dequantize;
-    case Operation::quantize_dequantize: return k.quantize_dequantize;
-    case Operation::fake_quantize: return k.fake_quantize;
-    default: return k.fake_quantize_backward;
-  }
-}
-
 // Threads that ThreadSanitizer sees all of.
 Pool pool_of(int64_t threads) {
   return {threads, [](int64_t tasks, void (*task)(int64_t, void*), void* context) {

@@ -7,7 +7,7 @@ import sys
 from datetime import date
 
 import sweeps as s
-from machines import ENVIRONMENTS, ROOT
+from machines import ENVIRONMENTS, ROOT, SOME
 
 import quantkit
 
@@ -213,8 +213,8 @@ class Summary:
         yield ""
         yield (
             "Each build ran the calls on five threads, for callers of several floating-point "
-            f"environments ({', '.join(ENVIRONMENTS)}; valgrind knows only the usual one), and writing "
-            "past the caches. "
+            f"environments ({', '.join(ENVIRONMENTS)}; sanitizers and qemu: {' and '.join(SOME)}; "
+            "valgrind: the usual one), and writing past the caches. "
             "Builds that ran all calls have one hash, those that ran one in some another."
         )
         yield ""
