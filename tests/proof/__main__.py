@@ -139,7 +139,7 @@ def main():
     for difference in summary.differences():
         errors.append(difference)
         console.print(difference, style="red", markup=False)
-    console.print(summary.text(), markup=False, highlight=False)
+    console.print(summary.text(), markup=False, highlight=False, soft_wrap=True)
     if errors:
         console.print(f"{len(errors)} tasks failed", style="red")
         return 1
