@@ -24,7 +24,7 @@ MOST_BYTES = 5_000_000
 # What comes from elsewhere in every process: torch brings these, and one OpenMP runtime must serve all.
 EXCLUDED = ("libtorch_cpu.so", "libtorch.so", "libc10.so", "libgomp.so.1")
 SUITE = (
-    "kernels", "out", "operators", "errors", "threads", "reference", "differential", "autograd",
+    "kernels", "out", "operators", "errors", "threads", "reference", "generated", "autograd",
     "processes", "storage",
 )  # fmt: skip
 
