@@ -128,21 +128,20 @@ def choose_qparams_op(
     symmetric: bool,
     include_zero: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """scale and zero_point over the whole of x (None) or over blocks (-1: the whole dimension).
-
-    With blocks x may have 32 dimensions: each becomes two here, and torch's tensors end at 64.
-    """
+    """scale and zero_point over the whole of x (None) or over blocks (-1: the whole dimension)."""
     _checks.choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero)
     x = x.detach().to(first_dtype(x, q_min, q_max))
 
-    blocks, dims = x, tuple(range(x.dim()))
-    if block_size is not None:
-        sizes = block_shape(x.shape, block_size)
-        split = [s for n, b in zip(x.shape, sizes, strict=True) for s in (n // b, b)]
-        blocks, dims = x.reshape(split), tuple(range(1, len(split), 2))
+    sizes = x.shape if block_size is None else block_shape(x.shape, block_size)
+    counts = [n // b for n, b in zip(x.shape, sizes, strict=True)]
+    # Each dimension is two axes here. Torch's tensors end at 64: those of one element are left out.
+    axes = [(n, i) for pair in zip(counts, sizes, strict=True) for i, n in enumerate(pair) if n > 1]
+    blocks = x.reshape([n for n, _ in axes])
+    within = tuple(axis for axis, (_, i) in enumerate(axes) if i == 1)
+    shape = [] if block_size is None else counts
 
     def over_blocks(reduce, t: torch.Tensor) -> torch.Tensor:
-        return reduce(t, dim=dims) if dims else t
+        return (reduce(t, dim=within) if within else t).reshape(shape)
 
     smallest_scale = _to(torch.full((), float(eps), dtype=torch.float64, device=x.device), x.dtype)
     if symmetric:

@@ -162,8 +162,12 @@ SIZES = st.integers(1, 9) | st.sampled_from([0, 1, 16, 31, 32, 33, 64, 127, 128,
 # Small ones; of more dimensions; and, now and then, so many elements that threads share them.
 FEW = st.lists(SIZES, max_size=4).map(tuple).filter(lambda shape: math.prod(shape) <= FEW_ELEMENTS)
 MANY = st.sampled_from([(70_001,), (3, 20_011), (20_011, 3), (300, 128), (33, 7, 5, 31)])
+# Torch's own operators end at 64 dimensions, some of ours at the same place.
+DEEP = st.tuples(st.integers(0, 40), SIZES, st.integers(0, 40)).map(
+    lambda drawn: (1,) * drawn[0] + (drawn[1],) + (1,) * drawn[2]
+)
 SHAPES = st.one_of(
-    *[FEW] * 57, *[st.lists(st.integers(1, 3), min_size=5, max_size=7).map(tuple)] * 6, MANY
+    *[FEW] * 56, *[st.lists(st.integers(1, 3), min_size=5, max_size=7).map(tuple)] * 6, DEEP, MANY
 )
 LOW = (-128, -127, 0, -8, 1, -32768, -300)
 HIGH = (127, 255, 7, 1, 15, 32767, 400)
