@@ -5,7 +5,7 @@
 # make proof        every input that can be tried, other compilers and machines: docs/proof.md, hours of
 #                   one core (PROOF=--short: samples of it; TOOLS in this file names the system's packages)
 # make mutants      plants mistakes in the sources: each must fail a test (MUTANTS="--sample 4": some)
-# make sanitize     runs the kernel tests with AddressSanitizer and UBSan, emulated CUDA kernels included
+# make sanitize     runs the tests with AddressSanitizer and UBSan, emulated CUDA kernels included
 # make wheels       builds a wheel for every Python that is here, checks them, and tries one without a compiler
 # make wheel-check  make wheels, then tests the same file in a CUDA torch (downloads gigabytes)
 # make gpu TORCH=torch==2.14.1   on a machine with a GPU: tests the CUDA kernels there, and measures them
@@ -40,7 +40,7 @@ bench: build $(STAMP)-bench $(STAMP)-test
 	QUANTKIT_DIVISION_SCALES=20000 $(PY) -m pytest -rP tests/test_division.py
 
 # Debian's names of what the proof needs beside g++: as root, make tools installs them.
-TOOLS := clang g++-aarch64-linux-gnu qemu-user-static valgrind
+TOOLS := clang libclang-rt-dev g++-aarch64-linux-gnu qemu-user-static valgrind
 tools:
 	apt-get update
 	apt-get install --yes --no-install-recommends $(TOOLS)
@@ -53,6 +53,7 @@ mutants: build $(STAMP)-test
 
 # Which tests: all of cuda_emu take more than 10 minutes.
 SANITIZE ?= cuda_emu
+SANITIZED := kernels out errors bad_input generated storage autograd
 # A copy, so that the sanitized objects do not replace the others.
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
 sanitize: build $(STAMP)-test
@@ -62,8 +63,9 @@ sanitize: build $(STAMP)-test
 	cd build/sanitize && FORCE_CPU=1 QUANTKIT_BUILD_EMU=1 CXXFLAGS="$(SANITIZERS)" \
 		../../$(PY) setup.py --quiet build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
-		../../$(PY) -m pytest -k "$(SANITIZE)" tests/test_kernels.py tests/test_out.py
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
+		../../$(PY) -m pytest -k "$(SANITIZE)" \
+		$(SANITIZED:%=tests/test_%.py)
 
 gpu: build $(STAMP)-test $(STAMP)-bench
 	$(PY) -c "import torch; torch.cuda.is_available() or exit('this torch sees no GPU')"

@@ -6,7 +6,7 @@ A failure shrinks to a short `Case(...)`: put it into KEPT (tests/test_generated
 import math
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -18,7 +18,7 @@ import quantkit
 from quantkit import _load
 from quantkit._checks import REAL_DTYPES
 
-# Another one each time; QUANTKIT_SEED=N repeats a run (the header of the tests shows it).
+# Another one each time; QUANTKIT_SEED=N repeats a run (the last line of the tests shows it).
 SEED = int(os.environ.get("QUANTKIT_SEED") or random.SystemRandom().randrange(2**32))
 FEW_ELEMENTS = 20_000
 UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -76,6 +76,7 @@ class Case:
     eps: float = 1e-8
     symmetric: bool = True
     include_zero: bool = False
+    grad: Data | None = None  # None: x's kind of numbers, others
     out: str | None = None  # the layout of `out=` tensors, tried too
 
     def calls(self):
@@ -93,7 +94,8 @@ class Case:
         yield "quantize", (x, *parameters, *self.limits, self.code)
         yield "_fake_quantize", (x, *parameters, *self.limits)
         if x.is_floating_point():
-            yield "_fake_quantize_backward", (x, x, *parameters, *self.limits)
+            grad = (self.grad or replace(self.x, seed=self.x.seed + 1)).tensor()
+            yield "_fake_quantize_backward", (grad, x, *parameters, *self.limits)
 
 
 def outcome(call, args):
@@ -239,6 +241,7 @@ def given_cases(draw):
         draw_data(draw, z_shape, z_dtype, ZERO_POINT_SIZES),
         draw_limits(draw, *CODES[code]),
         code,
+        grad=draw_data(draw, shape, dtype) if draw(YES) else None,
         out=draw(OUTS),
     )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from work import ROOT, hash_of, perform, prepare, product_files, tasks_of
+from work import ROOT, code_now, code_of, hash_of, perform, prepare, product_files, tasks_of
 
 FOLDER = ROOT / "build" / "proof"
 
@@ -41,7 +41,11 @@ class Journal:
             file.write("\n" + json.dumps({"key": key, **entry}))
 
 
-def run_all(tasks, journal, jobs, console):
+class SourcesChanged(Exception):
+    pass
+
+
+def run_all(tasks, journal, jobs, sources, console):
     """Runs what is not done yet; the errors."""
     complete = all(task.key in journal.done for task in tasks)
     # The files that phase 0 makes may be gone.
@@ -64,6 +68,11 @@ def run_all(tasks, journal, jobs, console):
                 running = {pool.submit(perform, task): task for task in some}
                 for finished in as_completed(running):
                     task, result = running[finished], finished.result()
+                    if (hash_of(product_files()), code_now(task.code)) != (
+                        sources,
+                        code_of(task.code),
+                    ):
+                        raise SourcesChanged
                     if "error" in result:
                         errors.append(f"{task.key}\n{result['error']}")
                         progress.console.print(errors[-1], style="red", markup=False)
@@ -123,18 +132,18 @@ def main():
     start = time.monotonic()
     commit = report.commit()
     try:
-        errors = run_all(tasks, journal, options.jobs, console)
+        errors = run_all(tasks, journal, options.jobs, sources, console)
+    except SourcesChanged:
+        console.print("the sources changed meanwhile: what was found belongs to no commit")
+        return 1
     except KeyboardInterrupt:
         console.print("interrupted: the same command goes on from here")
         return 130
     except BrokenProcessPool:
         console.print("a process was killed (out of memory?): the same command goes on from here")
         return 1
-    if hash_of(product_files()) != sources:
-        console.print("the sources changed meanwhile: what was found belongs to no commit")
-        return 1
-    elapsed = round(time.monotonic() - start)
-    journal.add(f"run {time.time():.0f}", {"elapsed": elapsed})
+    finally:
+        journal.add(f"run {time.time():.0f}", {"elapsed": round(time.monotonic() - start)})
     summary = report.Summary(tasks, journal.done, sources, commit)
     for difference in summary.differences():
         errors.append(difference)

@@ -12,11 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from cases import CODES, FLOATS, LAYOUTS, STRIDES, assert_same, given, values
+from generated import dense, written
 
 import quantkit
-from quantkit import reference
+from quantkit import _load
+from quantkit._checks import REAL_DTYPES
 
-ops = torch.ops.quantkit
 # Rows that one thread, several, or the whole of them share; columns; blocks.
 LARGE = [
     ((1, 100_003), [1, -1]),
@@ -42,32 +43,47 @@ SCALES = (
 ZERO_POINTS = (0.0, 3.0, -128.0, 0.3, 200.5, float("nan"), float("-inf"))
 
 
-def check(operator, function, *args):
-    assert_same(operator(*args), function(*args))
+def check(name, *args, out=None):
+    """One call, and another into outputs of the layout `out`; what the reference returns."""
+    operator = getattr(torch.ops.quantkit, name)
+    _, names, function, _ = _load._OPERATORS[name]
+    expected = function(*args)
+    assert_same(operator(*args), expected)
+    if out is not None:
+        results = expected if isinstance(expected, tuple) else (expected,)
+        for a, e in zip(written(operator, args, results, names, out), results, strict=True):
+            assert_same(a, dense(e))
+    return expected
 
 
-def record_given(x, scale, zero_point, code, low, high):
+def record_given(x, grad, scale, zero_point, code, low, high, out=None):
     """Everything that takes parameters."""
     args = (x, scale, zero_point, low, high)
-    check(ops.quantize, reference.quantize_op, *args, code)
-    check(ops._fake_quantize, reference.fake_quantize_op, *args)
-    check(ops._fake_quantize_backward, reference.fake_quantize_backward_op, x, *args)
-    q = reference.quantize_op(*args, code)
-    check(ops.dequantize, reference.dequantize_op, q, scale, zero_point)
+    q = check("quantize", *args, code, out=out)
+    check("dequantize", q, scale, zero_point, out=out)
+    expected = check("_fake_quantize", *args, out=out)
+    if not x.is_floating_point():
+        return
+    check("_fake_quantize_backward", grad, *args, out=out)
+    y = dense(x)
+    torch.ops.quantkit._fake_quantize.out(y, *args[1:], out=y)
+    assert_same(y, dense(expected))
 
 
-def record_chosen(x, blocks, code, low, high):
+def record_chosen(x, blocks, code, low, high, out=None):
     """Everything that chooses them."""
     for symmetric in (True, False):
         args = (x, blocks, low, high, 1e-5, symmetric)
-        check(ops.choose_qparams, reference.choose_qparams_op, *args, not symmetric)
-        check(ops.dynamic_quantize, reference.dynamic_quantize_op, *args, code)
-        check(ops.quantize_dequantize, reference.quantize_dequantize_op, *args, code)
+        check("choose_qparams", *args, not symmetric)
+        check("dynamic_quantize", *args, code, out=out)
+        check("quantize_dequantize", *args, code, out=out)
 
 
 def record_layouts(every):
     codes = itertools.cycle(CODES.items())
     narrow = itertools.cycle((False, False, True))
+    outs = itertools.cycle((None, "strided", None, None, "transposed"))
+    integers = itertools.cycle(d for d in REAL_DTYPES if not d.is_floating_point)
     all_of_them = list(enumerate(itertools.product(LAYOUTS, FLOATS)))
     for seed, ((shape, blocks, layout), dtype) in all_of_them[::every]:
         x = STRIDES[layout](values(shape, dtype, seed, special=seed % 2 == 0))
@@ -76,15 +92,25 @@ def record_layouts(every):
             low, high = low // 2 + 3, high // 2
         own = FLOATS[seed // len(FLOATS) % len(FLOATS)] if seed % 3 == 0 else dtype
         scale, zero_point = given(shape, blocks, own, seed, integral=seed % 5 != 0)
-        record_given(x, scale, zero_point, code, low, high)
-        record_chosen(x, blocks, code, low, high)
+        grad = STRIDES["contiguous" if seed % 2 else layout](values(shape, dtype, seed + 1))
+        out = next(outs)
+        record_given(x, grad, scale, zero_point, code, low, high, out)
+        record_chosen(x, blocks, code, low, high, out)
+        if seed % 3 == 1:
+            x = STRIDES[layout](
+                (values(shape, torch.float32, seed).abs() * 20).clamp(max=120).to(next(integers))
+            )
+            record_given(x, None, scale, zero_point, code, low, high)
+            record_chosen(x, blocks, code, low, high)
 
 
 def record_large(every):
-    for (shape, blocks), dtype in list(itertools.product(LARGE, FLOATS))[::every]:
+    # Of the short form, still every way in which threads share the work.
+    for (shape, blocks), dtype in list(itertools.product(LARGE, FLOATS))[:: min(every, 3)]:
         x = values(shape, dtype, seed=len(shape))
         scale, zero_point = given(shape, blocks, dtype)
-        record_given(x, scale, zero_point, torch.int16, -300, 400)
+        grad = values(shape, dtype, seed=len(shape) + 1)
+        record_given(x, grad, scale, zero_point, torch.int16, -300, 400)
         for code, limits in CODES.items():
             record_chosen(x, blocks, code, *limits)
 
@@ -98,9 +124,11 @@ def record_patterns(every):
     inputs = [halves.view(torch.float16), halves.view(torch.bfloat16), bits.view(torch.float32)]
     for x, (i, scale) in itertools.product(inputs, list(enumerate(SCALES))[::every]):
         s, z = torch.tensor(scale), torch.tensor(ZERO_POINTS[i % len(ZERO_POINTS)])
-        record_given(x, s, z, torch.int8, -128, 127)
+        grad = x.flip(0)
+        record_given(x, grad, s, z, torch.int8, -128, 127)
         z = torch.tensor(ZERO_POINTS[(i + 3) % len(ZERO_POINTS)]).expand(64, 1)
-        record_given(x.view(64, -1), s.expand(64, 1), z, torch.int16, -500, 400)
+        x, grad = x.view(64, -1), grad.view(64, -1)
+        record_given(x, grad, s.expand(64, 1), z, torch.int16, -500, 400)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from datetime import date
 
 import sweeps as s
-from machines import ENVIRONMENTS, ROOT, SOME
+from machines import BUILDS, ENVIRONMENTS, ROOT, SHORT_STEP, SOME
 
 import quantkit
 
@@ -157,7 +157,7 @@ class Summary:
         if any(task.module == "sweeps" and 256 in task.args for task in self.tasks):
             yield "Samples only, not the whole of what is named."
             yield ""
-        yield "| sweep | inputs | results on each backend | CPU min | hash of all results | backends |"
+        yield "| sweep | inputs | results on each backend | min | hash of all results | backends |"
         yield "|---|---|---|---|---|---|"
         for part, (title, what) in SWEEPS.items():
             results = [result for _, result in self.results(part)]
@@ -197,25 +197,36 @@ class Summary:
         if not results:
             return
         yield (
-            "| build of the torch-free driver | compiler | recorded calls | between unreadable pages "
-            "| CPU min | hash | instruction sets |"
+            "| build of the torch-free driver | compiler | recorded calls run | between unreadable pages "
+            "| min | hash | instruction sets |"
         )
         yield "|---|---|---|---|---|---|---|"
+        short = any(task.args[1] for task, _ in results)
         for task, result in results:
             name = task.args[0]
             every = f" (one in {result['every']})" if result["every"] > 1 else ""
+            step = max(SHORT_STEP, BUILDS[name].guard) if short else BUILDS[name].guard
+            steps = f" (in steps of {step} from 64 on)" if step > 1 else ""
             digest = next(iter(result["hashes"].values()))
             yield (
                 f"| {name} | {result['compiler']} | {many(result['calls'])}{every} "
-                f"| {many(result['guarded']) if result['guarded'] else '–'} "
+                f"| {many(result['guarded']) + steps if result['guarded'] else '–'} "
                 f"| {result['seconds'] / 60:.1f} | `{digest}` | {', '.join(result['hashes'])} |"
             )
         yield ""
+        environments = (
+            f"the usual floating-point environment, and once writing past the caches "
+            f"for callers of another ({ENVIRONMENTS[-1]}; sanitizers and qemu: {SOME[-1]}; valgrind: "
+            "the usual one)"
+            if short
+            else f"each of several floating-point environments ({', '.join(ENVIRONMENTS)}; "
+            f"sanitizers and qemu: {' and '.join(SOME)}; valgrind: the usual one), and once writing "
+            "past the caches"
+        )
         yield (
-            "Each build ran the calls on five threads, for callers of several floating-point "
-            f"environments ({', '.join(ENVIRONMENTS)}; sanitizers and qemu: {' and '.join(SOME)}; "
-            "valgrind: the usual one), and writing past the caches. "
-            "Builds that ran all calls have one hash, those that ran one in some another."
+            "Each build ran every recorded call on each instruction set, on five threads, for callers of "
+            f"{environments}. Builds that ran all calls have one hash, those of one in some another. "
+            "Minutes here are those of the tasks, which ran side by side."
         )
         yield ""
 
@@ -227,7 +238,8 @@ class Summary:
                 for name in ("scales", "accepted", "refused_wrong", "pairs")
             }
             yield (
-                f"- **division by multiplications**: {total['scales']:,} scales × every significand "
+                f"- **division by multiplications**: {total['scales']:,} scales (some of them kept ones, "
+                "again in each batch) × every significand "
                 f"(some × every float32), {total['accepted']:,} of them without a correction, none "
                 f"wrong; the scales refused would have been wrong for {total['refused_wrong']:,} x; "
                 f"{many(total['pairs'])} pairs of half precision significands"
@@ -242,10 +254,10 @@ class Summary:
             )
         for task, result in self.results("tests"):
             sanitized = task.function == "sanitized"
-            what = "kernels and `out=`: " if sanitized else ""
+            what = "`make sanitize` with -k " if sanitized else ""
             what += ", ".join(task.args[0])
             how = " under AddressSanitizer and UBSan" if sanitized else ""
-            long = " (QUANTKIT_LARGE=1)" if task.function == "large" else ""
+            long = f" (QUANTKIT_LARGE=1, {result['isa']})" if task.function == "large" else ""
             yield f"- **tests**{how}: {what}{long}: {result['passed']:,} passed"
 
 

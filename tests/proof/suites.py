@@ -49,7 +49,7 @@ def large(files):
     import quantkit
 
     best = [isa for isa in quantkit.backend().isas if isa != "cuda_emu"][-1]
-    return tests(files, "-k", best, QUANTKIT_LARGE="1")
+    return tests(files, "-k", best, QUANTKIT_LARGE="1") | {"isa": best}
 
 
 def sanitized(selections):
