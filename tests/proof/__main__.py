@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import random
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -129,7 +128,6 @@ def main():
         if unknown:
             parser.error(f"no part is called {', '.join(sorted(unknown))}")
         tasks = [task for task in tasks if task.part in names]
-    start = time.monotonic()
     commit = report.commit()
     try:
         errors = run_all(tasks, journal, options.jobs, sources, console)
@@ -142,8 +140,6 @@ def main():
     except BrokenProcessPool:
         console.print("a process was killed (out of memory?): the same command goes on from here")
         return 1
-    finally:
-        journal.add(f"run {time.time():.0f}", {"elapsed": round(time.monotonic() - start)})
     summary = report.Summary(tasks, journal.done, sources, commit)
     for difference in summary.differences():
         errors.append(difference)

@@ -140,14 +140,16 @@ class Summary:
         return "\n".join(self.lines())
 
     def lines(self):
-        elapsed = sum(e["elapsed"] for key, e in self.done.items() if key.startswith("run "))
+        minutes = (
+            sum(self.done[task.key]["seconds"] for task in self.tasks if task.key in self.done) / 60
+        )
         seed = self.done["seed"]["seed"]
         version = __import__("torch").__version__
         yield f"- commit {self.commit}"
         yield f"- sources {self.sources[:16]} (sha256 over csrc, quantkit, setup.py and the emulator)"
         python = platform.python_version()
         yield f"- {processor()}; Python {python}, torch {version}; {quantkit.backend()}"
-        yield f"- {date.today()}, {elapsed // 60} min, seed {seed}"
+        yield f"- {date.today()}, tasks of {minutes:.0f} min in all, some side by side, seed {seed}"
         yield ""
         yield from self.sweep_lines()
         yield from self.machine_lines()
