@@ -26,6 +26,7 @@ ERRORS = ("tests/test_errors.py",)
 THREADS = ("tests/test_threads.py",)
 DIVISION = ("tests/test_division.py",)
 AUTOGRAD = ("tests/test_autograd.py",)
+GENERATED = ("tests/test_generated.py", "-k", "avx2")
 PROCESSES = ("tests/test_processes.py", "-k", "child")
 
 
@@ -147,6 +148,10 @@ MUTANTS = (
     Mutant("zero point of the CPU not rounded", RUN, "numbers_of(e.add_zero_point, e.add_type)", "numbers_of(e.add_zero_point)",
            kernels("cuda_emu and zero_points_that")),
     Mutant("the gradient outside the limits", ELEMENTWISE, "return inside ? y : bit_cast<Y>", "return true || inside ? y : bit_cast<Y>"),
+    Mutant("x's elements for the gradient's", ELEMENTWISE, "load(static_cast<const Y*>(a.q_in) + q)",
+           "load(static_cast<const Y*>(a.x) + at.of[kX] + i * a.step[kX])"),
+    Mutant("x's step for the gradient", ELEMENTWISE, "static_cast<const Y*>(a.q_in) + q, a.step[kQ]",
+           "static_cast<const Y*>(a.q_in) + q, a.step[kX]"),
     # The CPU's loops.
     Mutant("CPU: a product for the division", LOOPS, "from / (kOwn ? divide[i] : divide0), kOwn",
            "from * (1 / (kOwn ? divide[i] : divide0)), kOwn", CPU),
@@ -173,6 +178,9 @@ MUTANTS = (
     # The walk over levels.
     Mutant("CPU: a walk from inside a row", WALK, "    at.move(inner, -first);\n", "", kernels("large_tensors and float32 and avx2")),
     Mutant("CPU: x's step for y", WALK, "at.of[kY] + done * step[kY]", "at.of[kY] + done * step[kX]", OUT),
+    Mutant("CPU: x for the gradient", TABLE, "grad.get(c.q, c.qs,", "grad.get(c.x, c.xs,", GENERATED),
+    Mutant("CPU: the gradient outside the limits", LOOPS, "keep[i] ? from[i] : Bits(0)", "from[i]", GENERATED),
+    Mutant("CPU: gradients of two bytes taken for four", TABLE, "case 2: select_run<int16_t>", "case 2: select_run<int32_t>", GENERATED),
     Mutant("CPU: x's step for q", WALK, "at.of[kQ] + done * step[kQ]", "at.of[kQ] + done * step[kX]", kernels("long_rows")),
     Mutant("CPU: rows that do not join", WALK, "joins &= outer.step[k] == inner.size * inner.step[k];",
            "joins &= inner.step[k] == inner.step[kX];", CPU),
@@ -256,6 +264,7 @@ MUTANTS = (
            "return scale.kind();", kernels("mix_of_dtypes")),
     Mutant("a range just below half precision", OPS, "q_min < -128 || q_max > 255", "q_min < -129 || q_max > 255", kernels("limits_at")),
     Mutant("a range just above half precision", OPS, "q_min < -128 || q_max > 255", "q_min < -128 || q_max > 256", kernels("limits_at")),
+    Mutant("x's strides for the gradient", OPS, "grad != nullptr ? *grad : x, out", "x, out", GENERATED),
     Mutant("a contiguous step for strided parameters", OPS, "return {x.sizes[d] / p.sizes[at], p.strides[at]};",
            "return {x.sizes[d] / p.sizes[at], at + 1 < p.dim ? p.sizes[p.dim - 1] : 1};", kernels("strided_and_expanded")),
     Mutant("no scale copied back", OPS, "  scale.copy_back();\n", "", OUT),
@@ -278,6 +287,7 @@ MUTANTS = (
     Mutant("no check of an output's shape", CHECKS, "if (!std::equal(out.sizes, out.sizes + out.dim, sizes, sizes + dim))", "if (false)", OUT),
     Mutant("no check for overlap with itself", CHECKS, "if (overlaps_itself(*out))", "if (false)", OUT),
     Mutant("no check for overlap with inputs", CHECKS, "others = inputs;", "others;", OUT),
+    Mutant("no check for overlap with the gradient", OPS, "claim_outs({&out}, {&grad, &g.x,", "claim_outs({&out}, {&g.x,", OUT),
     Mutant("no check for overlap of outputs", CHECKS, "    others.insert(others.end(), outs.begin(), outs.begin() + i);\n", "", OUT),
     Mutant("in place from another address", CHECKS, "bool same = a.data == b.data && a.dtype == b.dtype;", "bool same = a.dtype == b.dtype;", OUT),
     Mutant("in place in another order", CHECKS, "same &= a.sizes[d] == 1 || a.strides[d] == b.strides[d];", "same &= true;", OUT),
