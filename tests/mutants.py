@@ -26,7 +26,7 @@ ERRORS = ("tests/test_errors.py",)
 THREADS = ("tests/test_threads.py",)
 DIVISION = ("tests/test_division.py",)
 AUTOGRAD = ("tests/test_autograd.py",)
-GENERATED = ("tests/test_generated.py", "-k", "avx2")
+GENERATED = ("tests/test_generated.py",)
 PROCESSES = ("tests/test_processes.py", "-k", "child")
 
 
