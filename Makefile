@@ -4,7 +4,8 @@
 #             (BENCH="--quick" or any options of python -m benchmarks)
 # make proof        every input that can be tried, other compilers and machines: docs/proof.md, hours of
 #                   one core (PROOF=--short: samples of it; TOOLS in this file names the system's packages)
-# make mutants      plants mistakes in the sources: each must fail a test (MUTANTS="--sample 4": some)
+# make mutants      plants mistakes in the sources: each must fail a test: docs/mutants.md, more than an hour
+#                   (MUTANTS="--sample 4": some)
 # make sanitize     runs the tests with AddressSanitizer and UBSan, emulated CUDA kernels included
 # make wheels       builds a wheel for every Python that is here, checks them, and tries one without a compiler
 # make wheel-check  make wheels, then tests the same file in a CUDA torch (downloads gigabytes)

@@ -2,10 +2,10 @@
 
 python tests/mutants.py [NAME ...]: all, or some. Fails if a mistake survives. The test that caught one must
 pass on the right sources. Objects are built with -O1; the emulator only where a test is for it.
+A run of all writes docs/mutants.md.
 """
 
 import argparse
-import json
 import os
 import random
 import re
@@ -15,9 +15,13 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests" / "proof"))
+from work import commit, hash_of, product_files  # noqa: E402
+
 KERNELS = ("tests/test_kernels.py", "-k", "cuda_emu")
 FAR = ("tests/test_cuda.py", "-k", "offsets_beyond_32_bits and cuda_emu")
 CPU = ("tests/test_kernels.py",)  # on every instruction set of the CPU
@@ -380,12 +384,35 @@ def sample(count, seed):
     return chosen + rest[: max(count - len(chosen), 0)]
 
 
+def page(results, before):
+    """What became of all of them."""
+    caught, minutes = sum(caught for _, caught, _, _ in results), sum(s for *_, s in results) / 60
+    yield "# Planted mistakes"
+    yield ""
+    yield "Written by `make mutants`. `tests/mutants.py` has the text of each: one piece of the sources, replaced."
+    yield "The test beside it failed with the mistake and passed without it."
+    yield ""
+    yield f"- commit {before[0]}"
+    yield f"- sources {before[1][:16]} (sha256 over csrc, quantkit, setup.py and the emulator)"
+    yield f"- {date.today()}, {minutes:.0f} min: {caught} of {len(results)} caught"
+    yield ""
+    yield "| mistake | in | caught by |"
+    yield "|---|---|---|"
+    for mutant, caught, how, _ in results:
+        by = f"`{how}`" if caught else f"**survived** {how}"
+        yield f"| {mutant.name} | `{mutant.file}` | {by} |"
+
+
+def state():
+    return commit(), hash_of(product_files())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="names, or the beginnings of some")
     parser.add_argument("--sample", type=int, metavar="N", help="N at random, 4 or more")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the sample")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the results there")
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "mutants.md", help="of all")
     args = parser.parse_args()
     chosen = [m for m in MUTANTS if not args.names or m.name.startswith(tuple(args.names))]
     if not chosen:
@@ -395,7 +422,7 @@ def main():
             parser.error("--sample: expected at least one of each kind, 4, and no names")
         chosen = sample(args.sample, args.seed)
         print(f"--sample {args.sample} --seed {args.seed}", flush=True)
-    results = []
+    results, before = [], state()
     with tempfile.TemporaryDirectory() as temporary:
         folder, right = Path(temporary) / "changed", Path(temporary) / "right"
         for name in ("csrc", "quantkit", "tests"):
@@ -412,12 +439,12 @@ def main():
             seconds = round(time.monotonic() - start)
             result = "caught" if caught else "SURVIVED"
             print(f"{result}  {mutant.name}  ({seconds} s)  {how}", flush=True)
-            row = {"name": mutant.name, "file": mutant.file, "kind": mutant.kind}
-            results.append(row | {"caught": caught, "test": how, "seconds": seconds})
-            if args.json:
-                args.json.write_text(json.dumps(results, indent=1) + "\n")
-    caught = sum(row["caught"] for row in results)
+            results.append((mutant, caught, how, seconds))
+    caught = sum(caught for _, caught, _, _ in results)
     print(f"{caught} of {len(results)} caught")
+    if len(chosen) == len(MUTANTS):
+        args.report.write_text("\n".join(page(results, before)) + "\n")
+        print(f"written: {args.report}")
     return 0 if caught == len(results) else 1
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from work import ROOT, code_now, code_of, hash_of, perform, prepare, product_files, tasks_of
+from work import ROOT, code_now, code_of, commit, hash_of, perform, prepare, product_files, tasks_of
 
 FOLDER = ROOT / "build" / "proof"
 
@@ -128,7 +128,7 @@ def main():
         if unknown:
             parser.error(f"no part is called {', '.join(sorted(unknown))}")
         tasks = [task for task in tasks if task.part in names]
-    commit = report.commit()
+    before = commit()
     try:
         errors = run_all(tasks, journal, options.jobs, sources, console)
     except SourcesChanged:
@@ -140,7 +140,7 @@ def main():
     except BrokenProcessPool:
         console.print("a process was killed (out of memory?): the same command goes on from here")
         return 1
-    summary = report.Summary(tasks, journal.done, sources, commit)
+    summary = report.Summary(tasks, journal.done, sources, before)
     for difference in summary.differences():
         errors.append(difference)
         console.print(difference, style="red", markup=False)

@@ -2,12 +2,11 @@
 
 import hashlib
 import platform
-import subprocess
 import sys
 from datetime import date
 
 import sweeps as s
-from machines import BUILDS, ENVIRONMENTS, ROOT, SHORT_STEP, SOME
+from machines import BUILDS, ENVIRONMENTS, SHORT_STEP, SOME
 
 import quantkit
 
@@ -54,18 +53,6 @@ BEGIN, END = "<!-- begin: written by make proof -->", "<!-- end -->"
 
 def short_hash(lines):
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def git(*arguments):
-    return subprocess.run(
-        ["git", "-C", ROOT, *arguments], capture_output=True, text=True
-    ).stdout.strip()  # fmt: skip
-
-
-def commit():
-    """The commit, and whether the files on disk are it."""
-    changed = git("status", "--porcelain", "--", "csrc", "quantkit", "tests", "setup.py")
-    return git("rev-parse", "HEAD") + (", with changes that are not committed" if changed else "")
 
 
 def processor():

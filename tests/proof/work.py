@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -51,6 +52,17 @@ def product_files():
     for folder in ("csrc", "quantkit", "tests/emu"):
         yield from (path for path in (ROOT / folder).rglob("*") if path.suffix in kinds)
     yield ROOT / "setup.py"
+
+
+def git(*arguments):
+    command = ["git", "-C", ROOT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def commit():
+    """The commit, and whether the files on disk are it."""
+    changed = git("status", "--porcelain", "--", "csrc", "quantkit", "tests", "setup.py")
+    return git("rev-parse", "HEAD") + (", with changes that are not committed" if changed else "")
 
 
 # What else decides the result of a task.
@@ -142,7 +154,7 @@ def tasks_of(short, seed):
         yield Task("division", "suites", "division", (100 if short else 300, seed % 2**30 + batch))
     yield Task("division", "suites", "division", ("all", 3 if short else 24, seed % 1000))
     yield Task("division", "suites", "division", ("half",))
-    for batch in range(2 if short else 310):
+    for batch in range(2 if short else 1000):
         yield Task("generated", "suites", "generated", (500 if short else 1000, seed + batch))
 
 
