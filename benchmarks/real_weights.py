@@ -109,15 +109,21 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _tensors(prefix: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(
+    prefix: str, value: object, seen: set[int] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of dicts and lists by their paths; what is in two places is looked at in the first.
+
+    A file of two kilobytes can hold a list of two times the same list, forty deep.
+    """
+    seen = set() if seen is None else seen
     if isinstance(value, torch.Tensor):
         yield prefix or "tensor", value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _tensors(f"{prefix}.{key}" if prefix else str(key), item)
-    elif isinstance(value, (list, tuple)):
-        for key, item in enumerate(value):
-            yield from _tensors(f"{prefix}.{key}" if prefix else str(key), item)
+    elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+        seen.add(id(value))
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _tensors(f"{prefix}.{key}" if prefix else str(key), item, seen)
 
 
 def usable(tensors: dict[str, torch.Tensor], say: Callable[[str], None]) -> dict[str, torch.Tensor]:

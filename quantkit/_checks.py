@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nn.parameter import is_lazy
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REAL_DTYPES = (
@@ -28,9 +29,27 @@ NUMBER = {torch.uint8: 0, torch.int8: 1, torch.int16: 2}
 _OF_NUMBER = {number: dtype for dtype, number in NUMBER.items()}
 
 
+def shown(value: object) -> str:
+    """What was given, in a refusal: its type where it may have no text, or one of any length."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an int of {value.bit_length()} bits"
+    number = isinstance(value, (int, float, torch.SymInt, torch.dtype))
+    return str(value) if number else type(value).__name__
+
+
+def shown_sizes(value: object) -> str:
+    """The same of what should be a list of ints."""
+    return f"[{', '.join(map(shown, value))}]" if isinstance(value, (list, tuple)) else shown(value)
+
+
 def tensor(name: str, value: object, dtypes: Sequence[torch.dtype] = REAL_DTYPES) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if is_lazy(value):
+        raise TypeError(
+            f"{name}: expected a tensor with a shape, got the parameter of a lazy module that has "
+            "not been called yet"
+        )
     if value.is_nested:
         raise TypeError(f"{name}: expected a dense (strided) tensor, got a nested tensor")
     if value.layout is not torch.strided:
@@ -45,7 +64,9 @@ def tensor(name: str, value: object, dtypes: Sequence[torch.dtype] = REAL_DTYPES
 def limits(dtype: torch.dtype) -> tuple[int, int]:
     found = _LIMITS.get(dtype) if isinstance(dtype, torch.dtype) else None
     if found is None:
-        raise TypeError(f"dtype: expected torch.int8, torch.uint8 or torch.int16, got {dtype}")
+        raise TypeError(
+            f"dtype: expected torch.int8, torch.uint8 or torch.int16, got {shown(dtype)}"
+        )
     return found
 
 
@@ -59,7 +80,9 @@ def to_float(name: str, value: float) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{name}: expected a number that float64 holds, got {value}") from None
+        raise ValueError(
+            f"{name}: expected a number that float64 holds, got {shown(value)}"
+        ) from None
 
 
 def q_range(q_min: int, q_max: int, dtype: torch.dtype | int = torch.int16) -> None:
@@ -68,10 +91,13 @@ def q_range(q_min: int, q_max: int, dtype: torch.dtype | int = torch.int16) -> N
     integers(q_min, q_max)
     low, high = limits(dtype)
     if q_min > q_max:
-        raise ValueError(f"q_min, q_max: expected q_min <= q_max, got {q_min} > {q_max}")
+        raise ValueError(
+            f"q_min, q_max: expected q_min <= q_max, got {shown(q_min)} > {shown(q_max)}"
+        )
     if q_min < low or q_max > high:
         raise ValueError(
-            f"q_min, q_max: [{q_min}, {q_max}] is outside the limits [{low}, {high}] of {dtype}"
+            f"q_min, q_max: {shown_sizes([q_min, q_max])} is outside the limits "
+            f"[{low}, {high}] of {dtype}"
         )
 
 
@@ -137,7 +163,9 @@ def choice_types(
         not isinstance(block_size, (list, tuple))
         or not all(isinstance(b, (int, torch.SymInt)) for b in block_size)
     ):
-        raise TypeError(f"block_size: expected a list of ints or None, got {block_size!r}")
+        raise TypeError(
+            f"block_size: expected a list of ints or None, got {shown_sizes(block_size)}"
+        )
 
 
 def choose_qparams(
@@ -201,17 +229,17 @@ def blocks(block_size: Sequence[int], shape: Sequence[int]) -> None:
     if len(block_size) != len(shape):
         raise ValueError(
             f"block_size: expected {len(shape)} sizes, one per dimension of x "
-            f"of shape {tuple(shape)}, got {list(block_size)}"
+            f"of shape {tuple(shape)}, got {shown_sizes(block_size)}"
         )
     for dim, (b, n) in enumerate(zip(block_size, shape, strict=True)):
         if b == 0 or b < -1:
             raise ValueError(
                 "block_size: expected sizes of at least 1, or -1 for a whole dimension, "
-                f"got {list(block_size)}"
+                f"got {shown_sizes(block_size)}"
             )
         if b != -1 and _surely(n % b != 0):
             raise ValueError(
-                f"block_size: {b} does not divide {n}, the size of dimension {dim} of x"
+                f"block_size: {shown(b)} does not divide {n}, the size of dimension {dim} of x"
             )
 
 

@@ -27,7 +27,7 @@ def _call(operator: Callable[..., Any], check: Callable[..., None], *args: objec
     """operator(*args); where it refuses, check(*args) names the error by the contract's type."""
     try:
         return operator(*args)
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # torch's own refusals of foreign arguments are of any type
         refused = error
     try:
         check(*args)

@@ -124,7 +124,8 @@ def block_size_of(
         return block_size
     if block_size is not None:
         raise ValueError(
-            f"block_size: cannot be given together with per_channel=True, got {block_size}"
+            "block_size: cannot be given together with per_channel=True, "
+            f"got {_checks.shown_sizes(block_size)}"
         )
     _checks.tensor("x", x)
     if not isinstance(channel_dim, (int, torch.SymInt)):
@@ -135,7 +136,7 @@ def block_size_of(
     if not -rank <= channel_dim < rank:
         raise IndexError(
             f"channel_dim: expected a value in [{-rank}, {rank - 1}] "
-            f"for x of shape {tuple(x.shape)}, got {channel_dim}"
+            f"for x of shape {tuple(x.shape)}, got {_checks.shown(channel_dim)}"
         )
     blocks = [-1] * rank
     if rank > 1:  # a vector is one channel: the teaching module reduces over it whole

@@ -147,8 +147,20 @@ BAD = {
 TURNED = made(TypeError, fraction=lambda: Fraction(1, 2), decimal=lambda: Decimal("0.5"))
 TURNED |= made(TypeError, tensor0=lambda: torch.tensor(1))
 HUGE = made(ValueError, tall=lambda: 10**400, low=lambda: -(10**400))
+ENDLESS = 10**5000  # more digits than Python writes
+HUGE |= made(ValueError, endless=lambda: ENDLESS, endlessly_low=lambda: -ENDLESS)
 TURNED_FLAGS = TURNED | bad(TypeError, None, 0.5, 1j, float("nan"))
 TURNED_SIZES = {f"[{k}, 1]": Bad(TypeError, lambda b=b: [b.make(), 1]) for k, b in TURNED.items()}
+TURNED_SIZES |= made(ValueError, endless=lambda: [ENDLESS, 1], endlessly_low=lambda: [1, -ENDLESS])
+
+
+class Mute:
+    def __repr__(self):
+        raise NotImplementedError("no text")
+
+
+MUTE = made(TypeError, mute=Mute, uint4=lambda: torch.empty(4, 6, dtype=torch.uint4))
+LAZY = made(TypeError, lazy=lambda: torch.nn.LazyLinear(4).weight)
 
 
 def without(table, *labels):
@@ -157,30 +169,36 @@ def without(table, *labels):
 
 # By argument of the functions; of qparams, by field.
 CHOOSING = {
-    "x": without(BAD["x"], *FOREIGN),
-    "per_channel": FLAGS | TURNED_FLAGS,
+    "x": without(BAD["x"], *FOREIGN) | MUTE | LAZY,
+    "per_channel": FLAGS | TURNED_FLAGS | MUTE,
     "channel_dim": bad(TypeError, None, "", 0.5, [0], 1j)
     | TURNED
+    | MUTE
+    | made(IndexError, endless=lambda: ENDLESS)
     | bad(IndexError, -3, 2, 2**31, 2**63 - 1, -(2**63), *BEYOND, 10**400),
-    "dtype": DTYPES | bad(TypeError, 1, torch.strided, int),
-    "eps": BAD["eps"] | TURNED | HUGE,
-    "sym": FLAGS | TURNED_FLAGS,
-    "include_zero": FLAGS | TURNED_FLAGS,
-    "block_size": SIZES | TURNED_SIZES,
-    "q_min": without(BAD["q_min"], "None") | TURNED | HUGE | bad(TypeError, torch.int8),
-    "q_max": without(BAD["q_max"], "None") | TURNED | HUGE | bad(TypeError, torch.int8),
+    "dtype": DTYPES | MUTE | bad(TypeError, 1, torch.strided, int),
+    "eps": BAD["eps"] | TURNED | HUGE | MUTE,
+    "sym": FLAGS | TURNED_FLAGS | MUTE,
+    "include_zero": FLAGS | TURNED_FLAGS | MUTE,
+    "block_size": SIZES | TURNED_SIZES | MUTE,
+    "q_min": without(BAD["q_min"], "None") | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
+    "q_max": without(BAD["q_max"], "None") | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
 }
 FIELDS = {
-    "scale": without(BAD["scale"], *FOREIGN, *NUMBERS, *SHAPES) | HUGE,
-    "zero_point": without(BAD["zero_point"], *FOREIGN, *NUMBERS, *SHAPES) | HUGE,
-    "q_min": BAD["q_min"] | TURNED | HUGE | bad(TypeError, torch.int8),
-    "q_max": BAD["q_max"] | TURNED | HUGE | bad(TypeError, torch.int8),
+    "scale": without(BAD["scale"], *FOREIGN, *NUMBERS, *SHAPES) | HUGE | MUTE | LAZY,
+    "zero_point": without(BAD["zero_point"], *FOREIGN, *NUMBERS, *SHAPES) | HUGE | MUTE | LAZY,
+    "q_min": BAD["q_min"] | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
+    "q_max": BAD["q_max"] | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
     "dtype": without(CHOOSING["dtype"], "None"),
 }
-QPARAMS = bad(TypeError, "s", [], {}, 1j, QuantizationParams) | made(
-    TypeError,
-    tensor=lambda: X,
-    unfinished=lambda: SimpleNamespace(scale=SCALE, zero_point=ZERO, q_min=0),
+QPARAMS = (
+    MUTE
+    | bad(TypeError, "s", [], {}, 1j, QuantizationParams)
+    | made(
+        TypeError,
+        tensor=lambda: X,
+        unfinished=lambda: SimpleNamespace(scale=SCALE, zero_point=ZERO, q_min=0),
+    )
 )
 
 
@@ -190,6 +208,7 @@ QPARAMS = bad(TypeError, "s", [], {}, 1j, QuantizationParams) | made(
 def seen(*tensors):
     """The tensors whose memory can be looked at."""
     plain = [t for t in tensors if isinstance(t, torch.Tensor) and not isinstance(t, FakeTensor)]
+    plain = [t for t in plain if not torch.nn.parameter.is_lazy(t)]
     plain = [t for t in plain if not t.is_nested and t.layout is torch.strided]
     return [t for t in plain if t.device.type == "cpu" and t.dtype in _checks.REAL_DTYPES]
 

@@ -467,6 +467,17 @@ def test_deep_nesting(kind, tmp_path, accepted, refused):
     refused(path)
 
 
+def test_lists_in_many_places_are_looked_at_once(tmp_path, accepted):
+    path = tmp_path / "shared.pt"
+    value = [torch.ones(2)]
+    for depth in range(40):  # in the end 2**40 paths to one tensor
+        value = [value, value]
+        if depth in (9, 39):
+            path.write_bytes(zipped({"w": value}))
+            used, _ = accepted(path)
+            assert used == {"w" + (depth + 2) * ".0"}
+
+
 # ---- what is no regular file ----------------------------------------------------------------------
 
 
