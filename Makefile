@@ -46,7 +46,7 @@ tools:
 	apt-get update
 	apt-get install --yes --no-install-recommends $(TOOLS)
 
-proof: build $(STAMP)-test
+proof: $(STAMP)-build $(STAMP)-test
 	$(PY) tests/proof $(PROOF)
 
 mutants: build $(STAMP)-test

@@ -25,13 +25,8 @@ SPECIAL = (
 )
 
 
-def assert_same(actual, expected):
-    """The contract's equality: bits of values (any NaN equals any NaN), dtype, shape and strides."""
-    if isinstance(expected, tuple):
-        assert len(actual) == len(expected)
-        for a, e in zip(actual, expected, strict=True):
-            assert_same(a, e)
-        return
+def assert_same_kind(actual, expected):
+    """Dtype, shape and strides."""
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
     strides = [
@@ -40,6 +35,16 @@ def assert_same(actual, expected):
         if n != 1
     ]
     assert all(a == e for a, e in strides), f"strides {actual.stride()}, not {expected.stride()}"
+
+
+def assert_same(actual, expected):
+    """The contract's equality: bits of values (any NaN equals any NaN), dtype, shape and strides."""
+    if isinstance(expected, tuple):
+        assert len(actual) == len(expected)
+        for a, e in zip(actual, expected, strict=True):
+            assert_same(a, e)
+        return
+    assert_same_kind(actual, expected)
     if expected.dtype.is_floating_point:
         nan = expected.isnan()
         assert torch.equal(actual.isnan(), nan), "NaN elsewhere"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from cases import CODES, FLOATS, SPECIAL, STRIDES, assert_same, bits_of
+from cases import CODES, FLOATS, SPECIAL, STRIDES, assert_same, assert_same_kind, bits_of
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -141,20 +141,44 @@ def check_call(name, args, layout):
     _, names, function, _ = _load._OPERATORS[name]
     expected = outcome(function, args)
     refused = isinstance(expected, str)
+    without_values = outcome(operator, [meta(a) for a in args])
+    if refused:
+        assert without_values == expected, (name, "meta")
+    else:
+        for a, e in zip(_flat(without_values), _flat(expected), strict=True):
+            assert_same_kind(
+                a, torch.empty_like(meta(e))
+            )  # of empty tensors torch's strides differ
     for isa in quantkit.backend().isas:
         if isa == "cuda_emu" and args[0].numel() > FEW_ELEMENTS:
             continue  # a tenth of a second
         _load.extension.set_isa(isa)
-        actual = outcome(operator, args)
-        if refused or isinstance(actual, str):
-            assert actual == expected, (name, isa)
-            continue
-        assert_same(actual, expected)
-        if layout is not None:
-            results = expected if isinstance(expected, tuple) else (expected,)
-            for a, e in zip(written(operator, args, results, names, layout), results, strict=True):
-                assert_same(a, dense(e))
+        if refused:
+            assert outcome(operator, args) == expected, (name, isa)
+        else:
+            check_results(operator, args, names, expected, layout)
     return not refused
+
+
+def check_results(operator, args, names, expected, layout):
+    """What the operator returns, and what it writes into outputs of a layout (None: no such call)."""
+    assert_same(operator(*args), expected)
+    if layout is not None:
+        results = _flat(expected)
+        for a, e in zip(written(operator, args, results, names, layout), results, strict=True):
+            assert_same(a, dense(e))
+
+
+def _flat(results):
+    return results if isinstance(results, tuple) else (results,)
+
+
+def meta(argument):
+    """A tensor's shape, strides and dtype without its values."""
+    if not isinstance(argument, torch.Tensor):
+        return argument
+    t = argument
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
 
 
 # ---- strategies -----------------------------------------------------------------------------------

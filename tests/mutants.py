@@ -30,6 +30,7 @@ ERRORS = ("tests/test_errors.py",)
 THREADS = ("tests/test_threads.py",)
 DIVISION = ("tests/test_division.py",)
 AUTOGRAD = ("tests/test_autograd.py",)
+MEMORY_GIVEN_BACK = ("tests/test_bad_input.py", "-k", "given_back")
 GENERATED = ("tests/test_generated.py",)
 PROCESSES = ("tests/test_processes.py", "-k", "child")
 
@@ -76,6 +77,7 @@ LEVELS = "csrc/levels.cpp"
 OPS = "csrc/ops.cpp"
 CHECKS = "csrc/checks.cpp"
 TENSOR = "csrc/tensor.cpp"
+FAKE = "quantkit/_fake.py"
 
 MUTANTS = (
     Mutant(
@@ -286,6 +288,11 @@ MUTANTS = (
            "  choose_into(c, scale_tensor, zero_point_tensor, nullptr, nullptr, false);\n  check_parameter_out(c, zero_point);\n  claim_outs({&scale, &zero_point}, {&c.x});", OUT),
     Mutant("claimed before a check", OPS, "  check_out(out, g.x.sizes, g.x.dim, dtype, g.x);\n  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point});\n",
            "  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point});\n  check_out(out, g.x.sizes, g.x.dim, dtype, g.x);\n", OUT),
+    # What compilers are told.
+    Mutant("fake kernels: parameters in x's dtype", FAKE, "first_dtype(x, q_min, q_max)", "first_dtype(x, -128, 127)", GENERATED),
+    Mutant("fake kernels: integer zero points in float32", FAKE, "else scale.dtype\n", "else torch.float32\n", GENERATED),
+    Mutant("fake kernels: contiguous results", FAKE, "return torch.empty_like(like, dtype=dtype, requires_grad=False)",
+           "return like.new_empty(like.shape, dtype=dtype)", GENERATED),
     # Each check of an output, removed.
     Mutant("no check of an output's dtype", CHECKS, "if (out.dtype != dtype)", "if (false)", OUT),
     Mutant("no check of an output's shape", CHECKS, "if (!std::equal(out.sizes, out.sizes + out.dim, sizes, sizes + dim))", "if (false)", OUT),
@@ -316,7 +323,9 @@ MUTANTS = (
     Mutant("no check of a gradient's shape", CHECKS, "if (!std::equal(grad.sizes, grad.sizes + grad.dim, x.sizes, x.sizes + x.dim))", "if (false)", ERRORS),
     # Tensors: their memory.
     Mutant("the strides of x where it has gaps", TENSOR, "if (t.strides[*d] != expected) return false;", "", CPU),
-    Mutant("memory shorter than its tensor", TENSOR, "if (numel > 0 && type >= 0 &&", "if (false &&", ("tests/test_bad_input.py", "-k", "given_back")),
+    Mutant("memory shorter than its tensor", TENSOR, "if (numel > 0 && type >= 0 &&", "if (false &&", MEMORY_GIVEN_BACK),
+    Mutant("memory shorter by one element", TENSOR, "(offset + last + 1) *", "(offset + last) *", MEMORY_GIVEN_BACK),
+    Mutant("memory shorter than where a tensor begins", TENSOR, "(offset + last + 1) *", "(last + 1) *", MEMORY_GIVEN_BACK),
     Mutant("overlap of the last element", TENSOR, "t.data + (last + 1) * element_size(t)", "t.data + last * element_size(t)", OUT),
     Mutant("overlap of neighbours", TENSOR, "if (common.begin >= common.end) return false;", "if (common.begin > common.end) return false;", OUT),
     Mutant("overlap of first bytes only", TENSOR, "b < std::min(at + size, over.end)", "b < std::min(at + 1, over.end)", OUT),

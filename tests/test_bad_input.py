@@ -483,17 +483,24 @@ def test_tensors_whose_memory_was_given_back():
     program = (
         "import torch, quantkit\n"
         "for name in ('x', 'scale', 'zero_point', 'out'):\n"
-        "    t = {k: torch.ones(4, 6) for k in ('x', 'scale', 'zero_point')}\n"
-        "    t['out'] = torch.ones(4, 6, dtype=torch.int8)\n"
-        "    t[name].untyped_storage().resize_(0)\n"
-        "    try:\n"
-        "        torch.ops.quantkit.quantize.out(**t, q_min=0, q_max=1, dtype=torch.int8)\n"
-        "    except (RuntimeError, ValueError) as error:\n"
-        "        print(str(error).split(':')[0])\n"
+        "    for begin, step in ((0, 1), (5, 1), (5, 2)):\n"
+        "        end = begin + 23 * step + 1\n"
+        "        for kept in (0, begin, end - 1, end):\n"
+        "            t = {k: torch.ones(4, 6) for k in ('x', 'scale', 'zero_point')}\n"
+        "            t['out'] = torch.ones(4, 6, dtype=torch.int8)\n"
+        "            memory = torch.ones(60, dtype=t[name].dtype)\n"
+        "            t[name] = memory.as_strided((4, 6), (6 * step, step), begin)\n"
+        "            memory.untyped_storage().resize_(kept * memory.element_size())\n"
+        "            try:\n"
+        "                torch.ops.quantkit.quantize.out(**t, q_min=0, q_max=1, dtype=torch.int8)\n"
+        "                print('taken' if kept == end else f'{name} {begin} {step} {kept}')\n"
+        "            except (RuntimeError, ValueError) as error:\n"
+        "                print(str(error).split(':')[0])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.returncode
-    assert done.stdout.split() == ["x", "scale", "zero_point", "out"]
+    each = [[name] * 3 + ["taken"] for name in ("x", "scale", "zero_point", "out")]
+    assert done.stdout.splitlines() == [line for lines in each for line in lines * 3]
 
 
 def test_results_too_large_for_memory():

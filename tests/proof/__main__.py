@@ -9,6 +9,8 @@ import json
 import multiprocessing
 import os
 import random
+import signal
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -27,12 +29,12 @@ class Journal:
     def __init__(self, path):
         self.path, self.done = path, {}
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_bytes().splitlines():
                 try:
                     entry = json.loads(line)
-                except ValueError:  # cut off
+                    self.done[entry.pop("key")] = entry
+                except (ValueError, TypeError, AttributeError, KeyError):  # cut off, or no entry
                     continue
-                self.done[entry.pop("key")] = entry
 
     def add(self, key, entry):
         self.done[key] = entry
@@ -86,7 +88,16 @@ def run_all(tasks, journal, jobs, sources, console):
                 raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+            if errors and group[0] == 0:
+                break  # the others would take the files that an earlier run has left
     return errors
+
+
+def build():
+    """The extension of the sources as they are: results are kept under their hash."""
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    environment = os.environ | {"QUANTKIT_BUILD_EMU": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
 def main():
@@ -97,9 +108,11 @@ def main():
     parser.add_argument("--seed", type=int, help="of the generated cases (default: a new one)")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "proof.md")
     options = parser.parse_args()
+    build()
     prepare(False, in_pool=False)
     import report
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(width=None if sys.stdout.isatty() else 120)
     import torch
 
@@ -134,7 +147,7 @@ def main():
     except SourcesChanged:
         console.print("the sources changed meanwhile: what was found belongs to no commit")
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # SIGTERM too
         console.print("interrupted: the same command goes on from here")
         return 130
     except BrokenProcessPool:

@@ -148,6 +148,10 @@ def numbers(text):
     return {name: int(n) for name, n in re.findall(r"(\w+) (\d+)(?= |$)", text.strip())}
 
 
+def caller_of(environment="usual", streams=0):
+    return environment + (" (past the caches)" if streams else "")
+
+
 def machine(name, short):
     """Builds one driver and runs it: recorded calls on every instruction set, guard pages."""
     build = BUILDS[name]
@@ -160,6 +164,7 @@ def machine(name, short):
     runs = [usual, *others, {"streams": 1}]
     if short:
         runs = [usual, {"environment": build.environments[-1], "streams": 1}]
+    step = max(SHORT_STEP, build.guard) if short else build.guard
     hashes, calls, guarded = {}, 0, 0
     for isa in run(*driver, "isas").split():
         chosen = [f"isa={isa}", "threads=5", f"every={build.every}"]
@@ -170,13 +175,14 @@ def machine(name, short):
             found = re.search(r"hash (\w+)", text)[1]
             assert hashes.setdefault(isa, found) == found, f"{isa}, {options}: another hash"
         if build.guard:
-            step = max(SHORT_STEP, build.guard) if short else build.guard
             guarded += numbers(run(*driver, "guard", f"isa={isa}", f"step={step}"))["calls"]
     assert len(set(hashes.values())) == 1, hashes
     return {
         "every": build.every,
         "calls": calls,
         "guarded": guarded,
+        "step": step,
+        "callers": [caller_of(**options) for options in runs],
         "hashes": hashes,
         "compiler": run(build.compiler, "--version").splitlines()[0],
     }

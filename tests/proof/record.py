@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from cases import CODES, FLOATS, LAYOUTS, STRIDES, assert_same, given, values
-from generated import dense, written
+from generated import check_results, dense
 
 import quantkit
 from quantkit import _load
@@ -48,11 +48,7 @@ def check(name, *args, out=None):
     operator = getattr(torch.ops.quantkit, name)
     _, names, function, _ = _load._OPERATORS[name]
     expected = function(*args)
-    assert_same(operator(*args), expected)
-    if out is not None:
-        results = expected if isinstance(expected, tuple) else (expected,)
-        for a, e in zip(written(operator, args, results, names, out), results, strict=True):
-            assert_same(a, dense(e))
+    check_results(operator, args, names, expected, out)
     return expected
 
 

@@ -6,7 +6,6 @@ import sys
 from datetime import date
 
 import sweeps as s
-from machines import BUILDS, ENVIRONMENTS, SHORT_STEP, SOME
 
 import quantkit
 
@@ -29,7 +28,7 @@ SWEEPS = {
     ),
     "dynamic_halves": (
         "half precision, chosen parameters",
-        "all patterns up to each of 500 maxima of float16 and of bfloat16 × 3 forms (symmetric, "
+        "all patterns up to each of 496 maxima of float16 and 510 of bfloat16 × 3 forms (symmetric, "
         "asymmetric, rows of 129): dynamic_quantize, quantize_dequantize",
     ),
     "codes": (
@@ -186,36 +185,25 @@ class Summary:
         if not results:
             return
         yield (
-            "| build of the torch-free driver | compiler | recorded calls run | between unreadable pages "
-            "| min | hash | instruction sets |"
+            "| build of the torch-free driver | compiler | recorded calls run | callers "
+            "| between unreadable pages | min | hash | instruction sets |"
         )
-        yield "|---|---|---|---|---|---|---|"
-        short = any(task.args[1] for task, _ in results)
+        yield "|---|---|---|---|---|---|---|---|"
         for task, result in results:
-            name = task.args[0]
             every = f" (one in {result['every']})" if result["every"] > 1 else ""
-            step = max(SHORT_STEP, BUILDS[name].guard) if short else BUILDS[name].guard
-            steps = f" (in steps of {step} from 64 on)" if step > 1 else ""
+            steps = f" (in steps of {result['step']} from 64 on)" if result["step"] > 1 else ""
             digest = next(iter(result["hashes"].values()))
             yield (
-                f"| {name} | {result['compiler']} | {many(result['calls'])}{every} "
+                f"| {task.args[0]} | {result['compiler']} | {many(result['calls'])}{every} "
+                f"| {', '.join(result['callers'])} "
                 f"| {many(result['guarded']) + steps if result['guarded'] else '–'} "
                 f"| {result['seconds'] / 60:.1f} | `{digest}` | {', '.join(result['hashes'])} |"
             )
         yield ""
-        environments = (
-            f"the usual floating-point environment, and once writing past the caches "
-            f"for callers of another ({ENVIRONMENTS[-1]}; sanitizers and qemu: {SOME[-1]}; valgrind: "
-            "the usual one)"
-            if short
-            else f"each of several floating-point environments ({', '.join(ENVIRONMENTS)}; "
-            f"sanitizers and qemu: {' and '.join(SOME)}; valgrind: the usual one), and once writing "
-            "past the caches"
-        )
         yield (
-            "Each build ran every recorded call on each instruction set, on five threads, for callers of "
-            f"{environments}. Builds that ran all calls have one hash, those of one in some another. "
-            "Minutes here are those of the tasks, which ran side by side."
+            "Each build ran every recorded call on each instruction set, on five threads, once for the "
+            "callers of each floating-point environment. Builds that ran all calls have one hash, those "
+            "of one in some another. Minutes here are those of the tasks, which ran side by side."
         )
         yield ""
 

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
 from functools import cache, cached_property
+from multiprocessing import parent_process
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -163,8 +165,9 @@ def tasks_of(short, seed):
 
 def prepare(fallback, in_pool=True):
     """A process of the pool: one thread, and the fallback where it is asked for."""
-    if in_pool:  # an interruption is the parent's to handle
+    if in_pool:  # an interruption is the parent's to handle, whose end is this one's
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=end_with, args=(parent_process(),), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     if fallback:
         os.environ |= {"QUANTKIT_REFERENCE": "1", "QUANTKIT_ISA": ""}
@@ -172,6 +175,11 @@ def prepare(fallback, in_pool=True):
     import torch
 
     torch.set_num_threads(1)
+
+
+def end_with(process):
+    process.join()
+    os._exit(1)
 
 
 def perform(task):
