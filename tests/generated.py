@@ -21,6 +21,7 @@ from quantkit._checks import REAL_DTYPES
 # Another one each time; QUANTKIT_SEED=N repeats a run (the last line of the tests shows it).
 SEED = int(os.environ.get("QUANTKIT_SEED") or random.SystemRandom().randrange(2**32))
 FEW_ELEMENTS = 20_000
+META_EVERY = 8  # a case in so many: they cost a third of all the rest
 UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -130,25 +131,19 @@ def check(case):
     try:
         for name, args in case.calls():
             calls += 1
-            results += check_call(name, args, case.out)
+            results += check_call(name, args, case.out, case.x.seed % META_EVERY == 0)
     finally:
         _load.extension.set_isa(before)
     return calls, results
 
 
-def check_call(name, args, layout):
+def check_call(name, args, layout, asks_meta):
     operator = getattr(torch.ops.quantkit, name)
     _, names, function, _ = _load._OPERATORS[name]
     expected = outcome(function, args)
     refused = isinstance(expected, str)
-    without_values = outcome(operator, [meta(a) for a in args])
-    if refused:
-        assert without_values == expected, (name, "meta")
-    else:
-        for a, e in zip(_flat(without_values), _flat(expected), strict=True):
-            assert_same_kind(
-                a, torch.empty_like(meta(e))
-            )  # of empty tensors torch's strides differ
+    if asks_meta:
+        check_meta(outcome(operator, [meta(a) for a in args]), expected)
     for isa in quantkit.backend().isas:
         if isa == "cuda_emu" and args[0].numel() > FEW_ELEMENTS:
             continue  # a tenth of a second
@@ -167,6 +162,16 @@ def check_results(operator, args, names, expected, layout):
         results = _flat(expected)
         for a, e in zip(written(operator, args, results, names, layout), results, strict=True):
             assert_same(a, dense(e))
+
+
+def check_meta(actual, expected):
+    """What compilers are told: dtypes, shapes and strides, or the same refusal."""
+    if isinstance(expected, str):
+        assert actual == expected
+        return
+    for a, e in zip(_flat(actual), _flat(expected), strict=True):
+        # empty_like: torch gives empty tensors other strides on this device.
+        assert_same_kind(a, torch.empty_like(meta(e)))
 
 
 def _flat(results):
