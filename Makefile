@@ -54,7 +54,8 @@ mutants: build $(STAMP)-test
 
 # Which tests: all of cuda_emu take more than 10 minutes.
 SANITIZE ?= cuda_emu
-SANITIZED := kernels out errors bad_input generated storage autograd
+SANITIZED := kernels operators reference out errors bad_input generated storage autograd threads \
+	processes memory compile
 # A copy, so that the sanitized objects do not replace the others.
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
 sanitize: build $(STAMP)-test
@@ -64,7 +65,7 @@ sanitize: build $(STAMP)-test
 	cd build/sanitize && FORCE_CPU=1 QUANTKIT_BUILD_EMU=1 CXXFLAGS="$(SANITIZERS)" \
 		../../$(PY) setup.py --quiet build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
 		../../$(PY) -m pytest -k "$(SANITIZE)" \
 		$(SANITIZED:%=tests/test_%.py)
 

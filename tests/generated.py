@@ -100,11 +100,13 @@ class Case:
 
 
 def outcome(call, args):
-    """The result, or the message of the refusal."""
+    """The result, or the refusal: its type, of which operators have no TypeError, and message."""
     try:
         return call(*args)
-    except (TypeError, ValueError, RuntimeError) as error:
-        return str(error)
+    except (TypeError, RuntimeError) as error:
+        return f"RuntimeError: {error}"
+    except ValueError as error:
+        return f"ValueError: {error}"
 
 
 def dense(t):

@@ -257,6 +257,16 @@ def test_each_argument_of_each_operator(name, argument, label):
         refused(of_operators(b), names, call, tensors)
 
 
+@pytest.mark.skipif(_load.extension is None, reason="torch crashes where it makes a dtype of them")
+@pytest.mark.parametrize("number", [3, 44, -1, 99, 1000])
+@pytest.mark.parametrize("name", ["quantize", "dynamic_quantize", "quantize_dequantize"])
+def test_numbers_of_other_dtypes_or_of_none(name, number):
+    arguments, outs = arguments_of(name) | {"dtype": number}, outs_of(name)
+    operator, tensors = getattr(ops, name), [*arguments_of(name).values(), *outs.values()]
+    for call in (lambda: operator(**arguments), lambda: operator.out(**arguments, **outs)):
+        refused((RuntimeError,), ("dtype", "ScalarType"), call, tensors)
+
+
 @pytest.mark.parametrize("name", _load._OPERATORS)
 def test_limits_and_flags_that_exclude_each_other(name):
     arguments = arguments_of(name)

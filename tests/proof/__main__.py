@@ -18,7 +18,18 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from work import ROOT, code_now, code_of, commit, hash_of, perform, prepare, product_files, tasks_of
+from work import (
+    ROOT,
+    built_files,
+    code_now,
+    code_of,
+    commit,
+    hash_of,
+    perform,
+    prepare,
+    product_files,
+    tasks_of,
+)
 
 FOLDER = ROOT / "build" / "proof"
 
@@ -46,7 +57,11 @@ class SourcesChanged(Exception):
     pass
 
 
-def run_all(tasks, journal, jobs, sources, console):
+def product_now():
+    return hash_of(product_files()), hash_of(built_files())
+
+
+def run_all(tasks, journal, jobs, product, console):
     """Runs what is not done yet; the errors."""
     complete = all(task.key in journal.done for task in tasks)
     # The files that phase 0 makes may be gone.
@@ -69,10 +84,7 @@ def run_all(tasks, journal, jobs, sources, console):
                 running = {pool.submit(perform, task): task for task in some}
                 for finished in as_completed(running):
                     task, result = running[finished], finished.result()
-                    if (hash_of(product_files()), code_now(task.code)) != (
-                        sources,
-                        code_of(task.code),
-                    ):
+                    if (product_now(), code_now(task.code)) != (product, code_of(task.code)):
                         raise SourcesChanged
                     if "error" in result:
                         errors.append(f"{task.key}\n{result['error']}")
@@ -121,9 +133,9 @@ def main():
     backend = quantkit.backend()
     if not backend.extension or "cuda_emu" not in backend.isas:
         parser.error(f"it needs the development build of the extension: make build ({backend})")
-    sources = hash_of(product_files())
+    sources, built = product = product_now()
     form = "short" if options.short else "long"
-    folder = FOLDER / f"{sources[:16]}-torch-{torch.__version__}"
+    folder = FOLDER / f"{sources[:16]}-{built[:16]}-torch-{torch.__version__}"
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / f"{form}.jsonl")
     if options.seed is None:
@@ -143,7 +155,7 @@ def main():
         tasks = [task for task in tasks if task.part in names]
     before = commit()
     try:
-        errors = run_all(tasks, journal, options.jobs, sources, console)
+        errors = run_all(tasks, journal, options.jobs, product, console)
     except SourcesChanged:
         console.print("the sources changed meanwhile: what was found belongs to no commit")
         return 1

@@ -63,8 +63,14 @@ def git(*arguments):
 
 def commit():
     """The commit, and whether the files on disk are it."""
-    changed = git("status", "--porcelain", "--", "csrc", "quantkit", "tests", "setup.py")
+    proved = ("csrc", "quantkit", "tests", "benchmarks", "setup.py", "pyproject.toml", "Makefile")
+    changed = git("status", "--porcelain", "--", *proved)
     return git("rev-parse", "HEAD") + (", with changes that are not committed" if changed else "")
+
+
+def built_files():
+    """What runs: other compilers and flags make others of the same sources."""
+    return (ROOT / "quantkit").glob("*.so")
 
 
 # What else decides the result of a task.
