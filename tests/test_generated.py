@@ -37,6 +37,9 @@ KEPT = [
     Case(Data((0, 5)), Data((), round_to=1.0), Data(())),
     Case(Data((), torch.int16), Data((), HALF), Data((), torch.float64)),
     Case(Data((4, 4), layout="expanded"), Data((2, 4)), Data((1, 4), torch.int8), out="transposed"),
+    # Of float64 by a zero point that is an integer, beside a scale without dimensions.
+    Case(Data((4, 6), torch.int8), Data((), torch.float64), Data((4, 1), torch.int32)),
+    Case(Data((4, 6), HALF), limits=(-300, 400), code=torch.int16),
     # The reference once made two dimensions of each, more than torch has.
     Case(Data((1,) * 40), block_size=(1,) * 40),
     Case(Data((1,) * 63 + (8,)), block_size=(1,) * 63 + (4,), symmetric=False, out="strided"),
