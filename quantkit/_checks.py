@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn.parameter import is_lazy
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REAL_DTYPES = (
@@ -45,7 +44,7 @@ def shown_sizes(value: object) -> str:
 def tensor(name: str, value: object, dtypes: Sequence[torch.dtype] = REAL_DTYPES) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    if is_lazy(value):
+    if isinstance(value, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)):
         raise TypeError(
             f"{name}: expected a tensor with a shape, got the parameter of a lazy module that has "
             "not been called yet"

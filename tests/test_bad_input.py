@@ -160,7 +160,11 @@ class Mute:
 
 
 MUTE = made(TypeError, mute=Mute, uint4=lambda: torch.empty(4, 6, dtype=torch.uint4))
-LAZY = made(TypeError, lazy=lambda: torch.nn.LazyLinear(4).weight)
+LAZY = made(
+    TypeError,
+    lazy=lambda: torch.nn.LazyLinear(4).weight,
+    lazy_buffer=lambda: torch.nn.LazyBatchNorm1d().running_mean,
+)
 
 
 def without(table, *labels):
