@@ -25,6 +25,11 @@ SPECIAL = (
 )
 
 
+def flat(results):
+    """What an operator returned, as a tuple."""
+    return results if isinstance(results, tuple) else (results,)
+
+
 def assert_same_kind(actual, expected):
     """Dtype, shape and strides."""
     assert actual.dtype == expected.dtype

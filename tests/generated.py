@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from cases import CODES, FLOATS, SPECIAL, STRIDES, assert_same, assert_same_kind, bits_of
+from cases import CODES, FLOATS, SPECIAL, STRIDES, assert_same, assert_same_kind, bits_of, flat
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -161,7 +161,7 @@ def check_results(operator, args, names, expected, layout):
     """What the operator returns, and what it writes into outputs of a layout (None: no such call)."""
     assert_same(operator(*args), expected)
     if layout is not None:
-        results = _flat(expected)
+        results = flat(expected)
         for a, e in zip(written(operator, args, results, names, layout), results, strict=True):
             assert_same(a, dense(e))
 
@@ -171,13 +171,9 @@ def check_meta(actual, expected):
     if isinstance(expected, str):
         assert actual == expected
         return
-    for a, e in zip(_flat(actual), _flat(expected), strict=True):
+    for a, e in zip(flat(actual), flat(expected), strict=True):
         # empty_like: torch gives empty tensors other strides on this device.
         assert_same_kind(a, torch.empty_like(meta(e)))
-
-
-def _flat(results):
-    return results if isinstance(results, tuple) else (results,)
 
 
 def meta(argument):

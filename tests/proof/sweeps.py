@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import xxhash
-from cases import BITS, CODES, FLOATS, assert_same
+from cases import BITS, CODES, FLOATS, assert_same, flat
 
 import quantkit
 from quantkit import _load, reference
@@ -44,20 +44,20 @@ class Covered:
         if _load.extension is None:
             found = operator(*args)
             self._add(self.hashes["fallback"], found)
-            self.results += sum(t.numel() for t in _flat(found))
+            self.results += sum(t.numel() for t in flat(found))
             return found
         expected = getattr(reference, f"{name.lstrip('_')}_op")(*args)
-        nans = [t.is_floating_point() and bool(t.isnan().any()) for t in _flat(expected)]
+        nans = [t.is_floating_point() and bool(t.isnan().any()) for t in flat(expected)]
         emulates = self.calls % EMULATED_EVERY == 0
         for isa in self.backends:
             if isa == EMULATED and not emulates:
                 continue
             _load.extension.set_isa(isa)
             found = operator(*args)
-            for a, e in zip(_flat(found), _flat(expected), strict=True):
+            for a, e in zip(flat(found), flat(expected), strict=True):
                 _compare(a, e, isa)
             self._add(self.hashes[isa], found, nans)
-        count = sum(t.numel() for t in _flat(expected))
+        count = sum(t.numel() for t in flat(expected))
         if emulates:
             self._add(self.sample, expected, nans)
             self.emulated += count
@@ -67,7 +67,7 @@ class Covered:
 
     def _add(self, digest, results, nans=None):
         """nans: whether there are any, where that is known."""
-        for i, t in enumerate(_flat(results)):
+        for i, t in enumerate(flat(results)):
             if t.is_floating_point():
                 if nans is None or nans[i]:
                     t = t.masked_fill(t.isnan(), math.nan)
@@ -86,10 +86,6 @@ class Covered:
             "hashes": hashes,
             "emulated": {"results": self.emulated, "hash": self.sample.hexdigest()},
         }
-
-
-def _flat(results):
-    return results if isinstance(results, tuple) else (results,)
 
 
 def _compare(actual, expected, isa):
