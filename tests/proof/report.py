@@ -101,10 +101,11 @@ class Summary:
         """Hashes that should be equal and are not."""
         wrong = []
         for part in SWEEPS:
-            kernels, fallback = (dict(self.by_args(part, f)) for f in (False, True))
-            for args in kernels.keys() & fallback.keys():
-                if set(kernels[args].values()) != set(fallback[args].values()):
-                    wrong.append(f"{part}{args}: {kernels[args]}, but {fallback[args]}")
+            kernels, fallback = (self.by_args(part, f) for f in (False, True))
+            for args, hashes in kernels.items():
+                hashes |= fallback.get(args, {})
+                if len(set(hashes.values())) > 1:
+                    wrong.append(f"{part}{args}: {hashes}")
         found = {}
         for _, result in self.results("machines", "machine"):
             found.setdefault(result["every"], set()).update(result["hashes"].values())
@@ -112,8 +113,8 @@ class Summary:
         return wrong
 
     def by_args(self, part, fallback):
-        for task, result in self.results(part, fallback=fallback):
-            yield task.args, result["hashes"]
+        results = self.results(part, fallback=fallback)
+        return {task.args: dict(result["hashes"]) for task, result in results}
 
     def seconds(self, part):
         return sum(
