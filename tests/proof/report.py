@@ -92,11 +92,6 @@ class Summary:
                 found.setdefault(backend, []).append(digest)
         return {backend: short_hash(digests) for backend, digests in found.items()}
 
-    def fallback_share(self, part):
-        """What the fallback took of a sweep; its hashes are compared in differences()."""
-        tried, whole = len(self.results(part, fallback=True)), len(self.results(part))
-        return "fallback" if tried == whole else f"fallback ({tried} of {whole} tasks)"
-
     def differences(self):
         """Hashes that should be equal and are not."""
         wrong = []
@@ -158,7 +153,7 @@ class Summary:
             batches = len({t.args[2] for t, _ in self.results(part)}) if part == "codes" else 0
             what = what.format(sets=f"{sets:,}", scales=f"{s.SCALES_OF_A_TASK * batches:,}")
             found = self.hashes(part)
-            same = ", ".join([*found, self.fallback_share(part)])
+            same = ", ".join([*found, "fallback"])
             if len(set(found.values())) != 1:
                 same = f"DIFFER: {found}"
             inputs, each = (sum(r[name] for r in results) for name in ("inputs", "results"))
@@ -186,8 +181,8 @@ class Summary:
         if not results:
             return
         yield (
-            "| build of the torch-free driver | compiler | recorded calls run | callers "
-            "| between unreadable pages | min | hash | instruction sets |"
+            "| build of the torch-free driver, or of the extension | compiler | recorded calls run "
+            "| callers | between unreadable pages | min | hash | instruction sets |"
         )
         yield "|---|---|---|---|---|---|---|---|"
         for task, result in results:
@@ -202,9 +197,10 @@ class Summary:
             )
         yield ""
         yield (
-            "Each build ran every recorded call on each instruction set, on five threads, once for the "
-            "callers of each floating-point environment. Builds that ran all calls have one hash, those "
-            "of one in some another. Minutes here are those of the tasks, which ran side by side."
+            "Each build of the driver ran every recorded call on each instruction set, on five threads, "
+            "once for the callers of each floating-point environment. The emulated kernels recorded "
+            "theirs, which a driver ran again. Builds that ran all calls have one hash, those of one in "
+            "some another. Minutes here are those of the tasks, which ran side by side."
         )
         yield ""
 

@@ -73,17 +73,19 @@ def built_files():
     return (ROOT / "quantkit").glob("*.so")
 
 
+RECORDED = (
+    "tests/proof/machines.py",
+    "tests/proof/record.py",
+    "tests/proof/driver.cpp",
+    "tests/proof/recorded.h",
+    "tests/cases.py",
+    "tests/generated.py",
+)
 # What else decides the result of a task.
 CODE = {
     "sweeps": ("tests/proof/sweeps.py", "tests/cases.py"),
-    "machines": (
-        "tests/proof/machines.py",
-        "tests/proof/record.py",
-        "tests/proof/driver.cpp",
-        "tests/proof/recorded.h",
-        "tests/cases.py",
-        "tests/generated.py",
-    ),
+    "machines": RECORDED,
+    "emulated": ("tests/proof/emulated.py", *RECORDED),
     "suites": (
         "tests/proof/suites.py",
         "tests/generated.py",
@@ -151,13 +153,14 @@ def tasks_of(short, seed):
         yield Task("tests", "suites", "sanitized", (("not cuda_emu or float32",),), phase=2)
     for name in SHORT if short else BUILDS:
         yield Task("machines", "machines", "machine", (name, short))
+    # Another phase: it builds a driver of machines again.
+    clang = ("clang++, emulated CUDA kernels", "clang++", short)
+    yield Task("machines", "emulated", "machine", clang, phase=2)
 
     for name, args in sweep_tasks(short):
         yield Task(name, "sweeps", name, args)
-    # The fallback is the reference behind the operators: of the longest sweeps it takes a part.
-    for i, (name, args) in enumerate(sweep_tasks(short)):
-        if name not in ("floats", "dynamic") or i % 5 == 0:
-            yield Task(name, "sweeps", name, args, fallback=True)
+    for name, args in sweep_tasks(short):
+        yield Task(name, "sweeps", name, args, fallback=True)
     for batch in range(2 if short else 40):
         yield Task("division", "suites", "division", (100 if short else 300, seed % 2**30 + batch))
     yield Task("division", "suites", "division", ("all", 3 if short else 24, seed % 1000))
