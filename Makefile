@@ -54,8 +54,8 @@ mutants: build $(STAMP)-test
 
 # Which tests: all of cuda_emu take more than 10 minutes.
 SANITIZE ?= cuda_emu
-SANITIZED := kernels operators reference out errors bad_input generated storage autograd threads \
-	processes memory compile
+SANITIZED := kernels operators reference out errors bad_input spoiled_calls generated storage autograd \
+	threads processes memory compile
 # A copy, so that the sanitized objects do not replace the others.
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
 sanitize: build $(STAMP)-test

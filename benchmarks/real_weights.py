@@ -90,7 +90,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         if path.suffix in (".pt", ".pth"):
             state = torch.load(path, map_location="cpu", weights_only=True)
-            return dict(_tensors("", state))
+            return dict(_tensors("", state, set()))
     except Refused:
         raise
     except Exception as error:  # whatever a foreign or hostile file provokes becomes one line
@@ -109,14 +109,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _tensors(
-    prefix: str, value: object, seen: set[int] | None = None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of dicts and lists by their paths; what is in two places is looked at in the first.
+def _tensors(prefix: str, value: object, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of dicts and lists by their paths, but of what was seen before.
 
     A file of two kilobytes can hold a list of two times the same list, forty deep.
     """
-    seen = set() if seen is None else seen
     if isinstance(value, torch.Tensor):
         yield prefix or "tensor", value
     elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:

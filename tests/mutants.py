@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests" / "proof"))
-from work import commit, hash_of, product_files  # noqa: E402
+from work import commit, copy_sources, hash_of, product_files, provenance  # noqa: E402
 
 KERNELS = ("tests/test_kernels.py", "-k", "cuda_emu")
 FAR = ("tests/test_cuda.py", "-k", "offsets_beyond_32_bits and cuda_emu")
@@ -401,8 +401,7 @@ def page(results, before):
     yield "Written by `make mutants`. `tests/mutants.py` has the text of each: one piece of the sources, replaced."
     yield "The test beside it failed with the mistake and passed without it."
     yield ""
-    yield f"- commit {before[0]}"
-    yield f"- sources {before[1][:16]} (sha256 over csrc, quantkit, setup.py and the emulator)"
+    yield from provenance(*before)
     yield f"- {date.today()}, {minutes:.0f} min: {caught} of {len(results)} caught"
     yield ""
     yield "| mistake | in | caught by |"
@@ -434,11 +433,7 @@ def main():
     results, before = [], state()
     with tempfile.TemporaryDirectory() as temporary:
         folder, right = Path(temporary) / "changed", Path(temporary) / "right"
-        for name in ("csrc", "quantkit", "tests"):
-            ignored = shutil.ignore_patterns("*.so", "__pycache__")
-            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-        for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(ROOT / name, folder / name)
+        copy_sources(folder)
         done = build(folder, any(m.emulated for m in chosen))
         assert done.returncode == 0, done.stderr
         shutil.copytree(folder, right)

@@ -1,243 +1,40 @@
 """Every argument of every operator and function fuzzed: one refusal that names it, nothing written."""
 
-import copy
 import dataclasses
 import inspect
-import re
 import subprocess
 import sys
-from collections.abc import Callable
-from decimal import Decimal
-from fractions import Fraction
-from types import SimpleNamespace
-from typing import NamedTuple
 
 import pytest
 import torch
-from cases import assert_same, bits_of, values
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_errors import FOREIGN
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from bad import (
+    BAD,
+    CHOOSING,
+    FIELDS,
+    FUNCTIONS,
+    MODULES,
+    NUMBERS,
+    QPARAMS,
+    SCALE,
+    TENSORS,
+    ZERO,
+    X,
+    arguments_of,
+    of_operators,
+    ops,
+    outs_of,
+    refused,
+    without,
+)
+from cases import assert_same
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-import quantkit
 from quantkit import QuantizationParams, _checks, _load, reference
 
-ops = torch.ops.quantkit
 pytestmark = [
     pytest.mark.fallback,
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning"),
 ]
-MODULES = {"quantkit": quantkit, "reference": reference}
-FUNCTIONS = sorted(set(reference.__all__) - {"QuantizationParams"})
-X = values((4, 6), torch.float32, 1)
-SCALE, ZERO = torch.full((4, 1), 0.25), torch.full((4, 1), 3.0)
-CHOOSE = {"x": X, "block_size": [1, -1], "q_min": -128, "q_max": 127, "eps": 1e-8}
-CHOOSE |= {"symmetric": False, "dtype": torch.int8, "include_zero": False}
-GIVEN = {"x": X, "grad": X + 1, "scale": SCALE, "zero_point": ZERO, "q_min": -128, "q_max": 127}
-GIVEN |= {"q": X.to(torch.int8), "dtype": torch.int8}
-
-
-def arguments_of(name):
-    """A valid call of an operator, by argument, with tensors of its own."""
-    names = [a.name for a in getattr(ops, name).default._schema.arguments]
-    valid = CHOOSE if "block_size" in names else GIVEN
-    return copy.deepcopy({n: valid[n] for n in names})
-
-
-def outs_of(name):
-    """Outputs of the right shape and dtype, with a pattern in them."""
-    _, results, function, _ = _load._OPERATORS[name]
-    made = function(**arguments_of(name))
-    made = made if isinstance(made, tuple) else (made,)
-    return {r: torch.full_like(t, 77) for r, t in zip(results, made, strict=True)}
-
-
-# ---- what is bad ----------------------------------------------------------------------------------
-
-
-class Bad(NamedTuple):
-    """What the functions raise, a maker of the value, and what the operators raise if not the same."""
-
-    kind: type
-    make: Callable[[], object]
-    operator: type | None = None
-
-
-def bad(kind, *bad_values, operator=None):
-    return {repr(v)[:40]: Bad(kind, lambda v=v: v, operator) for v in bad_values}
-
-
-def made(kind, **makers):
-    return {label: Bad(kind, make) for label, make in makers.items()}
-
-
-BEYOND = (2**63, -(2**63) - 1, 2**64, 2**70)
-NO_TENSORS = bad(TypeError, "s", 1j, (), {}, torch.int8) | made(
-    TypeError, object=object, tensors=lambda: [X, X], numbers=lambda: [[1.0] * 6] * 4
-)
-KINDS = {label: Bad(TypeError, make) for label, (make, _) in FOREIGN.items()} | made(
-    TypeError,
-    conj=lambda: torch.ones(4, 6, dtype=torch.complex64).conj(),
-    float8_e5m2=lambda: torch.ones(4, 6).to(torch.float8_e5m2),
-    bits=lambda: torch.empty(4, 6, dtype=torch.bits8),
-    uint1=lambda: torch.empty(4, 6, dtype=torch.uint1),
-    quint8=lambda: torch.quantize_per_channel(X, SCALE[:, 0], ZERO[:, 0].int(), 0, torch.quint8),
-    csc=lambda: X.to_sparse_csc(),
-    bsr=lambda: X.to_sparse_bsr((2, 2)),
-    jagged=lambda: torch.nested.nested_tensor([X, X], layout=torch.jagged),
-)
-TENSORS = NO_TENSORS | KINDS
-NUMBERS = bad(TypeError, 1.5, 3, True)
-SHAPES = {
-    str(shape): Bad(ValueError, lambda s=shape: torch.ones(s))
-    for shape in [
-        (0,),
-        (2,),
-        (4,),
-        (3, 1),
-        (5, 1),
-        (8, 1),
-        (1, 4),
-        (1, 7),
-        (4, 12),
-        (1, 4, 6),
-        (0, 6),
-    ]
-}
-META = made(RuntimeError, meta=lambda: torch.ones(4, 1, device="meta"))
-META0 = made(RuntimeError, meta0=lambda: torch.ones((), device="meta"))
-INTEGRAL = made(TypeError, int8=lambda: SCALE.to(torch.int8), bool=lambda: SCALE.bool())
-LIMITS = (
-    bad(TypeError, None, "1", 1.5, float("nan"), 1j, [1], ())
-    | made(TypeError, tensor=lambda: torch.ones(2))
-    | bad(ValueError, *BEYOND, operator=RuntimeError)
-)
-FLAGS = bad(TypeError, "yes", "", [], [1], {}, torch.int8)
-SIZES = (
-    bad(TypeError, 3, 1.5, "12", [1.5, 2], ["1", 2], [None, 1], [[1], [2]], {1: 2}, torch.int8)
-    | bad(ValueError, [], [1], (1, 2, 3), [0, 1], [1, 0], [-2, 1], [1, -(2**31)], [-(2**63), 1])
-    | bad(ValueError, [3, 1], [1, 4], (8, 1), [1, 12], [2**31, 1], [1, 2**63 - 1])
-    | bad(ValueError, *([v, 1] for v in BEYOND), operator=RuntimeError)
-)
-DTYPES = (torch.int32, torch.float32, torch.complex64, torch.bool, torch.uint16, torch.qint8)
-DTYPES = bad(TypeError, *DTYPES, torch.float8_e4m3fn, None, "int8", [torch.int8], 1j, object)
-
-# By argument of the operators.
-BAD = {
-    "x": TENSORS | NUMBERS,
-    "q": TENSORS | NUMBERS,
-    "grad": TENSORS
-    | NUMBERS
-    | made(TypeError, double=lambda: X.double(), integers=lambda: X.int())
-    | made(ValueError, rows=lambda: X[:2], flat=lambda: X.flatten(), one=lambda: X[0, 0])
-    | made(RuntimeError, meta=lambda: X.to("meta")),
-    "scale": TENSORS | NUMBERS | SHAPES | META | META0 | INTEGRAL,
-    "zero_point": TENSORS | NUMBERS | SHAPES | META | META0,
-    "q_min": LIMITS | bad(ValueError, 128, -32769, 2**31, 2**63 - 1, -(2**63)),
-    "q_max": LIMITS | bad(ValueError, -129, 32768, -(2**31) - 1, 2**63 - 1, -(2**63)),
-    "eps": bad(TypeError, None, "1e-8", [1e-8], (), 1j, torch.int8)
-    | bad(ValueError, 0, -0.0, -1, float("nan"), float("-inf"), -1e-300, -(2**63)),
-    "symmetric": FLAGS,
-    "include_zero": FLAGS,
-    "block_size": SIZES,
-    "dtype": DTYPES,
-}
-# What torch turns into a number before an operator sees it; the functions take no such thing.
-TURNED = made(TypeError, fraction=lambda: Fraction(1, 2), decimal=lambda: Decimal("0.5"))
-TURNED |= made(TypeError, tensor0=lambda: torch.tensor(1))
-HUGE = made(ValueError, tall=lambda: 10**400, low=lambda: -(10**400))
-ENDLESS = 10**5000  # more digits than Python writes
-HUGE |= made(ValueError, endless=lambda: ENDLESS, endlessly_low=lambda: -ENDLESS)
-TURNED_FLAGS = TURNED | bad(TypeError, None, 0.5, 1j, float("nan"))
-TURNED_SIZES = {f"[{k}, 1]": Bad(TypeError, lambda b=b: [b.make(), 1]) for k, b in TURNED.items()}
-TURNED_SIZES |= made(ValueError, endless=lambda: [ENDLESS, 1], endlessly_low=lambda: [1, -ENDLESS])
-
-
-class Mute:
-    def __repr__(self):
-        raise NotImplementedError("no text")
-
-
-MUTE = made(TypeError, mute=Mute, uint4=lambda: torch.empty(4, 6, dtype=torch.uint4))
-LAZY = made(
-    TypeError,
-    lazy=lambda: torch.nn.LazyLinear(4).weight,
-    lazy_buffer=lambda: torch.nn.LazyBatchNorm1d().running_mean,
-)
-
-
-def without(table, *labels):
-    return {k: v for k, v in table.items() if k not in labels}
-
-
-# By argument of the functions; of qparams, by field.
-CHOOSING = {
-    "x": without(BAD["x"], *FOREIGN) | MUTE | LAZY,
-    "per_channel": FLAGS | TURNED_FLAGS | MUTE,
-    "channel_dim": bad(TypeError, None, "", 0.5, [0], 1j)
-    | TURNED
-    | MUTE
-    | made(IndexError, endless=lambda: ENDLESS)
-    | bad(IndexError, -3, 2, 2**31, 2**63 - 1, -(2**63), *BEYOND, 10**400),
-    "dtype": DTYPES | MUTE | bad(TypeError, 1, torch.strided, int),
-    "eps": BAD["eps"] | TURNED | HUGE | MUTE,
-    "sym": FLAGS | TURNED_FLAGS | MUTE,
-    "include_zero": FLAGS | TURNED_FLAGS | MUTE,
-    "block_size": SIZES | TURNED_SIZES | MUTE,
-    "q_min": without(BAD["q_min"], "None") | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
-    "q_max": without(BAD["q_max"], "None") | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
-}
-FIELDS = {
-    "scale": without(BAD["scale"], *FOREIGN, *NUMBERS, *SHAPES) | HUGE | MUTE | LAZY,
-    "zero_point": without(BAD["zero_point"], *FOREIGN, *NUMBERS, *SHAPES) | HUGE | MUTE | LAZY,
-    "q_min": BAD["q_min"] | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
-    "q_max": BAD["q_max"] | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
-    "dtype": without(CHOOSING["dtype"], "None"),
-}
-QPARAMS = (
-    MUTE
-    | bad(TypeError, "s", [], {}, 1j, QuantizationParams)
-    | made(
-        TypeError,
-        tensor=lambda: X,
-        unfinished=lambda: SimpleNamespace(scale=SCALE, zero_point=ZERO, q_min=0),
-    )
-)
-
-
-# ---- how it is refused ----------------------------------------------------------------------------
-
-
-def seen(*tensors):
-    """The tensors whose memory can be looked at."""
-    plain = [t for t in tensors if isinstance(t, torch.Tensor) and not isinstance(t, FakeTensor)]
-    plain = [t for t in plain if not torch.nn.parameter.is_lazy(t)]
-    plain = [t for t in plain if not t.is_nested and t.layout is torch.strided]
-    return [t for t in plain if t.device.type == "cpu" and t.dtype in _checks.REAL_DTYPES]
-
-
-def state_of(tensors):
-    return [bits_of(t.detach()) for t in seen(*tensors)]
-
-
-def refused(kinds, names, call, tensors):
-    """call raises one of kinds exactly, with a name in the message, and writes to no tensor."""
-    before = state_of(tensors)
-    with pytest.raises(Exception) as caught:
-        call()
-    error = caught.value
-    assert type(error) in kinds, repr(error)
-    if type(error) is not NotImplementedError:  # torch's own: no kernel for such a thing
-        assert any(re.search(rf"\b{name}\b", str(error)) for name in names), repr(error)
-    for bits, bits_after in zip(before, state_of(tensors), strict=True):
-        assert torch.equal(bits, bits_after), "written"
-
-
-def of_operators(b):
-    kind = b.operator or b.kind
-    return (RuntimeError, NotImplementedError) if kind is TypeError else (kind,)
-
 
 ARGUMENTS = [
     (name, argument, label)
@@ -579,149 +376,3 @@ def test_functions_take_no_out():
         for module in MODULES.values():
             with pytest.raises(TypeError, match="'out'"):
                 getattr(module, function)(X, out=X)
-
-
-# ---- several at once ------------------------------------------------------------------------------
-
-ALLOWED = (TypeError, ValueError, IndexError, RuntimeError, NotImplementedError)
-WEIRD = {
-    "tensor": [
-        lambda: X, lambda: X.t(), lambda: X[:, ::2], lambda: X[:0], lambda: X[0], lambda: X[0, 0],
-        lambda: X.double(), lambda: X.half(), lambda: X.bfloat16(), lambda: X.to(torch.int8),
-        lambda: X.to(torch.int64), lambda: X > 0, lambda: X[:1].expand(4, 6), lambda: X[None],
-        lambda: torch.full((4, 6), float("nan")), lambda: torch.full((4, 6), float("inf")),
-        lambda: torch.complex(X, X).conj().imag, lambda: torch.ones([1] * 40),
-        lambda: SCALE, lambda: SCALE[:2], lambda: SCALE[0, 0], lambda: SCALE[:1].half(),
-        lambda: torch.ones(6), lambda: torch.ones(4, 3), lambda: torch.zeros(4, 6),
-        lambda: torch.ones(0), lambda: torch.ones(4, 0), lambda: -SCALE, lambda: SCALE.double(),
-    ],
-    "int": [lambda v=v: v for v in (-129, -128, -1, 0, 1, 127, 128, 255, 256, 32767, -32768, True)],
-    "float": [lambda v=v: v for v in (1e-8, 1, True, 5e-324, 1e308, float("inf"), 2**62)],
-    "flag": [lambda v=v: v for v in (True, False, 0, 1, 2)],
-    "sizes": [
-        lambda v=v: v
-        for v in (None, [-1, -1], [2, 3], (4, 6), [1, 1], [-1], [1], [], [1, -1, -1], [True, 2])
-    ],
-    "dtype": [lambda v=v: v for v in (torch.int8, torch.uint8, torch.int16)],
-}  # fmt: skip
-KIND_OF = dict.fromkeys(("q_min", "q_max"), "int") | {"eps": "float", "block_size": "sizes"}
-KIND_OF |= dict.fromkeys(("symmetric", "include_zero", "sym", "per_channel"), "flag")
-KIND_OF |= {"dtype": "dtype", "channel_dim": "int"}
-
-
-def outcome(call):
-    """What call returns, or what it raises, which must be of an allowed type."""
-    try:
-        return call()
-    except ALLOWED as error:
-        assert type(error) in ALLOWED, repr(error)
-        return error
-
-
-def agree(actual, expected):
-    if isinstance(expected, Exception) or isinstance(actual, Exception):
-        assert isinstance(expected, Exception) and isinstance(actual, Exception), (actual, expected)
-        return
-    pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (actual, expected)), strict=True)
-    for a, e in pairs:
-        if isinstance(e, torch.Tensor):
-            assert_same(a, e)
-        else:
-            assert a == e and type(a) is type(e)
-
-
-def flat(result):
-    """A function's result as a tuple of tensors, and of limits and dtypes; an exception as it is."""
-    if isinstance(result, Exception):
-        return result
-    parts = result if isinstance(result, tuple) else (result,)
-    spread = (vars(p).values() if isinstance(p, QuantizationParams) else (p,) for p in parts)
-    return tuple(part for each in spread for part in each)
-
-
-@st.composite
-def spoiled_calls(draw):
-    """An operator, with one to three of its arguments or outputs replaced by anything."""
-    name = draw(st.sampled_from(list(_load._OPERATORS)))
-    arguments, outs = arguments_of(name), outs_of(name)
-    every = [(arguments, k) for k in arguments] + [(outs, k) for k in outs]
-    for i in draw(st.lists(st.integers(0, len(every) - 1), min_size=1, max_size=3, unique=True)):
-        place, argument = every[i]
-        if draw(st.integers(0, 3)) == 0:
-            makers = [b.make for b in BAD["x" if place is outs else argument].values()]
-            place[argument] = draw(st.sampled_from(makers))()
-        elif place is outs and draw(st.booleans()):
-            place[argument] = draw(st.sampled_from([*outs.values(), *arguments.values()]))
-        else:
-            makers = WEIRD[KIND_OF.get(argument, "tensor")]
-            place[argument] = copy.deepcopy(draw(st.sampled_from(makers))())
-    return name, arguments, outs
-
-
-def plain(everything):
-    return all(
-        not isinstance(t, torch.Tensor)
-        or (not t.is_nested and t.layout is torch.strided and t.device.type == "cpu")
-        for t in everything
-    )
-
-
-@given(spoiled_calls())
-@settings(max_examples=400, deadline=None, print_blob=True)
-def test_operators_do_as_the_reference_or_refuse(spoiled):
-    name, arguments, outs = spoiled
-    function = _load._OPERATORS[name][2]
-    operator = getattr(ops, name)
-    agree(outcome(lambda: operator(**arguments)), outcome(lambda: function(**arguments)))
-    if not plain((*arguments.values(), *outs.values())):
-        refused(
-            ALLOWED, (*arguments, *outs), lambda: operator.out(**arguments, **outs),
-            [*arguments.values(), *outs.values()],
-        )  # fmt: skip
-        return
-    copied, copied_outs = copy.deepcopy((arguments, outs))
-    reference_out = _load._out_overload(name, function, write=True)
-    expected = outcome(lambda: reference_out(**copied, **copied_outs))
-    before = state_of([*arguments.values(), *outs.values()])
-    actual = outcome(lambda: operator.out(**arguments, **outs))
-    agree(actual or (), expected or ())
-    if actual is None:
-        agree(tuple(outs.values()), tuple(copied_outs.values()))
-        return
-    after = state_of([*arguments.values(), *outs.values()])
-    assert all(map(torch.equal, before, after))
-
-
-@st.composite
-def spoiled_function_calls(draw):
-    """A function, with one to three of its arguments, or of the fields of qparams, replaced."""
-    function = draw(st.sampled_from(FUNCTIONS))
-    first, *others = inspect.signature(getattr(reference, function)).parameters
-    table = CHOOSING | {"q": CHOOSING["x"]}
-    if others == ["qparams"]:
-        others, table = list(FIELDS), table | FIELDS
-    chosen = st.lists(st.sampled_from([first, *others]), min_size=1, max_size=3, unique=True)
-    values = {first: X}
-    for argument in draw(chosen):
-        makers = WEIRD[KIND_OF.get(argument, "tensor")]
-        if draw(st.booleans()):
-            makers = [b.make for b in table[argument].values()]
-        values[argument] = draw(st.sampled_from(makers))()
-    count = len(values) - (values[first] is X)
-    if others != list(FIELDS):
-        return function, values, count
-    fields = {"scale": SCALE, "zero_point": ZERO, "q_min": -128, "q_max": 127} | values
-    del fields[first]
-    return function, {first: values[first], "qparams": QuantizationParams(**fields)}, count
-
-
-@given(spoiled_function_calls())
-@settings(max_examples=400, deadline=None, print_blob=True)
-def test_functions_do_as_the_reference_or_refuse(spoiled):
-    function, arguments, count = spoiled
-    ours, theirs = (
-        outcome(lambda m=m: getattr(m, function)(**arguments)) for m in MODULES.values()
-    )
-    if isinstance(ours, Exception) and isinstance(theirs, Exception) and count == 1:
-        assert repr(ours) == repr(theirs)
-    agree(flat(ours), flat(theirs))

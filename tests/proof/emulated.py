@@ -6,8 +6,7 @@ import shutil
 import sys
 
 from machines import FOLDER, ROOT, calls_file, compile_driver, numbers, run
-
-SOURCES = ("csrc", "quantkit", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+from work import copy_sources
 
 
 def machine(name, compiler, short):
@@ -17,13 +16,7 @@ def machine(name, compiler, short):
     """
     copy = FOLDER / re.sub(r"\W+", "_", name)
     shutil.rmtree(copy, ignore_errors=True)
-    for source in SOURCES:
-        made = copy / source
-        made.parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, made, ignore=shutil.ignore_patterns("*.so"))
-        else:
-            shutil.copy2(ROOT / source, made)
+    copy_sources(copy)
     build = ("setup.py", "--quiet", "build_ext", "--inplace")
     chosen = {"CXX": compiler, "FORCE_CPU": "1", "QUANTKIT_BUILD_EMU": "1"}
     run("env", "-C", copy, sys.executable, *build, **chosen)

@@ -6,6 +6,7 @@ import sys
 from datetime import date
 
 import sweeps as s
+from work import provenance
 
 import quantkit
 
@@ -127,8 +128,7 @@ class Summary:
         )
         seed = self.done["seed"]["seed"]
         version = __import__("torch").__version__
-        yield f"- commit {self.commit}"
-        yield f"- sources {self.sources[:16]} (sha256 over csrc, quantkit, setup.py and the emulator)"
+        yield from provenance(self.commit, self.sources)
         python = platform.python_version()
         yield f"- {processor()}; Python {python}, torch {version}; {quantkit.backend()}"
         yield f"- {date.today()}, tasks of {minutes:.0f} min in all, some side by side, seed {seed}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,21 @@ def commit():
     proved = ("csrc", "quantkit", "tests", "benchmarks", "setup.py", "pyproject.toml", "Makefile")
     changed = git("status", "--porcelain", "--", *proved)
     return git("rev-parse", "HEAD") + (", with changes that are not committed" if changed else "")
+
+
+def provenance(commit, sources):
+    """The first lines of a page: of which sources it speaks."""
+    yield f"- commit {commit}"
+    yield f"- sources {sources[:16]} (sha256 over csrc, quantkit, setup.py and the emulator)"
+
+
+def copy_sources(folder):
+    """What an extension can be built from and tested with, in another place."""
+    for name in ("csrc", "quantkit", "tests"):
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
 
 
 def built_files():
@@ -147,7 +163,12 @@ def tasks_of(short, seed):
         for files in (
             ("tests/test_environment.py", "tests/test_threads.py"),
             ("tests/test_allocation.py", "tests/test_memory.py"),
-            ("tests/test_bad_input.py", "tests/test_errors.py", "tests/test_hostile_files.py"),
+            (
+                "tests/test_bad_input.py",
+                "tests/test_spoiled_calls.py",
+                "tests/test_errors.py",
+                "tests/test_hostile_files.py",
+            ),
         ):
             yield Task("tests", "suites", "tests", (files,))
         yield Task("tests", "suites", "sanitized", (("not cuda_emu or float32",),), phase=2)

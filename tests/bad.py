@@ -1,0 +1,229 @@
+"""What is bad for each argument of operators and functions, and what a refusal must be."""
+
+import copy
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+from cases import bits_of, values
+from test_errors import FOREIGN
+from torch._subclasses.fake_tensor import FakeTensor
+
+import quantkit
+from quantkit import QuantizationParams, _checks, _load, reference
+
+ops = torch.ops.quantkit
+MODULES = {"quantkit": quantkit, "reference": reference}
+FUNCTIONS = sorted(set(reference.__all__) - {"QuantizationParams"})
+X = values((4, 6), torch.float32, 1)
+SCALE, ZERO = torch.full((4, 1), 0.25), torch.full((4, 1), 3.0)
+CHOOSE = {"x": X, "block_size": [1, -1], "q_min": -128, "q_max": 127, "eps": 1e-8}
+CHOOSE |= {"symmetric": False, "dtype": torch.int8, "include_zero": False}
+GIVEN = {"x": X, "grad": X + 1, "scale": SCALE, "zero_point": ZERO, "q_min": -128, "q_max": 127}
+GIVEN |= {"q": X.to(torch.int8), "dtype": torch.int8}
+
+
+def arguments_of(name):
+    """A valid call of an operator, by argument, with tensors of its own."""
+    names = [a.name for a in getattr(ops, name).default._schema.arguments]
+    valid = CHOOSE if "block_size" in names else GIVEN
+    return copy.deepcopy({n: valid[n] for n in names})
+
+
+def outs_of(name):
+    """Outputs of the right shape and dtype, with a pattern in them."""
+    _, results, function, _ = _load._OPERATORS[name]
+    made = function(**arguments_of(name))
+    made = made if isinstance(made, tuple) else (made,)
+    return {r: torch.full_like(t, 77) for r, t in zip(results, made, strict=True)}
+
+
+# ---- what is bad ----------------------------------------------------------------------------------
+
+
+class Bad(NamedTuple):
+    """What the functions raise, a maker of the value, and what the operators raise if not the same."""
+
+    kind: type
+    make: Callable[[], object]
+    operator: type | None = None
+
+
+def bad(kind, *bad_values, operator=None):
+    return {repr(v)[:40]: Bad(kind, lambda v=v: v, operator) for v in bad_values}
+
+
+def made(kind, **makers):
+    return {label: Bad(kind, make) for label, make in makers.items()}
+
+
+BEYOND = (2**63, -(2**63) - 1, 2**64, 2**70)
+NO_TENSORS = bad(TypeError, "s", 1j, (), {}, torch.int8) | made(
+    TypeError, object=object, tensors=lambda: [X, X], numbers=lambda: [[1.0] * 6] * 4
+)
+KINDS = {label: Bad(TypeError, make) for label, (make, _) in FOREIGN.items()} | made(
+    TypeError,
+    conj=lambda: torch.ones(4, 6, dtype=torch.complex64).conj(),
+    float8_e5m2=lambda: torch.ones(4, 6).to(torch.float8_e5m2),
+    bits=lambda: torch.empty(4, 6, dtype=torch.bits8),
+    uint1=lambda: torch.empty(4, 6, dtype=torch.uint1),
+    quint8=lambda: torch.quantize_per_channel(X, SCALE[:, 0], ZERO[:, 0].int(), 0, torch.quint8),
+    csc=lambda: X.to_sparse_csc(),
+    bsr=lambda: X.to_sparse_bsr((2, 2)),
+    jagged=lambda: torch.nested.nested_tensor([X, X], layout=torch.jagged),
+)
+TENSORS = NO_TENSORS | KINDS
+NUMBERS = bad(TypeError, 1.5, 3, True)
+SHAPES = {
+    str(shape): Bad(ValueError, lambda s=shape: torch.ones(s))
+    for shape in [
+        (0,),
+        (2,),
+        (4,),
+        (3, 1),
+        (5, 1),
+        (8, 1),
+        (1, 4),
+        (1, 7),
+        (4, 12),
+        (1, 4, 6),
+        (0, 6),
+    ]
+}
+META = made(RuntimeError, meta=lambda: torch.ones(4, 1, device="meta"))
+META0 = made(RuntimeError, meta0=lambda: torch.ones((), device="meta"))
+INTEGRAL = made(TypeError, int8=lambda: SCALE.to(torch.int8), bool=lambda: SCALE.bool())
+LIMITS = (
+    bad(TypeError, None, "1", 1.5, float("nan"), 1j, [1], ())
+    | made(TypeError, tensor=lambda: torch.ones(2))
+    | bad(ValueError, *BEYOND, operator=RuntimeError)
+)
+FLAGS = bad(TypeError, "yes", "", [], [1], {}, torch.int8)
+SIZES = (
+    bad(TypeError, 3, 1.5, "12", [1.5, 2], ["1", 2], [None, 1], [[1], [2]], {1: 2}, torch.int8)
+    | bad(ValueError, [], [1], (1, 2, 3), [0, 1], [1, 0], [-2, 1], [1, -(2**31)], [-(2**63), 1])
+    | bad(ValueError, [3, 1], [1, 4], (8, 1), [1, 12], [2**31, 1], [1, 2**63 - 1])
+    | bad(ValueError, *([v, 1] for v in BEYOND), operator=RuntimeError)
+)
+DTYPES = (torch.int32, torch.float32, torch.complex64, torch.bool, torch.uint16, torch.qint8)
+DTYPES = bad(TypeError, *DTYPES, torch.float8_e4m3fn, None, "int8", [torch.int8], 1j, object)
+
+# By argument of the operators.
+BAD = {
+    "x": TENSORS | NUMBERS,
+    "q": TENSORS | NUMBERS,
+    "grad": TENSORS
+    | NUMBERS
+    | made(TypeError, double=lambda: X.double(), integers=lambda: X.int())
+    | made(ValueError, rows=lambda: X[:2], flat=lambda: X.flatten(), one=lambda: X[0, 0])
+    | made(RuntimeError, meta=lambda: X.to("meta")),
+    "scale": TENSORS | NUMBERS | SHAPES | META | META0 | INTEGRAL,
+    "zero_point": TENSORS | NUMBERS | SHAPES | META | META0,
+    "q_min": LIMITS | bad(ValueError, 128, -32769, 2**31, 2**63 - 1, -(2**63)),
+    "q_max": LIMITS | bad(ValueError, -129, 32768, -(2**31) - 1, 2**63 - 1, -(2**63)),
+    "eps": bad(TypeError, None, "1e-8", [1e-8], (), 1j, torch.int8)
+    | bad(ValueError, 0, -0.0, -1, float("nan"), float("-inf"), -1e-300, -(2**63)),
+    "symmetric": FLAGS,
+    "include_zero": FLAGS,
+    "block_size": SIZES,
+    "dtype": DTYPES,
+}
+# What torch turns into a number before an operator sees it; the functions take no such thing.
+TURNED = made(TypeError, fraction=lambda: Fraction(1, 2), decimal=lambda: Decimal("0.5"))
+TURNED |= made(TypeError, tensor0=lambda: torch.tensor(1))
+HUGE = made(ValueError, tall=lambda: 10**400, low=lambda: -(10**400))
+ENDLESS = 10**5000  # more digits than Python writes
+HUGE |= made(ValueError, endless=lambda: ENDLESS, endlessly_low=lambda: -ENDLESS)
+TURNED_FLAGS = TURNED | bad(TypeError, None, 0.5, 1j, float("nan"))
+TURNED_SIZES = {f"[{k}, 1]": Bad(TypeError, lambda b=b: [b.make(), 1]) for k, b in TURNED.items()}
+TURNED_SIZES |= made(ValueError, endless=lambda: [ENDLESS, 1], endlessly_low=lambda: [1, -ENDLESS])
+
+
+class Mute:
+    def __repr__(self):
+        raise NotImplementedError("no text")
+
+
+MUTE = made(TypeError, mute=Mute, uint4=lambda: torch.empty(4, 6, dtype=torch.uint4))
+LAZY = made(
+    TypeError,
+    lazy=lambda: torch.nn.LazyLinear(4).weight,
+    lazy_buffer=lambda: torch.nn.LazyBatchNorm1d().running_mean,
+)
+
+
+def without(table, *labels):
+    return {k: v for k, v in table.items() if k not in labels}
+
+
+# By argument of the functions; of qparams, by field.
+CHOOSING = {
+    "x": without(BAD["x"], *FOREIGN) | MUTE | LAZY,
+    "per_channel": FLAGS | TURNED_FLAGS | MUTE,
+    "channel_dim": bad(TypeError, None, "", 0.5, [0], 1j)
+    | TURNED
+    | MUTE
+    | made(IndexError, endless=lambda: ENDLESS)
+    | bad(IndexError, -3, 2, 2**31, 2**63 - 1, -(2**63), *BEYOND, 10**400),
+    "dtype": DTYPES | MUTE | bad(TypeError, 1, torch.strided, int),
+    "eps": BAD["eps"] | TURNED | HUGE | MUTE,
+    "sym": FLAGS | TURNED_FLAGS | MUTE,
+    "include_zero": FLAGS | TURNED_FLAGS | MUTE,
+    "block_size": SIZES | TURNED_SIZES | MUTE,
+    "q_min": without(BAD["q_min"], "None") | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
+    "q_max": without(BAD["q_max"], "None") | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
+}
+FIELDS = {
+    "scale": without(BAD["scale"], *FOREIGN, *NUMBERS, *SHAPES) | HUGE | MUTE | LAZY,
+    "zero_point": without(BAD["zero_point"], *FOREIGN, *NUMBERS, *SHAPES) | HUGE | MUTE | LAZY,
+    "q_min": BAD["q_min"] | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
+    "q_max": BAD["q_max"] | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
+    "dtype": without(CHOOSING["dtype"], "None"),
+}
+QPARAMS = (
+    MUTE
+    | bad(TypeError, "s", [], {}, 1j, QuantizationParams)
+    | made(
+        TypeError,
+        tensor=lambda: X,
+        unfinished=lambda: SimpleNamespace(scale=SCALE, zero_point=ZERO, q_min=0),
+    )
+)
+
+
+# ---- how it is refused ----------------------------------------------------------------------------
+
+
+def seen(*tensors):
+    """The tensors whose memory can be looked at."""
+    plain = [t for t in tensors if isinstance(t, torch.Tensor) and not isinstance(t, FakeTensor)]
+    plain = [t for t in plain if not torch.nn.parameter.is_lazy(t)]
+    plain = [t for t in plain if not t.is_nested and t.layout is torch.strided]
+    return [t for t in plain if t.device.type == "cpu" and t.dtype in _checks.REAL_DTYPES]
+
+
+def state_of(tensors):
+    return [bits_of(t.detach()) for t in seen(*tensors)]
+
+
+def refused(kinds, names, call, tensors):
+    """call raises one of kinds exactly, with a name in the message, and writes to no tensor."""
+    before = state_of(tensors)
+    with pytest.raises(Exception) as caught:
+        call()
+    error = caught.value
+    assert type(error) in kinds, repr(error)
+    if type(error) is not NotImplementedError:  # torch's own: no kernel for such a thing
+        assert any(re.search(rf"\b{name}\b", str(error)) for name in names), repr(error)
+    for bits, bits_after in zip(before, state_of(tensors), strict=True):
+        assert torch.equal(bits, bits_after), "written"
+
+
+def of_operators(b):
+    kind = b.operator or b.kind
+    return (RuntimeError, NotImplementedError) if kind is TypeError else (kind,)

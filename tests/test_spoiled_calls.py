@@ -1,0 +1,175 @@
+"""Calls of which hypothesis spoils several arguments: the result of the reference, or a refusal."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from bad import (
+    BAD,
+    CHOOSING,
+    FIELDS,
+    FUNCTIONS,
+    MODULES,
+    SCALE,
+    ZERO,
+    X,
+    arguments_of,
+    ops,
+    outs_of,
+    refused,
+    state_of,
+)
+from cases import assert_same
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quantkit import QuantizationParams, _load, reference
+
+pytestmark = [
+    pytest.mark.fallback,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning"),
+]
+
+ALLOWED = (TypeError, ValueError, IndexError, RuntimeError, NotImplementedError)
+WEIRD = {
+    "tensor": [
+        lambda: X, lambda: X.t(), lambda: X[:, ::2], lambda: X[:0], lambda: X[0], lambda: X[0, 0],
+        lambda: X.double(), lambda: X.half(), lambda: X.bfloat16(), lambda: X.to(torch.int8),
+        lambda: X.to(torch.int64), lambda: X > 0, lambda: X[:1].expand(4, 6), lambda: X[None],
+        lambda: torch.full((4, 6), float("nan")), lambda: torch.full((4, 6), float("inf")),
+        lambda: torch.complex(X, X).conj().imag, lambda: torch.ones([1] * 40),
+        lambda: SCALE, lambda: SCALE[:2], lambda: SCALE[0, 0], lambda: SCALE[:1].half(),
+        lambda: torch.ones(6), lambda: torch.ones(4, 3), lambda: torch.zeros(4, 6),
+        lambda: torch.ones(0), lambda: torch.ones(4, 0), lambda: -SCALE, lambda: SCALE.double(),
+    ],
+    "int": [lambda v=v: v for v in (-129, -128, -1, 0, 1, 127, 128, 255, 256, 32767, -32768, True)],
+    "float": [lambda v=v: v for v in (1e-8, 1, True, 5e-324, 1e308, float("inf"), 2**62)],
+    "flag": [lambda v=v: v for v in (True, False, 0, 1, 2)],
+    "sizes": [
+        lambda v=v: v
+        for v in (None, [-1, -1], [2, 3], (4, 6), [1, 1], [-1], [1], [], [1, -1, -1], [True, 2])
+    ],
+    "dtype": [lambda v=v: v for v in (torch.int8, torch.uint8, torch.int16)],
+}  # fmt: skip
+KIND_OF = dict.fromkeys(("q_min", "q_max"), "int") | {"eps": "float", "block_size": "sizes"}
+KIND_OF |= dict.fromkeys(("symmetric", "include_zero", "sym", "per_channel"), "flag")
+KIND_OF |= {"dtype": "dtype", "channel_dim": "int"}
+
+
+def outcome(call):
+    """What call returns, or what it raises, which must be of an allowed type."""
+    try:
+        return call()
+    except ALLOWED as error:
+        assert type(error) in ALLOWED, repr(error)
+        return error
+
+
+def agree(actual, expected):
+    if isinstance(expected, Exception) or isinstance(actual, Exception):
+        assert isinstance(expected, Exception) and isinstance(actual, Exception), (actual, expected)
+        return
+    pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (actual, expected)), strict=True)
+    for a, e in pairs:
+        if isinstance(e, torch.Tensor):
+            assert_same(a, e)
+        else:
+            assert a == e and type(a) is type(e)
+
+
+def flat(result):
+    """A function's result as a tuple of tensors, and of limits and dtypes; an exception as it is."""
+    if isinstance(result, Exception):
+        return result
+    parts = result if isinstance(result, tuple) else (result,)
+    spread = (vars(p).values() if isinstance(p, QuantizationParams) else (p,) for p in parts)
+    return tuple(part for each in spread for part in each)
+
+
+@st.composite
+def spoiled_calls(draw):
+    """An operator, with one to three of its arguments or outputs replaced by anything."""
+    name = draw(st.sampled_from(list(_load._OPERATORS)))
+    arguments, outs = arguments_of(name), outs_of(name)
+    every = [(arguments, k) for k in arguments] + [(outs, k) for k in outs]
+    for i in draw(st.lists(st.integers(0, len(every) - 1), min_size=1, max_size=3, unique=True)):
+        place, argument = every[i]
+        if draw(st.integers(0, 3)) == 0:
+            makers = [b.make for b in BAD["x" if place is outs else argument].values()]
+            place[argument] = draw(st.sampled_from(makers))()
+        elif place is outs and draw(st.booleans()):
+            place[argument] = draw(st.sampled_from([*outs.values(), *arguments.values()]))
+        else:
+            makers = WEIRD[KIND_OF.get(argument, "tensor")]
+            place[argument] = copy.deepcopy(draw(st.sampled_from(makers))())
+    return name, arguments, outs
+
+
+def plain(everything):
+    return all(
+        not isinstance(t, torch.Tensor)
+        or (not t.is_nested and t.layout is torch.strided and t.device.type == "cpu")
+        for t in everything
+    )
+
+
+@given(spoiled_calls())
+@settings(max_examples=400, deadline=None, print_blob=True)
+def test_operators_do_as_the_reference_or_refuse(spoiled):
+    name, arguments, outs = spoiled
+    function = _load._OPERATORS[name][2]
+    operator = getattr(ops, name)
+    agree(outcome(lambda: operator(**arguments)), outcome(lambda: function(**arguments)))
+    if not plain((*arguments.values(), *outs.values())):
+        refused(
+            ALLOWED, (*arguments, *outs), lambda: operator.out(**arguments, **outs),
+            [*arguments.values(), *outs.values()],
+        )  # fmt: skip
+        return
+    copied, copied_outs = copy.deepcopy((arguments, outs))
+    reference_out = _load._out_overload(name, function, write=True)
+    expected = outcome(lambda: reference_out(**copied, **copied_outs))
+    before = state_of([*arguments.values(), *outs.values()])
+    actual = outcome(lambda: operator.out(**arguments, **outs))
+    agree(actual or (), expected or ())
+    if actual is None:
+        agree(tuple(outs.values()), tuple(copied_outs.values()))
+        return
+    after = state_of([*arguments.values(), *outs.values()])
+    assert all(map(torch.equal, before, after))
+
+
+@st.composite
+def spoiled_function_calls(draw):
+    """A function, with one to three of its arguments, or of the fields of qparams, replaced."""
+    function = draw(st.sampled_from(FUNCTIONS))
+    first, *others = inspect.signature(getattr(reference, function)).parameters
+    table = CHOOSING | {"q": CHOOSING["x"]}
+    if others == ["qparams"]:
+        others, table = list(FIELDS), table | FIELDS
+    chosen = st.lists(st.sampled_from([first, *others]), min_size=1, max_size=3, unique=True)
+    values = {first: X}
+    for argument in draw(chosen):
+        makers = WEIRD[KIND_OF.get(argument, "tensor")]
+        if draw(st.booleans()):
+            makers = [b.make for b in table[argument].values()]
+        values[argument] = draw(st.sampled_from(makers))()
+    count = len(values) - (values[first] is X)
+    if others != list(FIELDS):
+        return function, values, count
+    fields = {"scale": SCALE, "zero_point": ZERO, "q_min": -128, "q_max": 127} | values
+    del fields[first]
+    return function, {first: values[first], "qparams": QuantizationParams(**fields)}, count
+
+
+@given(spoiled_function_calls())
+@settings(max_examples=400, deadline=None, print_blob=True)
+def test_functions_do_as_the_reference_or_refuse(spoiled):
+    function, arguments, count = spoiled
+    ours, theirs = (
+        outcome(lambda m=m: getattr(m, function)(**arguments)) for m in MODULES.values()
+    )
+    if isinstance(ours, Exception) and isinstance(theirs, Exception) and count == 1:
+        assert repr(ours) == repr(theirs)
+    agree(flat(ours), flat(theirs))
