@@ -54,5 +54,7 @@ def large(files):
 
 def sanitized(selections):
     """The kernel tests of an extension built with AddressSanitizer and UBSan, one selection at a time."""
-    found = [passed(run("make", "sanitize", f"SANITIZE={which}")) for which in selections]
+    found = [
+        passed(run("make", "sanitize", f"SANITIZE={which}", timeout=7200)) for which in selections
+    ]
     return {"passed": sum(each["passed"] for each in found)}
