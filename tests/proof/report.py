@@ -153,7 +153,8 @@ class Summary:
             batches = len({t.args[2] for t, _ in self.results(part)}) if part == "codes" else 0
             what = what.format(sets=f"{sets:,}", scales=f"{s.SCALES_OF_A_TASK * batches:,}")
             found = self.hashes(part)
-            same = ", ".join([*found, "fallback"])
+            fallback = {b for _, r in self.results(part, fallback=True) for b in r["hashes"]}
+            same = ", ".join([*found, *fallback])
             if len(set(found.values())) != 1:
                 same = f"DIFFER: {found}"
             inputs, each = (sum(r[name] for r in results) for name in ("inputs", "results"))
