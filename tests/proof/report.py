@@ -6,6 +6,7 @@ import sys
 from datetime import date
 
 import sweeps as s
+import torch
 from work import provenance
 
 import quantkit
@@ -127,10 +128,9 @@ class Summary:
             sum(self.done[task.key]["seconds"] for task in self.tasks if task.key in self.done) / 60
         )
         seed = self.done["seed"]["seed"]
-        version = __import__("torch").__version__
         yield from provenance(self.commit, self.sources)
         python = platform.python_version()
-        yield f"- {processor()}; Python {python}, torch {version}; {quantkit.backend()}"
+        yield f"- {processor()}; Python {python}, torch {torch.__version__}; {quantkit.backend()}"
         yield f"- {date.today()}, tasks of {minutes:.0f} min in all, some side by side, seed {seed}"
         yield ""
         yield from self.sweep_lines()

@@ -196,10 +196,14 @@ def test_lines_that_were_cut_off_are_no_results(tmp_path, rubbish):
 # ---- what makes a proof fail -------------------------------------------------------------------------
 
 
-def differences(*results):
+def summary(*results):
     """Of tasks, each with its result."""
     done = {task.key: result for task, result in results}
-    return Summary([task for task, _ in results], done, "sources", "commit").differences()
+    return Summary([task for task, _ in results], done, "sources", "commit")
+
+
+def differences(*results):
+    return summary(*results).differences()
 
 
 @pytest.mark.parametrize("part", SWEEPS)
@@ -224,6 +228,24 @@ def test_hashes_of_builds_are_compared():
     assert not differences(of("g++", baseline="a", avx2="a"), of("clang", baseline="a"), some)
     assert differences(of("g++", baseline="a", avx2="b"), some)
     assert differences(of("g++", baseline="a"), of("clang", baseline="b"), some)
+
+
+def test_the_table_of_builds_has_what_each_did():
+    def of(name, module, **more):
+        result = {"compiler": "c 1.0", "calls": 406_656, "seconds": 90}
+        return Task("machines", module, "machine", (name,)), result | more
+
+    driver = {"every": 23, "guarded": 4_500_000, "step": 7, "callers": ["usual", "upward"]}
+    emulator = {"every": 1, "guarded": 0, "step": 0, "callers": ["usual"]}
+    lines = summary(
+        of("g++", "machines", hashes={"baseline": "h1", "avx2": "h1"}, **driver),
+        of("extension", "emulated", hashes={"cuda_emu": "h2"}, **emulator),
+    ).machine_lines()
+    steps = "4.5 million (in steps of 7 from 64 on)"
+    assert [line for line in lines if "c 1.0" in line] == [
+        f"| g++ | c 1.0 | 406,656 (one in 23) | usual, upward | {steps} | 1.5 | `h1` | baseline, avx2 |",
+        "| extension | c 1.0 | 406,656 | usual | – | 1.5 | `h2` | cuda_emu |",
+    ]
 
 
 def test_the_journal_is_one_object_a_line(tmp_path):
