@@ -13,8 +13,10 @@ import importlib.metadata
 import json
 import math
 import platform
+import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,7 +91,9 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
             return load_file(path)
         if path.suffix in (".pt", ".pth"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of the file's format, in the loader's words
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
             return dict(_tensors("", state, set()))
     except Refused:
         raise
@@ -99,8 +103,9 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def reason_of(error: Exception) -> str:
-    """The line that says why: torch's advice how to load a pickle all the same comes before it."""
+    """The line that says why, without torch's advice how to load such a file all the same."""
     _, _, text = str(error).rpartition("WeightsUnpickler error: ")
+    text = re.sub(r"(Weights only load failed\. )?In PyTorch 2\.6, .*", "", text)
     return next((line.strip() for line in text.splitlines() if line.strip()), repr(error))[:200]
 
 
