@@ -1,6 +1,7 @@
 // Compares with x / scale: quotient(x, exact_reciprocal(scale)), where that is accepted, and
 // corrected_quotient(x, scale, nearest_reciprocal(scale)), which needs no proof.
-// division SCALES SEED: every significand of x, for that many random scales and the notorious ones.
+// division SCALES SEED: every significand of x, its quotients near 1, for that many random scales, as many as
+// has_reciprocal() takes of all there are, and the notorious ones.
 // division all SCALES SEED: every float x, for that many scales.
 // division half: x * (1 / scale) rounded to half precision, every significand of both, at several exponents.
 #include <algorithm>
@@ -39,7 +40,7 @@ int64_t differing(Quotient quotient_of, float scale, float tiny, uint32_t begin,
 
 template <class Quotient>
 int64_t differing(Quotient quotient_of, float scale, float tiny, bool all) {
-  if (!all) return differing(quotient_of, scale, tiny, 0x3f800000u, 1 << 23);
+  if (!all) return differing(quotient_of, scale, tiny, bit_cast<uint32_t>(scale) & 0x7f800000u, 1 << 23);
   int64_t total = 0;
   for (uint32_t part = 0; part < 512; ++part)
     total += differing(quotient_of, scale, tiny, part << 23, 1 << 23);
@@ -54,7 +55,8 @@ constexpr float kKept[] = {
     0x1.68c50ep-23f, 0x1.bcc2acp+33f, 0x1.9be876p-27f, 0x1.dbc1ccp-6f, 0x1.d1e07ep+11f, 0x1.a9847ep+9f,
     0x1.3e7546p+58f, 0x1.a05aaep-7f, 0x1.ff4e0ep-10f, 0x1.b62386p-23f, 0x1.f0b03ep-48f, 0x1.c7383ep-2f,
     0x1.77d496p-20f, 0x1.e9c52cp-51f, 0x1.b50436p+58f, 0x1.e7444ep-28f, 0x1.722a06p-31f,
-    0x1.7a8bbep-12f, 0x1.75311ep+10f, 0x1.af7eeep-18f};
+    0x1.7a8bbep-12f, 0x1.75311ep+10f, 0x1.af7eeep-18f,
+    0x1.ffe8f2p0f, 0x1.fffd8ap7f};  // by the second nearest midpoint only
 
 template <class T>
 int64_t half_differing(int bits, int64_t& pairs) {
@@ -89,8 +91,10 @@ int main(int argc, char** argv) {
   std::vector<float> tried(std::begin(kKept), std::end(kKept));
   if (all) tried.resize(2);
   const size_t kept = tried.size();
-  while (int64_t(tried.size()) < scales + (all ? 0 : int64_t(kept)))
-    tried.push_back(bit_cast<float>(uint32_t((67 + random() % 120) << 23 | random() >> 9)));
+  while (int64_t(tried.size()) < scales + (all ? 0 : int64_t(kept))) {
+    const float scale = bit_cast<float>(uint32_t(random()));
+    if (has_reciprocal(scale)) tried.push_back(scale);
+  }
 
   std::atomic<int64_t> next{0}, accepted{0}, wrong{0}, refused_wrong{0}, corrected_wrong{0};
   const auto work = [&] {

@@ -217,6 +217,8 @@ MUTANTS = (
     Mutant("CPU: one parameter for a chunk of strided x", TABLE, "at.of[kScale] + done * step[kScale]) * p_size",
            "at.of[kScale]) * p_size", kernels("long_rows")),
     Mutant("CPU: rows with gaps taken for one piece", TABLE, "levels[count - 2].step[kX] == row &&", "", CPU),
+    Mutant("CPU: short rows that another thread ends", TABLE, " && end % row == 0;", ";",
+           (*THREADS, "-k", "short_rows")),
     Mutant("CPU: minima of the threads not joined", TABLE, "lesser_key(to_low[i], low[i])", "low[i]", kernels("large_tensors or extreme")),
     # How the work is split, and where it runs.
     Mutant("CPU: an element between two threads lost", SPLIT, "if (begin < end) body(begin, end);",
@@ -259,6 +261,9 @@ MUTANTS = (
     Mutant("CPU: the quotient of a zero point not rounded", NUMERICS, "= rounded<P>(x_min / scale);", "= x_min / scale;", kernels("chosen_parameters and float16")),
     Mutant("CPU: zero left out of negative x", NUMERICS, "    x_max = x_max < 0 ? 0 : x_max;\n", "", kernels("constants")),
     Mutant("CPU: every reciprocal is exact", NUMERICS, "  return exact;\n", "  return true;\n", DIVISION),
+    Mutant("CPU: reciprocals whose low part is denormal", NUMERICS, "scale <= 0x1p60f", "scale <= 0x1p110f", DIVISION),
+    Mutant("CPU: reciprocals of denormal scales", NUMERICS, "scale >= 0x1p-60f", "scale >= 0x1p-140f", DIVISION),
+    Mutant("CPU: the nearest midpoints only", NUMERICS, "most = 8 >> zeros", "most = 1 >> zeros", DIVISION),
     Mutant("CPU: low part of a reciprocal lost", NUMERICS, "__builtin_fmaf(x, r.high, x * r.low)", "x * r.high", DIVISION),
     Mutant("CPU: no step from the quotient", NUMERICS, "return __builtin_fmaf(__builtin_fmaf(-q, scale, x), r.high, q);", "return q;", DIVISION),
     # The operators.

@@ -55,6 +55,24 @@ def test_any_number_of_threads(threads, count, dtype):
         assert_same(results(x, blocks, *parameters), expected(x, blocks, *parameters))
 
 
+@pytest.mark.parametrize("row", [3, 5, 7])
+def test_extremes_in_short_rows_that_two_threads_share(threads, row):
+    """Seven at a time, one for each parameter, over all that lies near a border between threads."""
+    columns = 7 * row
+    for count in (2, 3, 5):
+        x = torch.ones(count * 16_500 // columns, columns)
+        threads(count)
+        for i in range(1, count):
+            border = x.numel() * i // count
+            for first in range(border - 64 - columns, border + columns, columns):
+                for place in range(first, first + row):
+                    extremes = x.view(-1)[place : place + columns : row]
+                    extremes[:] = torch.arange(2.0, 9.0) * (-1) ** place
+                    args = (x, [-1, row], -128, 127, 1e-3, place % 3 == 0)
+                    assert_same(ops.choose_qparams(*args), reference.choose_qparams_op(*args))
+                    extremes[:] = 1
+
+
 def test_from_many_python_threads():
     shape, blocks = SHAPES[3]
     x, parameters = values(shape, torch.float32), tuple(given(shape, blocks, torch.float32))

@@ -104,6 +104,7 @@ CODE = {
     "emulated": ("tests/proof/emulated.py", *RECORDED),
     "suites": (
         "tests/proof/suites.py",
+        "tests/proof/machines.py",
         "tests/generated.py",
         "tests/division.cpp",
         "tests/cases.py",
