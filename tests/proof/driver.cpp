@@ -297,28 +297,41 @@ struct Arena {
 #endif
 };
 
-// How elements and parameters lie: one scale, a scale for each element, rows under a scale each, columns
-// (a scale for each of the inner elements), and steps of x or of what is written.
-enum class Layout { shared, each, rows, columns, x_steps, out_steps };
-constexpr Layout kLayouts[] = {Layout::shared, Layout::each,    Layout::rows,
-                               Layout::columns, Layout::x_steps, Layout::out_steps};
+// A call of any length; its pointers stand for memory that is placed later.
+struct Kernel {
+  Call call;
+  std::string name;
+};
+
+// How elements and parameters lie: one scale, a scale for each element, the same in steps, rows under a scale
+// each, many short ones, columns (a scale for each of the inner elements), scales of rows beside zero points of
+// columns, and steps of x or of what is written.
+enum class Layout { shared, each, each_steps, rows, short_rows, columns, crossed, x_steps, out_steps };
+constexpr Layout kLayouts[] = {Layout::shared,  Layout::each,    Layout::each_steps, Layout::rows,     Layout::short_rows,
+                               Layout::columns, Layout::crossed, Layout::x_steps,    Layout::out_steps};
 
 std::vector<Level> levels_for(Layout layout, int64_t n) {
   switch (layout) {
     case Layout::each: return {{n, {1, 1, 1, 1, 1}}};
+    case Layout::each_steps: return {{n, {1, 1, 1, 2, 3}}};
     case Layout::rows: return {{kRows, {n, n, n, 1, 1}}, {n, {1, 1, 1, 0, 0}}};
+    case Layout::short_rows: return {{n, {kRows, kRows, kRows, 1, 1}}, {kRows, {1, 1, 1, 0, 0}}};
     case Layout::columns: return {{kRows, {n, n, n, 0, 0}}, {n, {1, 1, 1, 1, 1}}};
+    case Layout::crossed: return {{kRows, {n, n, n, 1, 0}}, {n, {1, 1, 1, 0, 1}}};
     case Layout::x_steps: return {{n, {3, 1, 1, 0, 0}}};
     case Layout::out_steps: return {{n, {1, 2, 2, 0, 0}}};
     default: return {{n, {1, 1, 1, 0, 0}}};
   }
 }
 
-// A call of any length; its pointers stand for memory that is placed later.
-struct Kernel {
-  Call call;
-  std::string name;
-};
+bool of_each(Layout layout) { return layout == Layout::each || layout == Layout::each_steps; }
+
+// Whether such a kernel can be called so, with loops that no other layout has: chosen parameters lie without
+// gaps, scales and zero points alike; conversions have none.
+bool takes(const Kernel& kernel, Layout layout) {
+  if (of_each(layout) || layout == Layout::crossed) return kernel.call.kind == Kind::elementwise;
+  return kernel.call.kind != Kind::conversion || (layout != Layout::columns && layout != Layout::short_rows);
+}
 
 const char* name_of(Type type) {
   constexpr const char* names[] = {"f16", "bf16", "f32", "f64", "i8", "u8", "i16",
@@ -557,14 +570,11 @@ int run_guard(const Options& options) {
   int64_t calls = 0, wrong = 0;
   for (Kernel& kernel : kernels)
     for (const Layout layout : kLayouts) {
-      const bool dynamic = kernel.call.kind == Kind::dynamic;
-      // Sets of one element, and steps between parameters, are the same loops.
-      if (dynamic && layout == Layout::each) continue;
-      if (kernel.call.kind == Kind::conversion && (layout == Layout::each || layout == Layout::columns)) continue;
+      if (!takes(kernel, layout)) continue;
       for (int64_t n = 1; n <= kLongest; n += n < 64 ? 1 : step)
         calls += guard_kernel(kernel, layout, n, arenas, wrong);
       for (const int64_t run : kLongRuns)
-        for (int64_t n = run; n < run + kMore && layout != Layout::each; n += step > 8 ? 8 : 1)
+        for (int64_t n = run; n < run + kMore && !of_each(layout); n += step > 8 ? 8 : 1)
           calls += guard_kernel(kernel, layout, n, arenas, wrong);
     }
   std::printf("kernels %zu calls %" PRId64 " wrong %" PRId64 "\n", kernels.size(), calls, wrong);

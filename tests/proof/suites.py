@@ -1,29 +1,11 @@
-"""What other programs of the project prove: divisions, generated cases, test files of the long form."""
+"""What the tests prove: generated cases, test files of the long form, test files under sanitizers."""
 
-import os
 import re
 import sys
 
-from machines import FOLDER, ROOT, build_rules, numbers, run
+from machines import ROOT, run
 
 sys.path.insert(0, str(ROOT / "tests"))
-
-
-def compile_division():
-    """tests/division.cpp for the widest instruction set with fma that every tool here knows."""
-    flags = f"{build_rules().KERNEL_FLAGS} -O3 -pthread -I{ROOT / 'csrc'}".split()
-    x86 = os.uname().machine == "x86_64"
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    source, program = ROOT / "tests" / "division.cpp", FOLDER / "division"
-    run("g++", *flags, *(["-mavx2", "-mfma"] if x86 else []), source, "-o", program)
-    return {"program": program.name}
-
-
-def division(*arguments):
-    """Quotients without a division against true ones; the program counts those that differ."""
-    counted = numbers(run(FOLDER / "division", *arguments).splitlines()[-1])
-    assert counted["wrong"] == 0 and counted.get("corrected_wrong", 0) == 0, counted
-    return counted
 
 
 def generated(count, seed):

@@ -20,7 +20,7 @@ ROOT = HERE.parent.parent
 
 @dataclass(frozen=True)
 class Task:
-    """One call of a function of sweeps, machines or suites, with the kernels or with the fallback."""
+    """One call of a function of the modules here, with the kernels or with the fallback."""
 
     part: str
     module: str
@@ -102,14 +102,16 @@ CODE = {
     "sweeps": ("tests/proof/sweeps.py", "tests/cases.py"),
     "machines": RECORDED,
     "emulated": ("tests/proof/emulated.py", *RECORDED),
-    "suites": (
+    "divisions": ("tests/proof/divisions.py", "tests/proof/machines.py", "tests/division.cpp"),
+    "suites": ("tests/proof/suites.py", "tests/generated.py", "tests/cases.py"),
+    "tests": (
+        "tests/*.py",
         "tests/proof/suites.py",
         "tests/proof/machines.py",
-        "tests/generated.py",
-        "tests/division.cpp",
-        "tests/cases.py",
+        "benchmarks/*.py",
+        "Makefile",
+        "pyproject.toml",
     ),
-    "tests": ("tests/*.py", "benchmarks/*.py", "Makefile", "pyproject.toml"),
 }
 
 
@@ -158,7 +160,7 @@ def tasks_of(short, seed):
     from machines import BUILDS, SHORT
 
     yield Task("machines", "machines", "record", (short,), phase=0)
-    yield Task("division", "suites", "compile_division", phase=0)
+    yield Task("division", "divisions", "compile_division", phase=0)
     if not short:  # make test and make sanitize run these
         yield Task("tests", "suites", "large", (("tests/test_large.py",),))
         for files in (
@@ -184,9 +186,11 @@ def tasks_of(short, seed):
     for name, args in sweep_tasks(short):
         yield Task(name, "sweeps", name, args, fallback=True)
     for batch in range(2 if short else 40):
-        yield Task("division", "suites", "division", (100 if short else 300, seed % 2**30 + batch))
-    yield Task("division", "suites", "division", ("all", 3 if short else 24, seed % 1000))
-    yield Task("division", "suites", "division", ("half",))
+        yield Task(
+            "division", "divisions", "division", (100 if short else 300, seed % 2**30 + batch)
+        )
+    yield Task("division", "divisions", "division", ("all", 3 if short else 24, seed % 1000))
+    yield Task("division", "divisions", "division", ("half",))
     for batch in range(2 if short else 1000):
         yield Task("generated", "suites", "generated", (500 if short else 1000, seed + batch))
 
