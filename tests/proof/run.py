@@ -40,7 +40,7 @@ def run_all(tasks, journal, jobs, product, console):
     complete = all(task.key in journal.done for task in tasks)
     # The files that phase 0 makes may be gone.
     left = [t for t in tasks if t.key not in journal.done or (t.phase == 0 and not complete)]
-    errors = []
+    errors, count = [], len(tasks) - len(left)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         parts = {}
@@ -66,8 +66,9 @@ def run_all(tasks, journal, jobs, product, console):
                     else:
                         journal.add(task.key, result)
                     progress.advance(parts[task.part])
-                    if not console.is_terminal and len(journal.done) % 100 == 0:
-                        console.print(f"{len(journal.done)} of {len(tasks)} tasks")
+                    count += 1
+                    if not console.is_terminal and count % 100 == 0:
+                        console.print(f"{count} of {len(tasks)} tasks")
             except BaseException:
                 for child in multiprocessing.active_children():
                     child.terminate()

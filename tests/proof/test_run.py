@@ -1,7 +1,9 @@
 """The machinery of the proof: what is kept, what is run again, and what must never be kept."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,10 +73,10 @@ def task(function, *args, **more):
     return Task("made_up", "made_up", function, args, **more)
 
 
-def prove(project, *tasks):
+def prove(project, *tasks, console=None):
     """The errors, and the journal as the next run reads it."""
-    path = project / "journal"
-    errors = run.run_all(tasks, run.Journal(path), 1, run.product_now(), Console(quiet=True))
+    path, console = project / "journal", console or Console(quiet=True)
+    errors = run.run_all(tasks, run.Journal(path), 1, run.product_now(), console)
     return errors, run.Journal(path).done
 
 
@@ -92,6 +94,16 @@ def test_what_is_done_is_not_done_again(project):
     assert not errors
     assert done.keys() == {a.key, b.key}
     assert names(project) == {"b"}
+
+
+def test_progress_counts_the_tasks_of_this_run(project):
+    tasks = [task("good", str(project), str(i)) for i in range(100)]
+    for i in range(95):
+        run.Journal(project / "journal").add(f"task {i} of other code", {})
+    printed = io.StringIO()
+    prove(project, *tasks[:10], console=Console(file=printed))
+    prove(project, *tasks, console=Console(file=printed))
+    assert re.findall(r"(\d+) of 100 tasks", printed.getvalue()) == ["100"]
 
 
 def test_what_failed_is_told_and_not_kept(project):
