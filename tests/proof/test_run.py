@@ -163,7 +163,11 @@ def test_workers_end_with_their_parent(project, how):
     path = os.pathsep.join([str(Path(run.__file__).parent), *filter(None, sys.path)])
     command = [sys.executable, str(project / "waiting.py"), str(project)]
     with subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.DEVNULL
+        command,
+        env=os.environ | {"PYTHONPATH": path},
+        stderr=subprocess.DEVNULL,
+        # What a shell runs in the background ignores it, and so would the parent.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as parent:
         try:
             assert appears(lambda: (project / "pid").exists())
