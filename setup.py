@@ -24,7 +24,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-TORCH_FLOOR = (2, 13)
+TORCH_FLOOR = (2, 10)
+# As the headers spell it.
+TORCH_TARGET = f"0x{TORCH_FLOOR[0]:02x}{TORCH_FLOOR[1]:02x}000000000000"
 
 
 def fail(reason):
@@ -41,7 +43,7 @@ def find_torch():
         given
         and not (Path(given) / "include" / "torch" / "csrc" / "stable" / "library.h").is_file()
     ):
-        fail(f"QUANTKIT_TORCH={given} is no folder of torch 2.13 or newer")
+        fail(f"QUANTKIT_TORCH={given} is no folder of torch 2.10 or newer")
     if given:
         return Path(given)
     places = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
@@ -50,7 +52,7 @@ def find_torch():
         torch = Path(place or ".") / "torch"
         if (torch / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
             return torch
-    fail("torch 2.13 or newer is not installed in this environment; first: pip install torch")
+    fail("torch 2.10 or newer is not installed in this environment; first: pip install torch")
 
 
 def torch_version(torch):
@@ -200,7 +202,7 @@ def write_ninja(ninja, compiler, torch, pybind11_include, module):
     has_cuda = "-DQUANTKIT_CUDA" if nvcc else ""
     names = shlex.quote(f'-DQUANTKIT_CUDA_ARCHS="{" ".join(f"sm_{arch}" for arch in archs)}"')
     torch_include = shlex.quote(str(torch / "include"))
-    torch_flags = f"-std=c++20 -isystem {torch_include} -DTORCH_TARGET_VERSION=0x020d000000000000"
+    torch_flags = f"-std=c++20 -isystem {torch_include} -DTORCH_TARGET_VERSION={TORCH_TARGET}"
     python_flags = (
         f"-std=c++20 -isystem {shlex.quote(sysconfig.get_path('include'))} "
         f"-isystem {shlex.quote(pybind11_include)}"
@@ -234,7 +236,7 @@ def write_ninja(ninja, compiler, torch, pybind11_include, module):
             f"{KERNEL_FLAGS} -O1 -Wno-unknown-pragmas -I{shlex.quote(str(emu))}"
         )
         sources["../tests/emu/emulator.cpp"] = "-std=c++17"
-    libraries = f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu"
+    libraries = f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu -ldl"
     if nvcc:  # as the linker it knows where its static runtime is
         host = compiler.split()
         launched = len(host) > 1 and Path(host[0]).name in ("ccache", "sccache", "distcc")

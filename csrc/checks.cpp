@@ -9,7 +9,6 @@
 namespace quantkit {
 namespace {
 
-[[noreturn]] void refuse_value(const std::string& text) { throw std::invalid_argument(text); }
 [[noreturn]] void refuse(const std::string& text) { throw std::runtime_error(text); }
 
 std::string text(int64_t v) { return std::to_string(v); }
@@ -71,10 +70,10 @@ void check_q_range(int64_t q_min, int64_t q_max, int32_t dtype) {
       refuse("dtype: expected torch.int8, torch.uint8 or torch.int16, got " + dtype_name(dtype));
   }
   if (q_min > q_max)
-    refuse_value("q_min, q_max: expected q_min <= q_max, got " + text(q_min) + " > " + text(q_max));
+    refuse("q_min, q_max: expected q_min <= q_max, got " + text(q_min) + " > " + text(q_max));
   if (q_min < low || q_max > high)
-    refuse_value("q_min, q_max: [" + text(q_min) + ", " + text(q_max) + "] is outside the limits [" +
-                 text(low) + ", " + text(high) + "] of " + dtype_name(dtype));
+    refuse("q_min, q_max: [" + text(q_min) + ", " + text(q_max) + "] is outside the limits [" +
+           text(low) + ", " + text(high) + "] of " + dtype_name(dtype));
 }
 
 void check_parameters(const View& x, const View& scale, const View& zero_point) {
@@ -87,13 +86,13 @@ void check_parameters(const View& x, const View& scale, const View& zero_point) 
       refuse(std::string(p->name) + ": expected device " + x.device_text() + ", that of " + x.name +
              ", got " + p->device_text());
     if (!fits(*p, x))
-      refuse_value(std::string(p->name) + ": shape " + p->shape_text() + " does not fit " + x.name +
-                   " of shape " + x.shape_text() + ": every size must divide " + x.name +
-                   "'s, or the shape broadcast to " + x.name + "'s");
+      refuse(std::string(p->name) + ": shape " + p->shape_text() + " does not fit " + x.name +
+             " of shape " + x.shape_text() + ": every size must divide " + x.name +
+             "'s, or the shape broadcast to " + x.name + "'s");
   }
   if (!fit_each_other(scale, zero_point))
-    refuse_value("scale, zero_point: shapes " + scale.shape_text() + " and " +
-                 zero_point.shape_text() + " do not broadcast with each other");
+    refuse("scale, zero_point: shapes " + scale.shape_text() + " and " +
+           zero_point.shape_text() + " do not broadcast with each other");
 }
 
 void check_choice(const View& x, const BlockSize& block_size, double eps, bool symmetric,
@@ -101,26 +100,26 @@ void check_choice(const View& x, const BlockSize& block_size, double eps, bool s
   // By its bits: a caller that flushes denormals compares them as 0.
   const uint64_t bits = bit_cast<uint64_t>(eps);
   if (bits == 0 || bits > bit_cast<uint64_t>(std::numeric_limits<double>::infinity()))
-    refuse_value("eps: expected a number above 0, got " + text(eps));
+    refuse("eps: expected a number above 0, got " + text(eps));
   if (include_zero && symmetric)
-    refuse_value(
+    refuse(
         "include_zero: only the asymmetric scheme takes it, but the symmetric one was asked for");
   if (block_size) {
     const std::vector<int64_t>& blocks = *block_size;
     if (static_cast<int64_t>(blocks.size()) != x.dim)
-      refuse_value("block_size: expected " + text(x.dim) + " sizes, one per dimension of x of shape " +
-                   x.shape_text() + ", got " + list_text(blocks));
+      refuse("block_size: expected " + text(x.dim) + " sizes, one per dimension of x of shape " +
+             x.shape_text() + ", got " + list_text(blocks));
     for (int64_t d = 0; d < x.dim; ++d) {
       if (blocks[d] == 0 || blocks[d] < -1)
-        refuse_value("block_size: expected sizes of at least 1, or -1 for a whole dimension, got " +
-                     list_text(blocks));
+        refuse("block_size: expected sizes of at least 1, or -1 for a whole dimension, got " +
+               list_text(blocks));
       if (blocks[d] != -1 && x.sizes[d] % blocks[d] != 0)
-        refuse_value("block_size: " + text(blocks[d]) + " does not divide " + text(x.sizes[d]) +
-                     ", the size of dimension " + text(d) + " of x");
+        refuse("block_size: " + text(blocks[d]) + " does not divide " + text(x.sizes[d]) +
+               ", the size of dimension " + text(d) + " of x");
     }
   }
   if (x.numel == 0)
-    refuse_value(
+    refuse(
         "x: expected at least one element to choose parameters from, got an empty tensor of shape " +
         x.shape_text());
 }
@@ -131,7 +130,7 @@ void check_gradient(const View& grad, const View& x) {
     refuse("grad: expected dtype " + dtype_name(x.dtype) + ", that of x, got " +
            dtype_name(grad.dtype));
   if (!std::equal(grad.sizes, grad.sizes + grad.dim, x.sizes, x.sizes + x.dim))
-    refuse_value("grad: expected shape " + x.shape_text() + ", got " + grad.shape_text());
+    refuse("grad: expected shape " + x.shape_text() + ", got " + grad.shape_text());
   if (!grad.same_device(x))
     refuse("grad: expected device " + x.device_text() + ", that of x, got " + grad.device_text());
 }
@@ -142,9 +141,9 @@ void check_out(const View& out, const int64_t* sizes, int64_t dim, int32_t dtype
   if (out.dtype != dtype)
     refuse(name + ": expected dtype " + dtype_name(dtype) + ", got " + dtype_name(out.dtype));
   if (!out.same_device(like))
-    refuse_value(name + ": expected device " + like.device_text() + ", got " + out.device_text());
+    refuse(name + ": expected device " + like.device_text() + ", got " + out.device_text());
   if (!std::equal(out.sizes, out.sizes + out.dim, sizes, sizes + dim))
-    refuse_value(name + ": expected shape " + tuple_text(sizes, dim) + ", got " + out.shape_text());
+    refuse(name + ": expected shape " + tuple_text(sizes, dim) + ", got " + out.shape_text());
 }
 
 namespace {
@@ -160,7 +159,7 @@ void check_overlap(const std::vector<const View*>& outs, const std::vector<const
                    const View* in_place) {
   for (const View* out : outs)
     if (overlaps_itself(*out))
-      refuse_value(std::string(out->name) + ": its elements overlap each other in memory");
+      refuse(std::string(out->name) + ": its elements overlap each other in memory");
   for (size_t i = 0; i < outs.size(); ++i) {
     const View& out = *outs[i];
     std::vector<const View*> others = inputs;
@@ -168,7 +167,7 @@ void check_overlap(const std::vector<const View*>& outs, const std::vector<const
     for (const View* other : others) {
       const bool same = other == in_place && same_elements(out, *other);
       if (!same && overlap(out, *other))
-        refuse_value(std::string(out.name) + ": overlaps " + other->name + " in memory");
+        refuse(std::string(out.name) + ": overlaps " + other->name + " in memory");
     }
   }
 }
@@ -181,12 +180,11 @@ void claim_outs(const std::vector<const View*>& outs, const std::vector<const Vi
   for (const View* out : outs)
     if (aoti_torch_grad_mode_is_enabled() && !is_leaf(*out))
       refuse(std::string(out->name) + ": expected a tensor outside of autograd's graphs, as out= has no "
-                                      "gradient; pass " + out->name + ".detach()");
+             "gradient; pass " + out->name + ".detach()");
   // A tensor copied to itself stays as it is, but autograd counts a new version of it.
   for (const View* out : outs)
     if (aoti_torch_copy_(out->handle, out->handle, 0) != AOTI_TORCH_SUCCESS)
-      refuse(std::string(out->name) +
-             ": cannot be written: " + torch_exception_get_what_without_backtrace());
+      refuse(std::string(out->name) + ": cannot be written: " + torch_says());
 }
 
 }  // namespace quantkit

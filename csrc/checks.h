@@ -1,5 +1,5 @@
-// The refusals of the contract, in the words of quantkit/_checks.py. Thrown before anything is written:
-// std::invalid_argument reaches Python as ValueError, std::runtime_error as RuntimeError.
+// The refusals of the contract, in the words of quantkit/_checks.py. Thrown before anything is written, as
+// std::runtime_error, since torch 2.15 makes a RuntimeError of every other kind too.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 #include "device.h"
 
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include "cpu/run.h"
@@ -32,14 +33,30 @@ void check_launch(const char* error) {
   if (error != nullptr) throw std::runtime_error(std::string("quantkit: a CUDA kernel failed: ") + error);
 }
 
+#ifdef QUANTKIT_CUDA
+// From the library that holds the tensor's kernels: CPU-only torch has none, and 2.12 has no other way.
+void* current_stream(int32_t device_index) {
+  using Get = AOTITorchError (*)(int32_t, void**);
+  static const Get get = [] {
+    void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return library == nullptr
+               ? nullptr
+               : reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  }();
+  if (get == nullptr) throw std::runtime_error("quantkit: libtorch_cuda.so tells no current stream");
+  void* stream = nullptr;
+  check_shim(get(device_index, &stream));
+  return stream;
+}
+#endif
+
 // Calls body(launches, stream) with the GPU's kernels, or with those that are emulated; false: the CPU's turn.
 template <class Body>
 bool on_gpu(const View& on, Body body) {
 #ifdef QUANTKIT_CUDA
   if (on.device_type == aoti_torch_device_type_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(on.device_index);
-    const auto stream = torch::stable::accelerator::getCurrentStream(on.device_index);
-    body(cuda_table, stream.nativeHandle());
+    body(cuda_table, current_stream(on.device_index));
     return true;
   }
 #endif

@@ -483,28 +483,47 @@ void quantize_dequantize_out(const Tensor& x, const BlockSize& block_size, int64
 #define DYNAMIC CHOOSE("ScalarType dtype, ")
 #define GIVEN "Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max"
 
-STABLE_TORCH_LIBRARY(quantkit, m) {
-  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
-  const auto def = [&](const std::string& name, const std::string& arguments,
-                       const std::string& result, const std::string& outs) {
-    m.def((name + "(" + arguments + ") -> " + result).c_str(), tags);
-    m.def((name + ".out(" + arguments + ", *, " + outs + ") -> ()").c_str(), tags);
-  };
-  def("choose_qparams", CHOOSE(""), "(Tensor, Tensor)",
-      "Tensor(a!) scale, Tensor(b!) zero_point");
-  def("quantize", GIVEN ", ScalarType dtype", "Tensor", "Tensor(a!) out");
-  def("dequantize", "Tensor q, Tensor scale, Tensor zero_point", "Tensor", "Tensor(a!) out");
-  def("dynamic_quantize", DYNAMIC, "(Tensor, Tensor, Tensor)",
-      "Tensor(a!) q, Tensor(b!) scale, Tensor(c!) zero_point");
-  def("quantize_dequantize", DYNAMIC, "(Tensor, Tensor, Tensor, Tensor)",
-      "Tensor(a!) q, Tensor(b!) x_hat, Tensor(c!) scale, Tensor(d!) zero_point");
-  def("fake_quantize", GIVEN, "Tensor", "Tensor(a!) out");
-  // The same without a gradient (autograd costs every call), and the gradient itself.
-  def("_fake_quantize", GIVEN, "Tensor", "Tensor(a!) out");
-  def("_fake_quantize_backward", "Tensor grad, " GIVEN, "Tensor", "Tensor(a!) out");
-}
+// torch takes tags since 2.12: null before, where quantkit/_load.py adds them for Python.
+extern "C" [[gnu::weak]] int32_t torch_tag_pt2_compliant_tag();
+extern "C" [[gnu::weak]] AOTITorchError torch_library_def_with_tags(TorchLibraryHandle, const char*,
+                                                                    const int32_t*, int32_t);
 
 namespace {
+void define(TorchLibraryHandle library, const std::string& schema) {
+  if (torch_library_def_with_tags == nullptr || torch_tag_pt2_compliant_tag == nullptr) {
+    quantkit::check_shim(aoti_torch_library_def(library, schema.c_str()));
+  } else {
+    const int32_t tag = torch_tag_pt2_compliant_tag();
+    quantkit::check_shim(torch_library_def_with_tags(library, schema.c_str(), &tag, 1));
+  }
+}
+
+const struct Schemas {
+  TorchLibraryHandle library = nullptr;
+
+  void def(const std::string& name, const std::string& arguments, const std::string& result,
+           const std::string& outs) const {
+    define(library, name + "(" + arguments + ") -> " + result);
+    define(library, name + ".out(" + arguments + ", *, " + outs + ") -> ()");
+  }
+  Schemas() {
+    quantkit::check_shim(aoti_torch_library_init_def("quantkit", __FILE__, __LINE__, &library));
+    def("choose_qparams", CHOOSE(""), "(Tensor, Tensor)",
+        "Tensor(a!) scale, Tensor(b!) zero_point");
+    def("quantize", GIVEN ", ScalarType dtype", "Tensor", "Tensor(a!) out");
+    def("dequantize", "Tensor q, Tensor scale, Tensor zero_point", "Tensor", "Tensor(a!) out");
+    def("dynamic_quantize", DYNAMIC, "(Tensor, Tensor, Tensor)",
+        "Tensor(a!) q, Tensor(b!) scale, Tensor(c!) zero_point");
+    def("quantize_dequantize", DYNAMIC, "(Tensor, Tensor, Tensor, Tensor)",
+        "Tensor(a!) q, Tensor(b!) x_hat, Tensor(c!) scale, Tensor(d!) zero_point");
+    def("fake_quantize", GIVEN, "Tensor", "Tensor(a!) out");
+    // The same without a gradient (autograd costs every call), and the gradient itself.
+    def("_fake_quantize", GIVEN, "Tensor", "Tensor(a!) out");
+    def("_fake_quantize_backward", "Tensor grad, " GIVEN, "Tensor", "Tensor(a!) out");
+  }
+  ~Schemas() { aoti_torch_delete_library_object(library); }
+} schemas;
+
 void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("choose_qparams", TORCH_BOX(&quantkit::choose_qparams));
   m.impl("choose_qparams.out", TORCH_BOX(&quantkit::choose_qparams_out));

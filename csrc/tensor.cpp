@@ -15,7 +15,18 @@
 #include <sys/mman.h>
 #endif
 
+// Null where torch has none.
+extern "C" [[gnu::weak]] const char* torch_exception_get_what_without_backtrace();
+
 namespace quantkit {
+
+std::string torch_says() {
+  return torch_exception_get_what_without_backtrace != nullptr
+             ? torch_exception_get_what_without_backtrace()
+             : "torch refused, as where memory runs out; standard error has its words, which torch 2.13 "
+               "and newer give here";
+}
+
 namespace {
 
 struct Dtypes {

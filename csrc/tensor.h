@@ -14,10 +14,12 @@ namespace quantkit {
 
 using torch::stable::Tensor;
 
+// Why torch refused. It tells since 2.13; older ones say it on standard error.
+std::string torch_says();
+
 // Throws torch's own message, as where there is no memory for a result.
 inline void check_shim(AOTITorchError error) {
-  if (error != AOTI_TORCH_SUCCESS)
-    throw std::runtime_error(torch_exception_get_what_without_backtrace());
+  if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error(torch_says());
 }
 
 // torch's number of a dtype, our Type of it (-1: none), and its name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,21 @@ def choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero=Fal
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
+_AOT_CHANGES_DTYPES = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)
+
+
+def _check_compiler() -> None:
+    """AOTInductor before torch 2.12 hands operators another dtype than was asked for (pytorch#169157)."""
+    virtualized = sys.modules.get("torch._inductor.virtualized")
+    if _AOT_CHANGES_DTYPES and virtualized and virtualized.V.aot_compilation:
+        raise RuntimeError(
+            "AOTInductor before torch 2.12 changes the dtype of operators' results; "
+            "remedy: package with torch 2.12 or newer, or use torch.export alone"
+        )
+
+
 def quantize(x, scale, zero_point, q_min, q_max, dtype):
+    _check_compiler()
     _checks.quantize(x, scale, zero_point, q_min, q_max, dtype)
     return _result(x, dtype)
 
@@ -42,6 +57,7 @@ def dequantize(q, scale, zero_point):
 
 
 def dynamic_quantize(x, block_size, q_min, q_max, eps, symmetric, dtype, include_zero=False):
+    _check_compiler()
     _checks.dynamic_quantize(x, block_size, q_min, q_max, eps, symmetric, dtype, include_zero)
     params = choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero)
     return _result(x, dtype), *params

@@ -20,7 +20,7 @@ import torch
 from . import _autograd, _checks, _fake, reference
 
 CONTRACT = 1
-_TORCH_FLOOR = (2, 13)
+_TORCH_FLOOR = (2, 10)
 
 _CHOOSE = (
     "Tensor x, int[]? block_size, int q_min, int q_max, float eps, bool symmetric, "
@@ -161,12 +161,12 @@ def _schemas(name: str) -> tuple[str, str]:
 
 
 def _as_operator(function):
-    """An operator raises RuntimeError where the Python functions raise TypeError, as from C++."""
+    """An operator raises RuntimeError where the Python functions raise the exact type, as from C++."""
 
     def kernel(*args, **kwargs):
         try:
             return function(*args, **kwargs)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise RuntimeError(str(error)) from None
 
     return kernel
@@ -237,6 +237,9 @@ def _register_shared(library: torch.library.Library) -> None:
             library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         library.impl(f"{name}.out", torch.library.fallthrough_kernel, "Autograd")
         out = getattr(torch.ops.quantkit, name).out
+        for operator in (getattr(torch.ops.quantkit, name).default, out):
+            if torch.Tag.pt2_compliant_tag not in operator.tags:  # from C++ only since torch 2.12
+                operator.tags.append(torch.Tag.pt2_compliant_tag)
         library.impl(f"{name}.out", _negative_kernel(out), "Negative")
     library.impl("fake_quantize", _autograd.kernel, "Autograd")
 

@@ -103,10 +103,8 @@ def outcome(call, args):
     """The result, or the refusal: its type, of which operators have no TypeError, and message."""
     try:
         return call(*args)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         return f"RuntimeError: {error}"
-    except ValueError as error:
-        return f"ValueError: {error}"
 
 
 def dense(t):
