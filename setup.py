@@ -226,16 +226,16 @@ def write_ninja(ninja, compiler, torch, pybind11_include, module):
         description="compile $in",
     )
     if emulated:
-        emu = ROOT / "tests" / "emu"
+        emu = ROOT / "proof" / "emu"
         if not emu.is_dir():
             fail(
-                "QUANTKIT_BUILD_EMU=1, but tests/emu is not here: only the sources have the emulator"
+                "QUANTKIT_BUILD_EMU=1, but proof/emu is not here: only the sources have the emulator"
             )
         # O1: half the time to compile, and the emulator waits for its threads, not for the kernels.
-        sources["../tests/emu/cuda_emu.cpp"] = (
+        sources["../proof/emu/cuda_emu.cpp"] = (
             f"{KERNEL_FLAGS} -O1 -Wno-unknown-pragmas -I{shlex.quote(str(emu))}"
         )
-        sources["../tests/emu/emulator.cpp"] = "-std=c++17"
+        sources["../proof/emu/emulator.cpp"] = "-std=c++17"
     libraries = f"-L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu -ldl"
     if nvcc:  # as the linker it knows where its static runtime is
         host = compiler.split()
@@ -249,7 +249,7 @@ def write_ninja(ninja, compiler, torch, pybind11_include, module):
     ninja.rule("link", f"{link} $soname {libraries} -o $out", description="link $out")
     objects = []
     for source, flags in sources.items():
-        obj = source.removeprefix("../tests/").replace("/", "_").replace(".cpp", ".o")
+        obj = source.removeprefix("../proof/").replace("/", "_").replace(".cpp", ".o")
         ninja.build(
             obj,
             "cxx",

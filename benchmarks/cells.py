@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 import quantkit
-from tests import quant_tool as teaching
 
+from . import quant_tool as teaching
 from .cases import Case, Job, differing, same_bits, same_numel
 from .measure import interleaved, interleaved_on_gpu, summary
 from .rivals import Contestant, contestant

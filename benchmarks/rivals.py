@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tests import quant_tool as teaching
-
+from . import quant_tool as teaching
 from .cases import DTYPES, Call, Job, Results
 
 PER_TENSOR, PER_CHANNEL = "tensor", "channel"

@@ -8,8 +8,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
-from cases import ops
-from generated import SEED
+from lib.cases import ops
+from lib.generated import SEED
 
 import quantkit
 from quantkit import _load

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import assert_same, bits_of
+from lib.cases import assert_same, bits_of
 
 import quantkit
 from quantkit import _load

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import FLOATS, STRIDES, assert_same, given, values
+from lib.cases import FLOATS, STRIDES, assert_same, given, values
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
@@ -327,6 +327,8 @@ def test_inference_tensor_is_an_out_in_inference_mode_only():
         ops.quantize.out(*args, out=out)
         assert_same(out.clone(), ops.quantize(*args).clone())
         out.zero_()
-    with pytest.raises(RuntimeError, match=r"^out: cannot be written: .*(InferenceMode|standard error)"):
+    with pytest.raises(
+        RuntimeError, match=r"^out: cannot be written: .*(InferenceMode|standard error)"
+    ):
         ops.quantize.out(*args, out=out)
     assert not out.any()

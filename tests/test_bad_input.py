@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from bad import (
+from lib.bad import (
     BAD,
     CHOOSING,
     FIELDS,
@@ -26,7 +26,7 @@ from bad import (
     refused,
     without,
 )
-from cases import assert_same
+from lib.cases import assert_same
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quantkit import QuantizationParams, _checks, _load, reference

@@ -200,7 +200,7 @@ def test_settings_of_the_cuda_build_that_cannot_be(source, tmp_path):
     one_line(build(source, FORCE_CUDA="1"), "FORCE_CPU=1 and FORCE_CUDA=1")
     one_line(build(source, FORCE_CPU="yes"), "FORCE_CPU", "'yes'")
     one_line(build(source, FORCE_CPU="", CUDA_HOME=str(tmp_path)), "CUDA_HOME", "bin/nvcc")
-    one_line(build(source, QUANTKIT_BUILD_EMU="1"), "tests/emu")
+    one_line(build(source, QUANTKIT_BUILD_EMU="1"), "proof/emu")
     if shutil.which("nvcc"):
         for wrong in ("7.0", "9", "8.0 Ampere"):
             done = build(source, FORCE_CPU="", TORCH_CUDA_ARCH_LIST=wrong)

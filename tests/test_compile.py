@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from cases import FLOATS, assert_same, given, values
+from lib.cases import FLOATS, assert_same, given, values
 from torch._dynamo.utils import counters
 
 import quantkit

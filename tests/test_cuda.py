@@ -7,18 +7,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import cases
-import gpu_code
 import pytest
 import torch
-from cases import assert_same, given, values
-from test_operators import NAMES, inputs
+from lib import cases, gpu_code
+from lib.cases import NAMES, assert_same, given, inputs, values
 
 import quantkit
 from quantkit import _load, reference
 
 ops = torch.ops.quantkit
-EMU = Path(__file__).resolve().parent / "emu"
+EMU = Path(__file__).resolve().parents[1] / "proof" / "emu"
 LIBRARY = Path(quantkit.__file__).with_name("libquantkit.so")
 needs_cuda = pytest.mark.skipif(not quantkit.backend().cuda_archs, reason="built without CUDA")
 needs_nvcc = pytest.mark.skipif(not gpu_code.nvcc_command(), reason="built without nvcc")

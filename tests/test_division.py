@@ -27,7 +27,7 @@ def division(tmp_path_factory):
     flags = "-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread"
     target = ["-mavx2", "-mfma"] if X86 else []
     compiler = os.environ.get("CXX", "g++").split()
-    source = ROOT / "tests" / "division.cpp"
+    source = ROOT / "tests" / "lib" / "division.cpp"
     command = [*compiler, *flags.split(), *target, "-I", ROOT / "csrc", source, "-o", program]
     subprocess.run(command, check=True)
     return program

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import FLOATS, STRIDES, assert_same, ops, parameter_shape, values
+from lib.cases import FLOATS, STRIDES, assert_same, ops, parameter_shape, values
 
 import quantkit
 from quantkit import _load, reference

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from lib.bad import FOREIGN
 
 import quantkit
 from quantkit import QuantizationParams, reference
@@ -47,18 +48,6 @@ CHOOSING = {
     "asymmetric": lambda m, x, **k: m.get_asymmetric_qparams(x, **k),
     "quantize_dequant": lambda m, x, **k: m.quantize_dequant(x, **k),
     "dynamic_quantize": lambda m, x, **k: m.dynamic_quantize(x, **k),
-}
-FOREIGN = {
-    "complex": (lambda: torch.ones(4, 6, dtype=torch.complex64), "torch.complex64"),
-    "float8": (lambda: torch.ones(4, 6).to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
-    "quantized": (lambda: torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), "torch.qint8"),
-    "sparse": (lambda: X.to_sparse(), "torch.sparse_coo"),
-    "sparse csr": (lambda: X.to_sparse_csr(), "torch.sparse_csr"),
-    "mkldnn": (lambda: X.to_mkldnn(), "torch._mkldnn"),
-    "nested": (lambda: torch.nested.nested_tensor([X, X]), "nested"),
-    "list": (lambda: [1.0, 2.0], "list"),
-    "numpy": (lambda: X.numpy(), "ndarray"),
-    "none": (lambda: None, "NoneType"),
 }
 filter_beta = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 

@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
-from generated import CASES, SEED, Case, Data, check, run_many
 from hypothesis import HealthCheck, given, seed, settings
+from lib.generated import CASES, SEED, Case, Data, check, run_many
 
 HALF = torch.float16
 HARD = float.fromhex("0x1.f63c0ep-7")  # the divisor for which two multiplications are not enough

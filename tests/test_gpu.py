@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from cases import CODES, FLOATS, LAYOUTS, STRIDES, assert_same, given, values
+from lib.cases import CODES, FLOATS, LAYOUTS, STRIDES, assert_same, given, values
 
 import quantkit
 from quantkit import reference

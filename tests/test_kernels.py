@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from cases import (
+from lib.cases import (
     CODES,
     FLOATS,
     LAYOUTS,

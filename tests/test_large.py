@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 import torch
-from cases import assert_same, given, ops, values
+from lib.cases import assert_same, given, ops, values
 
 import quantkit
 from quantkit import _load, reference

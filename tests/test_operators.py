@@ -6,35 +6,12 @@ import sys
 
 import pytest
 import torch
-from cases import FLOATS, given, values
+from lib.cases import NAMES, inputs
 
 from quantkit import _load
 
 ops = torch.ops.quantkit
 pytestmark = pytest.mark.fallback
-NAMES = (
-    "choose_qparams", "quantize", "dequantize", "dynamic_quantize", "quantize_dequantize",
-    "fake_quantize", "_fake_quantize", "_fake_quantize_backward",
-)  # fmt: skip
-
-
-def inputs(name):
-    """Arguments of several dtypes, strides and granularities."""
-    for i, (dtype, blocks) in enumerate(zip(FLOATS, (None, [1, -1], [2, 3], [-1, 1]), strict=True)):
-        x = values((4, 6), dtype, i)
-        x = x.t().contiguous().t() if i % 2 else x
-        scale, zero_point = given((4, 6), blocks, dtype, i)
-        symmetric = i % 2 == 0
-        yield {
-            "choose_qparams": (x, blocks, -128, 127, 1e-8, symmetric),
-            "quantize": (x, scale, zero_point, -128, 127, torch.int8),
-            "dequantize": (x.to(torch.int8), scale, zero_point),
-            "dynamic_quantize": (x, blocks, 0, 255, 1e-8, symmetric, torch.uint8),
-            "quantize_dequantize": (x, blocks, -7, 7, 1e-8, symmetric, torch.int16),
-            "fake_quantize": (x.clone().requires_grad_(i < 2), scale, zero_point, -128, 127),
-            "_fake_quantize": (x, scale, zero_point, -128, 127),
-            "_fake_quantize_backward": (torch.ones_like(x), x, scale, zero_point, -128, 127),
-        }[name]
 
 
 @pytest.mark.parametrize("name", NAMES)

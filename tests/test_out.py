@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import STRIDES, assert_same, bits_of, given, ops, values
+from lib.cases import STRIDES, assert_same, bits_of, given, ops, values
 
 from quantkit import _load, reference
 
@@ -101,7 +101,9 @@ def test_overlap_with_an_input_is_refused():
         grad = (x, *args)
         refused("_fake_quantize_backward", {"out": out}, RuntimeError, "overlaps grad", args=grad)
     codes = memory.view(torch.int8)[:48].view(6, 8)
-    refused("quantize", {"out": codes}, RuntimeError, "overlaps x", args=(x, *CALLS["quantize"][1:]))
+    refused(
+        "quantize", {"out": codes}, RuntimeError, "overlaps x", args=(x, *CALLS["quantize"][1:])
+    )
     args = (X.to(torch.int8), memory[:6].view(6, 1), ZERO)
     refused("dequantize", {"out": x}, RuntimeError, "overlaps scale", args=args)
 

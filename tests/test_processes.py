@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from cases import assert_same, values
+from lib.cases import assert_same, values
 from torch.utils.data import DataLoader, Dataset
 
 import quantkit

@@ -1,16 +1,14 @@
-"""The README's code runs, its table of variables is complete, and the pages count what is there."""
+"""The README's code runs, and its table of variables is complete."""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from mutants import MUTANTS
 
 import quantkit
 from quantkit import _load
@@ -64,19 +62,3 @@ def test_every_schema_is_documented():
     assert [f"## {name}" in page for name in names] == [True] * 6
     for name in names:
         assert _load._schemas(name)[0] in page, name
-
-
-def test_the_proof_counts_its_mistakes_and_its_files():
-    page = " ".join((ROOT / "docs" / "proof.md").read_text().split())
-    kinds = Counter(mutant.kind for mutant in MUTANTS)
-    loops, operators, numerics, cuda = (
-        kinds[kind] for kind in ("CPU loops", "operators", "numerics.h", "CUDA kernels")
-    )
-    assert kinds.total() == loops + operators + numerics + cuda
-    assert f"holds {len(MUTANTS)} mistakes" in page
-    assert f"{loops} in the CPU loops, {operators} in the operators" in page
-    assert f"{numerics} in `numerics.h`, {cuda} in the CUDA kernels" in page
-    (files,) = re.findall(r"SANITIZED := ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text())
-    names = files.replace("\\\n", " ").split()
-    assert f"({len(names)} files, named in the Makefile)" in page
-    assert all((ROOT / "tests" / f"test_{name}.py").exists() for name in names)

@@ -5,13 +5,22 @@ import json
 from decimal import Decimal
 from pathlib import Path
 
-import oracle
 import pytest
-import quant_tool
 import torch
-from cases import CODES, FLOATS, GRANULARITIES, assert_same, given, parameter_shape, params, values
+from lib import oracle
+from lib.cases import (
+    CODES,
+    FLOATS,
+    GRANULARITIES,
+    assert_same,
+    given,
+    parameter_shape,
+    params,
+    values,
+)
 
 import quantkit
+from benchmarks import quant_tool
 from quantkit import reference
 
 pytestmark = pytest.mark.fallback

@@ -5,7 +5,9 @@ import inspect
 
 import pytest
 import torch
-from bad import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lib.bad import (
     BAD,
     CHOOSING,
     FIELDS,
@@ -20,9 +22,7 @@ from bad import (
     refused,
     state_of,
 )
-from cases import assert_same
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from lib.cases import assert_same
 
 from quantkit import QuantizationParams, _load, reference
 

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from cases import assert_same, params, values
+from lib.cases import assert_same, params, values
 from safetensors import safe_open
 from safetensors.torch import save_file
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from cases import assert_same, given, values
+from lib.cases import assert_same, given, values
 
 from quantkit import reference
 

@@ -1,5 +1,5 @@
 // The one place that launches kernels and asks the device. Work goes to a stream of the current device.
-// (tests/emu/cuda_emu.cpp has the emulator's.)
+// (proof/emu/cuda_emu.cpp has the emulator's.)
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,5 +1,5 @@
 // How kernels reach memory: vectors of up to 16 bytes where the address allows, elements elsewhere; every
-// access goes through here, so that the emulator (tests/emu) sees each one.
+// access goes through here, so that the emulator (proof/emu) sees each one.
 #pragma once
 
 #include "../kernels.h"

@@ -15,7 +15,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parent
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def hash_of(paths):
 def product_files():
     """What is proved, and the emulator that stands in for a GPU."""
     kinds = {".c", ".cpp", ".h", ".cu", ".cuh", ".py"}
-    for folder in ("csrc", "quantkit", "tests/emu"):
+    for folder in ("csrc", "quantkit", "proof/emu"):
         yield from (path for path in (ROOT / folder).rglob("*") if path.suffix in kinds)
     yield ROOT / "setup.py"
 
@@ -64,7 +64,16 @@ def git(*arguments):
 
 def commit():
     """The commit, and whether the files on disk are it."""
-    proved = ("csrc", "quantkit", "tests", "benchmarks", "setup.py", "pyproject.toml", "Makefile")
+    proved = (
+        "csrc",
+        "quantkit",
+        "tests",
+        "proof",
+        "benchmarks",
+        "setup.py",
+        "pyproject.toml",
+        "Makefile",
+    )
     changed = git("status", "--porcelain", "--", *proved)
     return git("rev-parse", "HEAD") + (", with changes that are not committed" if changed else "")
 
@@ -77,7 +86,7 @@ def provenance(commit, sources):
 
 def copy_sources(folder):
     """What an extension can be built from and tested with, in another place."""
-    for name in ("csrc", "quantkit", "tests"):
+    for name in ("csrc", "quantkit", "tests", "proof"):
         ignored = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -90,24 +99,24 @@ def built_files():
 
 
 RECORDED = (
-    "tests/proof/machines.py",
-    "tests/proof/record.py",
-    "tests/proof/driver.cpp",
-    "tests/proof/recorded.h",
-    "tests/cases.py",
-    "tests/generated.py",
+    "proof/machines.py",
+    "proof/record.py",
+    "proof/driver.cpp",
+    "proof/recorded.h",
+    "tests/lib/cases.py",
+    "tests/lib/generated.py",
 )
 # What else decides the result of a task.
 CODE = {
-    "sweeps": ("tests/proof/sweeps.py", "tests/cases.py"),
+    "sweeps": ("proof/sweeps.py", "tests/lib/cases.py"),
     "machines": RECORDED,
-    "emulated": ("tests/proof/emulated.py", *RECORDED),
-    "divisions": ("tests/proof/divisions.py", "tests/proof/machines.py", "tests/division.cpp"),
-    "suites": ("tests/proof/suites.py", "tests/generated.py", "tests/cases.py"),
+    "emulated": ("proof/emulated.py", *RECORDED),
+    "divisions": ("proof/divisions.py", "proof/machines.py", "tests/lib/division.cpp"),
+    "suites": ("proof/suites.py", "tests/lib/generated.py", "tests/lib/cases.py"),
     "tests": (
-        "tests/*.py",
-        "tests/proof/suites.py",
-        "tests/proof/machines.py",
+        "tests/**/*.py",
+        "proof/suites.py",
+        "proof/machines.py",
         "benchmarks/*.py",
         "Makefile",
         "pyproject.toml",

@@ -26,7 +26,7 @@ def machine(name, compiler, short):
         sys.executable,
         "-c",
         f"import machines; machines.record({short})",
-        PYTHONPATH=os.pathsep.join(map(str, (copy / "tests" / "proof", copy))),
+        PYTHONPATH=os.pathsep.join(map(str, (copy / "proof", copy))),
     )
     calls = copy / calls_file(short).relative_to(ROOT)
     text = run(compile_driver("g++ -O3"), "cases", calls, "isa=baseline", "threads=2", "every=1")

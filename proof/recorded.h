@@ -1,11 +1,11 @@
 // Calls of kernels in a file: what crosses the border (kernels.h), with the memory before and after. The
-// emulator of a development build writes them (tests/emu), the driver beside this runs them again.
+// emulator of a development build writes them (proof/emu), the driver beside this runs them again.
 #pragma once
 
 #include <cstdio>
 #include <vector>
 
-#include "../../csrc/kernels.h"
+#include "../csrc/kernels.h"
 
 namespace quantkit {
 namespace recorded {

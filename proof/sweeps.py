@@ -10,11 +10,11 @@ import sys
 import zlib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import torch
 import xxhash
-from cases import BITS, CODES, FLOATS, assert_same, flat
+from lib.cases import BITS, CODES, FLOATS, assert_same, flat
 
 import quantkit
 from quantkit import _load, reference

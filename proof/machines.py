@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parent
 FOLDER = ROOT / "build" / "proof"
 # Callers whose floating-point environment is not the usual one.
 ENVIRONMENTS = ("usual", "flushing", "downward", "upward", "to zero")
@@ -133,7 +133,7 @@ def compile_driver(name):
     folder.mkdir(parents=True, exist_ok=True)
     flags = f"{rules.COMMON_FLAGS} -pthread"
     sources = {f"csrc/{s}": f for s, f in rules.kernel_sources(build.machine).items()}
-    sources["tests/proof/driver.cpp"] = rules.KERNEL_FLAGS
+    sources["proof/driver.cpp"] = rules.KERNEL_FLAGS
     objects = []
     for source, own in sources.items():
         objects.append(folder / f"{Path(source).stem}.o")

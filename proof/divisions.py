@@ -1,4 +1,4 @@
-"""Quotients without a division against true ones, by tests/division.cpp."""
+"""Quotients without a division against true ones, by tests/lib/division.cpp."""
 
 import os
 
@@ -10,7 +10,7 @@ def compile_division():
     flags = f"{build_rules().KERNEL_FLAGS} -O3 -pthread -I{ROOT / 'csrc'}".split()
     x86 = os.uname().machine == "x86_64"
     FOLDER.mkdir(parents=True, exist_ok=True)
-    source, program = ROOT / "tests" / "division.cpp", FOLDER / "division"
+    source, program = ROOT / "tests" / "lib" / "division.cpp", FOLDER / "division"
     run("g++", *flags, *(["-mavx2", "-mfma"] if x86 else []), source, "-o", program)
     return {"program": program.name}
 

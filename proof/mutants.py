@@ -1,6 +1,6 @@
 """Planted mistakes: each is patched into a copy of the sources, built, and must fail the tests that are named.
 
-python tests/mutants.py [NAME ...]: all, or some. Fails if a mistake survives. The test that caught one must
+python proof/mutants.py [NAME ...]: all, or some. Fails if a mistake survives. The test that caught one must
 pass on the right sources. Objects are built with -O1; the emulator only where a test is for it.
 A run of all writes docs/mutants.md.
 """
@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tests" / "proof"))
-from work import commit, copy_sources, hash_of, product_files, provenance  # noqa: E402
+from work import ROOT, commit, copy_sources, hash_of, product_files, provenance
 
 KERNELS = ("tests/test_kernels.py", "-k", "cuda_emu")
 FAR = ("tests/test_cuda.py", "-k", "offsets_beyond_32_bits and cuda_emu")

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from cases import bits_of, values
-from test_errors import FOREIGN
+from lib.cases import bits_of, values
 from torch._subclasses.fake_tensor import FakeTensor
 
 import quantkit
@@ -21,6 +20,18 @@ ops = torch.ops.quantkit
 MODULES = {"quantkit": quantkit, "reference": reference}
 FUNCTIONS = sorted(set(reference.__all__) - {"QuantizationParams"})
 X = values((4, 6), torch.float32, 1)
+FOREIGN = {
+    "complex": (lambda: torch.ones(4, 6, dtype=torch.complex64), "torch.complex64"),
+    "float8": (lambda: torch.ones(4, 6).to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+    "quantized": (lambda: torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), "torch.qint8"),
+    "sparse": (lambda: X.to_sparse(), "torch.sparse_coo"),
+    "sparse csr": (lambda: X.to_sparse_csr(), "torch.sparse_csr"),
+    "mkldnn": (lambda: X.to_mkldnn(), "torch._mkldnn"),
+    "nested": (lambda: torch.nested.nested_tensor([X, X]), "nested"),
+    "list": (lambda: [1.0, 2.0], "list"),
+    "numpy": (lambda: X.numpy(), "ndarray"),
+    "none": (lambda: None, "NoneType"),
+}
 SCALE, ZERO = torch.full((4, 1), 0.25), torch.full((4, 1), 3.0)
 CHOOSE = {"x": X, "block_size": [1, -1], "q_min": -128, "q_max": 127, "eps": 1e-8}
 CHOOSE |= {"symmetric": False, "dtype": torch.int8, "include_zero": False}

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from cases import CODES, FLOATS, SPECIAL, STRIDES, assert_same, assert_same_kind, bits_of, flat
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from lib.cases import CODES, FLOATS, SPECIAL, STRIDES, assert_same, assert_same_kind, bits_of, flat
 
 import quantkit
 from quantkit import _load

@@ -8,11 +8,11 @@ import itertools
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import torch
-from cases import CODES, FLOATS, LAYOUTS, STRIDES, assert_same, given, values
-from generated import check_results, dense
+from lib.cases import CODES, FLOATS, LAYOUTS, STRIDES, assert_same, given, values
+from lib.generated import check_results, dense
 
 import quantkit
 from quantkit import _load

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "../proof/recorded.h"
+#include "../recorded.h"
 
 namespace quantkit {
 namespace recorded {

@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 def generated(count, seed):
     """Cases that hypothesis makes; `results`: how many calls were no refusals."""
-    from generated import run_many
+    from lib.generated import run_many
 
     cases, calls, results = run_many(count, seed)
     return {"cases": cases, "calls": calls, "results": results, "seed": seed}

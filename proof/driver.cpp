@@ -1,4 +1,4 @@
-// The CPU kernels without torch: for other compilers, machines, sanitizers and valgrind (tests/proof).
+// The CPU kernels without torch: for other compilers, machines, sanitizers and valgrind (proof).
 //
 // driver cases FILE [isa=NAME] [threads=N] [every=K] [streams=1] [environment=NAME]
 //   runs recorded calls again: the memory of every operand, gaps included, must be that of the file.
@@ -26,7 +26,7 @@
 #include <xmmintrin.h>
 #endif
 
-#include "../../csrc/cpu/run.h"
+#include "../csrc/cpu/run.h"
 #include "recorded.h"
 
 using namespace quantkit;
