@@ -9,7 +9,7 @@ import torch
 
 from . import _autograd, _checks, _load  # noqa: F401  (_load registers the operators)
 from ._checks import NUMBER
-from .params import QuantizationParams, block_size_of, limits, unpack
+from .params import QuantizationParams, choice, unpack
 
 _ops = torch.ops.quantkit
 _choose_qparams = _ops.choose_qparams.default
@@ -71,9 +71,9 @@ def get_symmetric_qparams(
 
     Formula: docs/numerics.md, section 2.
     """
-    q_min, q_max = limits(dtype, q_min, q_max)
-    blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    _checks.choice_types(blocks, eps, True)
+    blocks, q_min, q_max, eps, *_ = choice(
+        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, True
+    )
     scale, zero_point = _call(
         _choose_qparams, _checks.choose_qparams, x, blocks, q_min, q_max, eps, True
     )
@@ -103,9 +103,9 @@ def get_asymmetric_qparams(
 
     Formula: docs/numerics.md, section 2.
     """
-    q_min, q_max = limits(dtype, q_min, q_max)
-    blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    _checks.choice_types(blocks, eps, False, include_zero)
+    blocks, q_min, q_max, eps, _, include_zero = choice(
+        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, False, include_zero
+    )
     scale, zero_point = _call(
         _choose_qparams, _checks.choose_qparams,
         x, blocks, q_min, q_max, eps, False, include_zero,
@@ -173,9 +173,9 @@ def quantize_dequant(
     :func:`get_asymmetric_qparams`), :func:`quantize_tensor` and :func:`dequantize_tensor` in turn;
     their pages tell arguments, results and errors.
     """
-    q_min, q_max = limits(dtype, q_min, q_max)
-    blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    _checks.choice_types(blocks, eps, sym, include_zero)
+    blocks, q_min, q_max, eps, sym, include_zero = choice(
+        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero
+    )
     q, x_hat, scale, zero_point = _call(
         _quantize_dequantize, _checks.dynamic_quantize,
         x, blocks, q_min, q_max, eps, sym, NUMBER.get(dtype, dtype), include_zero,
@@ -200,9 +200,9 @@ def dynamic_quantize(
 
     The same as :func:`quantize_dequant` without the reconstruction.
     """
-    q_min, q_max = limits(dtype, q_min, q_max)
-    blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    _checks.choice_types(blocks, eps, sym, include_zero)
+    blocks, q_min, q_max, eps, sym, include_zero = choice(
+        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero
+    )
     q, scale, zero_point = _call(
         _dynamic_quantize, _checks.dynamic_quantize,
         x, blocks, q_min, q_max, eps, sym, NUMBER.get(dtype, dtype), include_zero,
