@@ -5,6 +5,7 @@ python tools/api_page.py
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import quantkit
@@ -18,9 +19,9 @@ The operators have a page of their own: [operators.md](operators.md).
 """
 
 
-def signature(function: object) -> str:
+def signature(function: Callable) -> str:
     """The call without types, which are in the source."""
-    found = inspect.signature(function)  # type: ignore[arg-type]
+    found = inspect.signature(function)
     bare = [p.replace(annotation=p.empty) for p in found.parameters.values()]
     return str(found.replace(parameters=bare, return_annotation=found.empty))
 
@@ -32,7 +33,7 @@ def markdown(docstring: str) -> str:
     for line in inspect.cleandoc(docstring).splitlines():
         line = re.sub(r":\w+:`(\w+)`|``(.*?)``", lambda m: f"`{m[1] or m[2]}`", line)
         line = re.sub(r"(?<![\w/])docs/(\w+)\.md", r"[\1.md](\1.md)", line)
-        if re.fullmatch(r"(Args|Returns|Raises|Warning|Note):", line):
+        if re.fullmatch(r"(Args|Attributes|Returns|Raises|Warning|Note):", line):
             lines += [f"**{line[:-1]}**", ""]
             section = True
         elif section and (entry := re.fullmatch(r"    (\w+(?:, \w+)*): (.*)", line)):
