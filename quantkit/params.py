@@ -15,14 +15,15 @@ from . import _checks
 
 @dataclass(eq=False)
 class QuantizationParams:
-    """What ``q = clip(round(x / scale + zero_point), q_min, q_max)`` needs.
+    """The parameters of ``q = clip(round(x / scale + zero_point), q_min, q_max)``.
 
-    scale, zero_point: tensors (or numbers, taken as 0-dim float64 tensors) whose shapes say the
-        granularity: 0-dim for the whole tensor, else x's rank, each size dividing x's; element i of a
-        dimension uses index ``i // (x.size / scale.size)``.
-    q_min, q_max: the inclusive limits of the integer codes.
-    dtype: the integer dtype of the codes. None means int8 where [q_min, q_max] fits it, else uint8,
-        else int16.
+    Args:
+        scale, zero_point: tensors whose shapes say the granularity. 0-dim is the whole tensor. Otherwise
+            the rank is x's and each size divides x's: element i of a dimension uses index
+            ``i // (x.size / scale.size)``. A Python number becomes a 0-dim float64 tensor.
+        q_min, q_max: the inclusive limits of the codes.
+        dtype: the dtype of the codes. None stands for int8 where [q_min, q_max] fits it, else uint8,
+            else int16.
     """
 
     scale: torch.Tensor
@@ -153,7 +154,7 @@ def unpack(
         scale = _number("scale", scale)
     if not isinstance(zero_point, torch.Tensor) and _is_number(zero_point):
         zero_point = _number("zero_point", zero_point)
-    dtype = getattr(qparams, "dtype", None)  # the teaching module's parameters have none
+    dtype = getattr(qparams, "dtype", None)  # quant_tool's parameters have none
     if dtype is None:
         q_min, q_max = _checks.number(q_min), _checks.number(q_max)
         dtype = _checks.smallest_dtype(q_min, q_max)
@@ -185,7 +186,7 @@ def block_size_of(
             f"for x of shape {tuple(x.shape)}, got {_checks.shown(channel_dim)}"
         )
     blocks = [-1] * rank
-    if rank > 1:  # a vector is one channel: the teaching module reduces over it whole
+    if rank > 1:  # a vector is one channel: quant_tool reduces over it whole
         blocks[channel_dim] = 1
     return blocks
 
