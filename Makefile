@@ -11,6 +11,7 @@
 # make wheel-check  make wheels, then tests the same file in a CUDA torch (downloads gigabytes)
 # make gpu TORCH=torch==2.14.1   on a machine with a GPU: tests the CUDA kernels there, and measures them
 # make build  sets up and builds only
+# make compdb  writes compile_commands.json for editors
 #
 # PYTHON picks the interpreter (3.11 or newer), TORCH the torch to install into .venv.
 
@@ -26,7 +27,7 @@ EXTRA = import sys, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))
 BUILD_REQUIRES = $(EXTRA); print(*p['build-system']['requires'], sep='\n')
 EXTRA_REQUIRES = $(EXTRA); print(*p['project']['optional-dependencies'][sys.argv[1]], sep='\n')
 
-.PHONY: run test bench build lint proof tools mutants sanitize wheels wheel-check gpu clean
+.PHONY: run test bench build lint proof tools mutants sanitize wheels wheel-check gpu compdb clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
@@ -105,6 +106,10 @@ lint: $(STAMP)-test
 build: $(STAMP)-build
 	QUANTKIT_BUILD_EMU=1 $(PY) setup.py --quiet build_ext --inplace
 
+# Of the build that the line above has just made or checked.
+compdb: build
+	$(PY) -m ninja -C "$$(dirname "$$(ls -t build/*/build.ninja | head -1)")" -t compdb > compile_commands.json
+
 $(PY):
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('quantkit needs Python 3.11 or newer, $(PYTHON) is ' + sys.version.split()[0] + '; try make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
@@ -134,4 +139,4 @@ $(STAMP)-bench: $(STAMP)-build
 	touch $@
 
 clean:
-	rm -rf build dist results $(VENV) quantkit/*.so *.egg-info
+	rm -rf build dist results $(VENV) quantkit/*.so *.egg-info compile_commands.json

@@ -212,6 +212,7 @@ def write_ninja(ninja, compiler, torch, pybind11_include, module):
         "device.cpp": f"{torch_flags} {has_cuda}",
         "tensor.cpp": torch_flags,
         "checks.cpp": torch_flags,
+        "overlap.cpp": torch_flags,
         "levels.cpp": KERNEL_FLAGS,
         "module.cpp": f"{python_flags} {names}",
         **kernel_sources(platform.machine(), emulated),

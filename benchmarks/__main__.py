@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     kind = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser("benchmarks", description=__doc__, formatter_class=kind)
     p.add_argument("--ops", type=words(OPS), help="default: all")
-    p.add_argument("--dtypes", type=words(DTYPES), help="default: all, where the goals need them")
+    p.add_argument("--dtypes", type=words(DTYPES), help="default: all, for some operators")
     p.add_argument(
         "--shapes",
         type=shapes,
@@ -215,24 +215,20 @@ def main_publish(arguments: list[str], console: Console) -> int:
     p.add_argument("--root", type=Path, default=machine.ROOT, metavar="DIR")
     args = p.parse_args(arguments)
     run = load(args.run)
-    for cell in run["cells"]:
-        for contestant in cell["contestants"].values():
-            contestant.pop("seconds", None)  # the raw times stay with who measured
     if not report.quoted(run):
         raise SystemExit(f"benchmarks: {args.run} has none of the cells that the pages quote")
     docs = args.root / "docs"
     pages = {
-        args.root / "README.md": report.markdown(run),
-        docs / "performance.md": report.goals_markdown(run),
+        args.root / "README.md": report.markdown(run, report.README),
+        docs / "performance.md": report.markdown(run),
     }
     try:
         texts = {path: report.replaced(path.read_text(), new) for path, new in pages.items()}
         for path, text in texts.items():
             path.write_text(text)
-        (docs / "speed.json").write_text(json.dumps(run, indent=1) + "\n")
     except (OSError, ValueError) as error:
         raise SystemExit(f"benchmarks: {args.root}: {error}") from None
-    paths = [*texts, docs / "speed.json", *plots.save(run, docs)]
+    paths = [*texts, *plots.save(run, docs)]
     console.print("wrote " + ", ".join(map(str, paths)))
     return 0
 

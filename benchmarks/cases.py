@@ -169,7 +169,7 @@ def _names(expected: Results) -> tuple[str, ...]:
 
 
 def default_cases(shapes=SHAPES, dtypes=tuple(DTYPES)) -> Iterator[Case]:
-    """What the tables and goals need; asking for more names it on the command line."""
+    """What the tables need; asking for more names it on the command line."""
     for shape in shapes:
         if "float32" in dtypes:
             for op in OPS:
@@ -184,7 +184,7 @@ def default_cases(shapes=SHAPES, dtypes=tuple(DTYPES)) -> Iterator[Case]:
 
 
 def cuda_cases(shapes=CUDA_SHAPES, dtypes=("bfloat16", "float32")) -> Iterator[Case]:
-    """What the goals on a GPU need, and each way of the kernels to choose parameters."""
+    """The main operators on a GPU, and each way of the kernels to choose parameters."""
     for shape in shapes:
         for dtype in dtypes:
             for op in ("quantize", "dequantize"):

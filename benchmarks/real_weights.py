@@ -1,8 +1,8 @@
 """The main job: quantize and dequantize a real model's weights, reference against quantkit.
 
-Every floating-point tensor of a weights file goes through ``quantize_dequant`` in four schemes, by the
+Every floating-point tensor of a weights file goes through ``quantize_dequant`` in six schemes, by the
 pure-torch reference and by quantkit. Their results are compared bit for bit and their times measured
-side by side. Writes ``run.json`` and ``run.png``.
+side by side. Prints what ``include_zero=True`` changes. Writes ``run.json`` and ``run.png``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from rich.console import Console
@@ -38,6 +39,8 @@ SCHEMES = {
     "symmetric, per channel": {"sym": True, "per_channel": True},
     "asymmetric, per tensor": {"sym": False, "per_channel": False},
     "asymmetric, per channel": {"sym": False, "per_channel": True},
+    "asymmetric with zero, per tensor": {"sym": False, "per_channel": False, "include_zero": True},
+    "asymmetric with zero, per channel": {"sym": False, "per_channel": True, "include_zero": True},
 }
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -236,6 +239,22 @@ def table(rows: list[Row], backend: str, console: Console) -> None:
     console.print(grid)
 
 
+def effect_of_zero(rows: list[Row]) -> Iterator[str]:
+    """The asymmetric scheme's SQNR as it is and with include_zero=True, a line per granularity."""
+    for granularity in ("per tensor", "per channel"):
+        values = [
+            [
+                r.sqnr_db
+                for r in rows
+                if r.scheme == f"{name}, {granularity}" and r.sqnr_db is not None
+            ]
+            for name in ("asymmetric", "asymmetric with zero")
+        ]
+        if all(values):
+            plain, zero = (f"median {median(v):.1f} dB, worst {min(v):.1f} dB" for v in values)
+            yield f"SQNR asymmetric, {granularity}: {plain}; with include_zero=True {zero}"
+
+
 def totals(rows: list[Row]) -> dict[str, float]:
     slow, fast = sum(row.reference_ms for row in rows), sum(row.quantkit_ms for row in rows)
     return {"reference_ms": slow, "quantkit_ms": fast, "speedup": slow / fast}
@@ -271,7 +290,7 @@ def plot(rows: list[Row], backend: str, path: Path) -> None:
     right.set(xscale="log", yscale="log", xlabel="elements of the tensor")
     right.set(ylabel="times faster than the reference (higher is better)")
     right.yaxis.set_major_formatter("{x:g}×")
-    right.set_title("each tensor of the model, four schemes")
+    right.set_title("each tensor of the model, six schemes")
     right.grid(alpha=0.3, which="both")
     right.legend()
     figure.suptitle(f"quantize + dequantize to int8 · {backend} · {machine()}", fontsize=10)
@@ -337,6 +356,8 @@ def run(weights: Path, results: Path, console: Console) -> list[str]:
         f"{sum(row.bit_equal for row in rows)} of {len(rows)} bit-equal",
         highlight=False,
     )
+    for line in effect_of_zero(rows):
+        console.print(line, highlight=False)
     console.print(f"written: {results / 'run.json'}, {results / 'run.png'}", highlight=False)
     return differences
 

@@ -6,6 +6,8 @@
 #include <limits>
 #include <stdexcept>
 
+#include "overlap.h"
+
 namespace quantkit {
 namespace {
 
@@ -118,7 +120,11 @@ void check_choice(const View& x, const BlockSize& block_size, double eps, bool s
                ", the size of dimension " + text(d) + " of x");
     }
   }
-  if (x.numel == 0)
+  // Without a block there is nothing to choose; a block without elements has no extremes.
+  bool blockless = false;
+  for (int64_t d = 0; block_size && d < x.dim; ++d)
+    blockless |= x.sizes[d] == 0 && (*block_size)[d] != -1;
+  if (x.numel == 0 && !blockless)
     refuse(
         "x: expected at least one element to choose parameters from, got an empty tensor of shape " +
         x.shape_text());

@@ -29,8 +29,11 @@ Pool torch_pool() {
           }};
 }
 
+// CUDA tells what went wrong at any time before, whoever launched it.
 void check_launch(const char* error) {
-  if (error != nullptr) throw std::runtime_error(std::string("quantkit: a CUDA kernel failed: ") + error);
+  if (error != nullptr)
+    throw std::runtime_error("quantkit: CUDA reports an error of this kernel or of an earlier operation: " +
+                             std::string(error));
 }
 
 #ifdef QUANTKIT_CUDA

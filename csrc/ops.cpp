@@ -351,6 +351,7 @@ struct Contiguous {
 
 void choose_into(const Choice& c, const Tensor& scale_tensor, const Tensor& zero_point_tensor,
                  const View* q, const View* y, bool fresh) {
+  if (c.x.numel == 0) return;
   const Tensor x_tensor = loadable(c.x, c.x_tensor);
   const View x("x", x_tensor);
   const Contiguous scale(c, scale_tensor), zero_point(c, zero_point_tensor);

@@ -57,8 +57,4 @@ Tensor empty_like(const View& like, int32_t dtype);  // the strides of torch.emp
 // Whether no graph of autograd made t.
 bool is_leaf(const View& t);
 
-// Whether two elements of t share memory; whether a and b do.
-bool overlaps_itself(const View& t);
-bool overlap(const View& a, const View& b);
-
 }  // namespace quantkit

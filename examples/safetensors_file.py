@@ -42,7 +42,11 @@ if __name__ == "__main__":
     weights = {
         "per_channel": quantkit.dynamic_quantize(torch.randn(64, 128), True),
         "groups": quantkit.dynamic_quantize(
-            torch.randn(64, 128), block_size=[1, 32], dtype=torch.uint8, sym=False
+            torch.randn(64, 128),
+            block_size=[1, 32],
+            dtype=torch.uint8,
+            sym=False,
+            include_zero=True,
         ),
     }
     save(weights, sys.argv[1])

@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+import operator
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+
+from . import _overlap
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REAL_DTYPES = (
@@ -69,10 +74,38 @@ def limits(dtype: torch.dtype) -> tuple[int, int]:
     return found
 
 
-def integers(q_min: object, q_max: object) -> None:
-    for name, value in (("q_min", q_min), ("q_max", q_max)):
-        if not isinstance(value, (int, torch.SymInt)):
-            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+def number(value: Any) -> Any:
+    """A numpy number or bool as Python's; anything else as it is."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(value, numpy.generic):
+        return value
+    kinds = ((numpy.integer, operator.index), (numpy.floating, float), (numpy.bool_, bool))
+    return next((convert(value) for kind, convert in kinds if isinstance(value, kind)), value)
+
+
+def _taken(name: str, value: Any, kinds: tuple[type, ...], expected: str) -> Any:
+    """value as one of kinds; what torch would turn into one without a word is an error."""
+    if isinstance(value, kinds):
+        return value
+    plain = number(value)
+    if not isinstance(plain, kinds):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    return plain
+
+
+def integer(name: str, value: Any) -> Any:
+    return _taken(name, value, (int, torch.SymInt), "an int")
+
+
+def flag(name: str, value: Any) -> Any:
+    return _taken(name, value, (int, torch.SymBool), "a bool")
+
+
+def real(name: str, value: Any) -> Any:
+    value = _taken(name, value, (int, float, torch.SymFloat), "a float")
+    if isinstance(value, int):
+        to_float(name, value)
+    return value
 
 
 def to_float(name: str, value: float) -> float:
@@ -87,7 +120,7 @@ def to_float(name: str, value: float) -> float:
 def q_range(q_min: int, q_max: int, dtype: torch.dtype | int = torch.int16) -> None:
     if isinstance(dtype, int):
         dtype = _OF_NUMBER[dtype]
-    integers(q_min, q_max)
+    q_min, q_max = integer("q_min", q_min), integer("q_max", q_max)
     low, high = limits(dtype)
     if q_min > q_max:
         raise ValueError(
@@ -147,24 +180,17 @@ def _fits_each_other(a: Sequence[int], b: Sequence[int]) -> bool:
     return not any(_surely((m != n) & (m != 1) & (n != 1)) for m, n in pairs)
 
 
-def choice_types(
-    block_size: object, eps: object, symmetric: object, include_zero: object = False
-) -> None:
-    """What torch would turn into a number, a flag or a list of ints without a word."""
-    for name, value in (("symmetric (sym)", symmetric), ("include_zero", include_zero)):
-        if not isinstance(value, (int, torch.SymBool)):
-            raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
-    if not isinstance(eps, (int, float, torch.SymFloat)):
-        raise TypeError(f"eps: expected a float, got {type(eps).__name__}")
-    if isinstance(eps, int):
-        to_float("eps", eps)
-    if block_size is not None and (
-        not isinstance(block_size, (list, tuple))
-        or not all(isinstance(b, (int, torch.SymInt)) for b in block_size)
-    ):
-        raise TypeError(
-            f"block_size: expected a list of ints or None, got {shown_sizes(block_size)}"
-        )
+def block_sizes(block_size: Any) -> Any:
+    """A list or tuple of ints, or None."""
+    if block_size is None:
+        return None
+    if isinstance(block_size, (list, tuple)):
+        if all(isinstance(b, (int, torch.SymInt)) for b in block_size):
+            return block_size
+        block_size = list(map(number, block_size))
+        if all(isinstance(b, (int, torch.SymInt)) for b in block_size):
+            return block_size
+    raise TypeError(f"block_size: expected a list of ints or None, got {shown_sizes(block_size)}")
 
 
 def choose_qparams(
@@ -178,7 +204,6 @@ def choose_qparams(
 ) -> None:
     tensor("x", x)
     q_range(q_min, q_max)
-    choice_types(block_size, eps, symmetric, include_zero)
     if not eps > 0:
         raise ValueError(f"eps: expected a number above 0, got {float(eps)}")
     if include_zero and symmetric:
@@ -187,7 +212,10 @@ def choose_qparams(
         )
     if block_size is not None:
         blocks(block_size, x.shape)
-    if _surely(x.numel() == 0):
+    # Without a block there is nothing to choose; a block without elements has no extremes.
+    pairs = zip(x.shape, block_size or (), strict=False)
+    blockless = any(_surely(n == 0) and b != -1 for n, b in pairs)
+    if _surely(x.numel() == 0) and not blockless:
         raise ValueError(
             f"x: expected at least one element to choose parameters from, "
             f"got an empty tensor of shape {tuple(x.shape)}"
@@ -278,11 +306,10 @@ def outputs(
             raise ValueError(f"{name}: expected device {device}, got {out.device}")
         if tuple(out.shape) != tuple(shape):
             raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(out.shape)}")
-    if any(t.device.type == "meta" or _is_fake(t) for t in (*outs.values(), *inputs.values())):
+    if any(t.device.type == "meta" or is_fake(t) for t in (*outs.values(), *inputs.values())):
         return
     for name, out in outs.items():
-        own = _addresses(out)
-        if own.unique().numel() != own.numel():
+        if _overlap.overlaps_itself(out):
             raise ValueError(f"{name}: its elements overlap each other in memory")
     names = list(outs)
     for i, name in enumerate(names):
@@ -290,7 +317,7 @@ def outputs(
         for other, t in others.items():
             if other == in_place and _same_elements(outs[name], t):
                 continue
-            if _overlap(outs[name], t):
+            if _overlap.overlap(outs[name], t):
                 raise ValueError(f"{name}: overlaps {other} in memory")
 
 
@@ -322,7 +349,7 @@ def _surely(condition: bool | torch.SymBool) -> bool:
     return guard_or_false(condition)
 
 
-def _is_fake(t: torch.Tensor) -> bool:
+def is_fake(t: torch.Tensor) -> bool:
     return isinstance(t, torch._subclasses.FakeTensor)
 
 
@@ -330,24 +357,3 @@ def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
     dims = zip(a.shape, a.stride(), b.stride(), strict=True)
     strides = all(n == 1 or s == t for n, s, t in dims)  # those of size 1 lead nowhere
     return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and strides
-
-
-def _addresses(t: torch.Tensor) -> torch.Tensor:
-    """The address of every element, flat."""
-    at = torch.zeros(t.shape, dtype=torch.int64)
-    for dim, (size, stride) in enumerate(zip(t.shape, t.stride(), strict=True)):
-        steps = torch.arange(size) * (stride * t.element_size())
-        at = at + steps.view([-1 if d == dim else 1 for d in range(t.dim())])
-    return at.flatten() + t.data_ptr()
-
-
-def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.device != b.device or a.numel() == 0 or b.numel() == 0:
-        return False
-    a_at, b_at = _addresses(a), _addresses(b)
-    a_end, b_end = a_at.max() + a.element_size(), b_at.max() + b.element_size()
-    if a_at.min() >= b_end or b_at.min() >= a_end:
-        return False
-    a_bytes = (a_at[:, None] + torch.arange(a.element_size())).flatten()
-    b_bytes = (b_at[:, None] + torch.arange(b.element_size())).flatten()
-    return bool(torch.isin(a_bytes, b_bytes).any())

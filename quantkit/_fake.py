@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 import torch
 
 from . import _checks
-from .reference import block_shape, first_dtype
+from .reference import first_dtype, parameter_shape
 
 
 def _result(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -25,9 +24,7 @@ def _dequantized_dtype(q: torch.Tensor, scale: torch.Tensor, zero_point: torch.T
 
 def choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero=False):
     _checks.choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero)
-    shape: Sequence[int] = []
-    if block_size is not None:
-        shape = [n // b for n, b in zip(x.shape, block_shape(x.shape, block_size), strict=True)]
+    shape = parameter_shape(x.shape, block_size)
     dtype = first_dtype(x, q_min, q_max)
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 

@@ -74,10 +74,14 @@ _OPERATORS: dict[str, tuple[str, tuple[str, ...], Callable[..., Any], Callable[.
 class Backend:
     """What runs behind the public functions and ``torch.ops.quantkit``.
 
-    extension: whether the compiled kernels run; reason: why not, where they do not.
-    isa: the instruction set in use, "reference" without the extension; isas: those this machine runs.
-    cuda_archs: the GPU architectures compiled in. threads: how many a call may use.
-    contract: the version of docs/numerics.md that is implemented.
+    Attributes:
+        extension: whether the compiled kernels run.
+        reason: why they do not run, where they do not.
+        isa: the instruction set in use, "reference" without the extension.
+        isas: the instruction sets that this machine and this build have.
+        cuda_archs: the GPU architectures compiled in.
+        threads: how many threads a call may use.
+        contract: the version of docs/numerics.md that is implemented.
     """
 
     extension: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,16 +13,17 @@ from torch.utils import _pytree
 from . import _checks
 
 
-@dataclass
+@dataclass(eq=False)
 class QuantizationParams:
-    """What ``q = clip(round(x / scale + zero_point), q_min, q_max)`` needs.
+    """The parameters of ``q = clip(round(x / scale + zero_point), q_min, q_max)``.
 
-    scale, zero_point: tensors (or numbers, taken as 0-dim float64 tensors) whose shapes say the
-        granularity: 0-dim for the whole tensor, else x's rank, each size dividing x's; element i of a
-        dimension uses index ``i // (x.size / scale.size)``.
-    q_min, q_max: the inclusive limits of the integer codes.
-    dtype: the integer dtype of the codes. None means int8 where [q_min, q_max] fits it, else uint8,
-        else int16.
+    Args:
+        scale, zero_point: tensors whose shapes say the granularity. 0-dim is the whole tensor. Otherwise
+            the rank is x's and each size divides x's: element i of a dimension uses index
+            ``i // (x.size / scale.size)``. A Python number becomes a 0-dim float64 tensor.
+        q_min, q_max: the inclusive limits of the codes.
+        dtype: the dtype of the codes. None stands for int8 where [q_min, q_max] fits it, else uint8,
+            else int16.
     """
 
     scale: torch.Tensor
@@ -43,19 +44,56 @@ class QuantizationParams:
             dtype: torch.dtype | None = None,
         ) -> None: ...
 
+    def __eq__(self, other: object) -> bool:
+        """By contents: tensors by dtype, shape, device and bits, without any (meta, fake) by identity."""
+        if not isinstance(other, QuantizationParams):
+            return False
+        tensors = ((self.scale, other.scale), (self.zero_point, other.zero_point))
+        return _limits(self) == _limits(other) and all(_same(a, b) for a, b in tensors)
+
+    def __hash__(self) -> int:
+        return hash(_limits(self))
+
+    def to(self, device: torch.device | str | int) -> QuantizationParams:
+        """The same parameters on a device; numbers stay numbers."""
+        scale, zero_point = (
+            t.to(device) if isinstance(t, torch.Tensor) else t
+            for t in (self.scale, self.zero_point)
+        )
+        return replace(self, scale=scale, zero_point=zero_point)
+
 
 torch.serialization.add_safe_globals([QuantizationParams])  # for torch.load(weights_only=True)
 
 _Limits = tuple[int, int, torch.dtype | None]
 
 
+def _limits(p: QuantizationParams) -> _Limits:
+    return _checks.number(p.q_min), _checks.number(p.q_max), p.dtype
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two tensors, or numbers that stand for them, have the same contents."""
+    if a is b:
+        return True
+    pair = [_number("scale", t) if _is_number(t) else t for t in (a, b)]
+    for t in pair:
+        if not isinstance(t, torch.Tensor) or t.is_meta or _checks.is_fake(t) or t.is_sparse:
+            return False
+    one, other = pair
+    if (one.dtype, one.shape, one.device) != (other.dtype, other.shape, other.device):
+        return False
+    bits = [t.detach().resolve_neg().reshape(-1).contiguous().view(torch.uint8) for t in pair]
+    return torch.equal(*bits)
+
+
 def _tensors(p: QuantizationParams) -> tuple[list[Any], _Limits]:
-    return [p.scale, p.zero_point], (p.q_min, p.q_max, p.dtype)
+    return [p.scale, p.zero_point], _limits(p)
 
 
 def _named_tensors(p: QuantizationParams) -> tuple[list[Any], _Limits]:
     keys = (_pytree.GetAttrKey("scale"), _pytree.GetAttrKey("zero_point"))
-    return list(zip(keys, (p.scale, p.zero_point), strict=True)), (p.q_min, p.q_max, p.dtype)
+    return list(zip(keys, (p.scale, p.zero_point), strict=True)), _limits(p)
 
 
 def _of_tensors(tensors: Iterable[Any], limits: _Limits) -> QuantizationParams:
@@ -71,7 +109,12 @@ def _limits_as_text(limits: _Limits) -> str:
 
 def _limits_of_text(text: str) -> _Limits:
     q_min, q_max, name = json.loads(text)
-    return q_min, q_max, None if name is None else getattr(torch, name)
+    if name is None:
+        return q_min, q_max, None
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(dtype, torch.dtype):  # the text may come from anyone
+        raise ValueError(f"dtype: expected the name of a torch.dtype, got {name!r}")
+    return q_min, q_max, dtype
 
 
 # So that export, vmap and torch.func take it and return it: two tensors, and the limits as they are.
@@ -86,8 +129,14 @@ _pytree.register_pytree_node(
 )
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(_checks.number(value), (int, float))
+
+
 def _number(name: str, value: float) -> torch.Tensor:
-    return torch.tensor(_checks.to_float(name, value), dtype=torch.float64)
+    # On the CPU, whatever the default device.
+    value = _checks.to_float(name, _checks.number(value))
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def unpack(
@@ -101,16 +150,17 @@ def unpack(
         raise TypeError(
             f"qparams: expected a QuantizationParams, got {type(qparams).__name__}"
         ) from None
-    if isinstance(scale, (int, float)):
+    if not isinstance(scale, torch.Tensor) and _is_number(scale):
         scale = _number("scale", scale)
-    if isinstance(zero_point, (int, float)):
+    if not isinstance(zero_point, torch.Tensor) and _is_number(zero_point):
         zero_point = _number("zero_point", zero_point)
-    dtype = getattr(qparams, "dtype", None)  # the teaching module's parameters have none
+    dtype = getattr(qparams, "dtype", None)  # quant_tool's parameters have none
     if dtype is None:
+        q_min, q_max = _checks.number(q_min), _checks.number(q_max)
         dtype = _checks.smallest_dtype(q_min, q_max)
     else:
         _checks.limits(dtype)
-        _checks.integers(q_min, q_max)
+        q_min, q_max = _checks.integer("q_min", q_min), _checks.integer("q_max", q_max)
     return scale, zero_point, q_min, q_max, dtype
 
 
@@ -118,18 +168,15 @@ def block_size_of(
     x: torch.Tensor, per_channel: bool, channel_dim: int, block_size: Sequence[int] | None
 ) -> Sequence[int] | None:
     """The operators' ``block_size`` for the public arguments."""
-    if not isinstance(per_channel, (int, torch.SymBool)):
-        raise TypeError(f"per_channel: expected a bool, got {type(per_channel).__name__}")
-    if not per_channel:
-        return block_size
+    if not _checks.flag("per_channel", per_channel):
+        return _checks.block_sizes(block_size)
     if block_size is not None:
         raise ValueError(
             "block_size: cannot be given together with per_channel=True, "
             f"got {_checks.shown_sizes(block_size)}"
         )
     _checks.tensor("x", x)
-    if not isinstance(channel_dim, (int, torch.SymInt)):
-        raise TypeError(f"channel_dim: expected an int, got {type(channel_dim).__name__}")
+    channel_dim = _checks.integer("channel_dim", channel_dim)
     rank = x.dim()
     if rank == 0:
         return None
@@ -139,7 +186,7 @@ def block_size_of(
             f"for x of shape {tuple(x.shape)}, got {_checks.shown(channel_dim)}"
         )
     blocks = [-1] * rank
-    if rank > 1:  # a vector is one channel: the teaching module reduces over it whole
+    if rank > 1:  # a vector is one channel: quant_tool reduces over it whole
         blocks[channel_dim] = 1
     return blocks
 
@@ -149,6 +196,20 @@ def limits(dtype: torch.dtype, q_min: int | None, q_max: int | None) -> tuple[in
     low, high = _checks.limits(dtype)
     if q_min is None and q_max is None:
         return low, high
-    q_min, q_max = low if q_min is None else q_min, high if q_max is None else q_max
+    q_min = low if q_min is None else _checks.integer("q_min", q_min)
+    q_max = high if q_max is None else _checks.integer("q_max", q_max)
     _checks.q_range(q_min, q_max, dtype)
     return q_min, q_max
+
+
+def choice(
+    x: torch.Tensor, per_channel: bool, channel_dim: int, block_size: Sequence[int] | None,
+    dtype: torch.dtype, q_min: int | None, q_max: int | None,
+    eps: float, symmetric: bool, include_zero: bool = False,
+) -> tuple[Sequence[int] | None, int, int, float, bool, bool]:  # fmt: skip
+    """The operators' arguments from block_size to include_zero, for the public ones."""
+    q_min, q_max = limits(dtype, q_min, q_max)
+    blocks = block_size_of(x, per_channel, channel_dim, block_size)
+    symmetric = _checks.flag("symmetric (sym)", symmetric)
+    include_zero = _checks.flag("include_zero", include_zero)
+    return blocks, q_min, q_max, _checks.real("eps", eps), symmetric, include_zero

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from . import _checks
-from .params import QuantizationParams, block_size_of, limits, unpack
+from .params import QuantizationParams, choice, unpack
 
 __all__ = [
     "QuantizationParams",
@@ -44,9 +44,11 @@ def first_dtype(x: torch.Tensor, q_min: int, q_max: int) -> torch.dtype:
     return x.dtype
 
 
-def block_shape(shape: Sequence[int], block_size: Sequence[int]) -> list[int]:
-    """block_size with the whole dimension in place of -1."""
-    return [n if b == -1 else b for n, b in zip(shape, block_size, strict=True)]
+def parameter_shape(shape: Sequence[int], block_size: Sequence[int] | None) -> list[int]:
+    """The shape of scale and zero_point: how many blocks each dimension has; 0-dim for None."""
+    if block_size is None:
+        return []
+    return [1 if b == -1 else n // b for n, b in zip(shape, block_size, strict=True)]
 
 
 def _to(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -132,13 +134,15 @@ def choose_qparams_op(
     _checks.choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero)
     x = x.detach().to(first_dtype(x, q_min, q_max))
 
-    sizes = x.shape if block_size is None else block_shape(x.shape, block_size)
-    counts = [n // b for n, b in zip(x.shape, sizes, strict=True)]
+    shape = parameter_shape(x.shape, block_size)
+    if x.numel() == 0:
+        return x.new_empty(shape), x.new_empty(shape)
+    counts = shape or [1] * x.dim()
+    sizes = [n // count for n, count in zip(x.shape, counts, strict=True)]
     # Each dimension is two axes here. Torch's tensors end at 64: those of one element are left out.
     axes = [(n, i) for pair in zip(counts, sizes, strict=True) for i, n in enumerate(pair) if n > 1]
     blocks = x.reshape([n for n, _ in axes])
     within = tuple(axis for axis, (_, i) in enumerate(axes) if i == 1)
-    shape = [] if block_size is None else counts
 
     def over_blocks(reduce, t: torch.Tensor) -> torch.Tensor:
         return (reduce(t, dim=within) if within else t).reshape(shape)
@@ -280,8 +284,9 @@ def get_symmetric_qparams(
     *, block_size: _Blocks = None, q_min: int | None = None, q_max: int | None = None,
 ) -> QuantizationParams:  # fmt: skip
     """See :func:`quantkit.get_symmetric_qparams`."""
-    q_min, q_max = limits(dtype, q_min, q_max)
-    blocks = block_size_of(x, per_channel, channel_dim, block_size)
+    blocks, q_min, q_max, eps, *_ = choice(
+        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, True
+    )
     scale, zero_point = choose_qparams_op(x, blocks, q_min, q_max, eps, True)
     return QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
@@ -293,8 +298,9 @@ def get_asymmetric_qparams(
     include_zero: bool = False,
 ) -> QuantizationParams:  # fmt: skip
     """See :func:`quantkit.get_asymmetric_qparams`."""
-    q_min, q_max = limits(dtype, q_min, q_max)
-    blocks = block_size_of(x, per_channel, channel_dim, block_size)
+    blocks, q_min, q_max, eps, _, include_zero = choice(
+        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, False, include_zero
+    )
     scale, zero_point = choose_qparams_op(x, blocks, q_min, q_max, eps, False, include_zero)
     return QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
@@ -317,8 +323,9 @@ def quantize_dequant(
     include_zero: bool = False, eps: float = 1e-8,
 ) -> tuple[torch.Tensor, torch.Tensor, QuantizationParams]:  # fmt: skip
     """See :func:`quantkit.quantize_dequant`."""
-    q_min, q_max = limits(dtype, q_min, q_max)
-    blocks = block_size_of(x, per_channel, channel_dim, block_size)
+    blocks, q_min, q_max, eps, sym, include_zero = choice(
+        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero
+    )
     q, x_hat, scale, zero_point = quantize_dequantize_op(
         x, blocks, q_min, q_max, eps, sym, dtype, include_zero
     )
@@ -332,8 +339,9 @@ def dynamic_quantize(
     include_zero: bool = False, eps: float = 1e-8,
 ) -> tuple[torch.Tensor, QuantizationParams]:  # fmt: skip
     """See :func:`quantkit.dynamic_quantize`."""
-    q_min, q_max = limits(dtype, q_min, q_max)
-    blocks = block_size_of(x, per_channel, channel_dim, block_size)
+    blocks, q_min, q_max, eps, sym, include_zero = choice(
+        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero
+    )
     q, scale, zero_point = dynamic_quantize_op(
         x, blocks, q_min, q_max, eps, sym, dtype, include_zero
     )

@@ -1,15 +1,13 @@
 """The examples, run as a user would: from another folder, by their own commands."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-import quantkit
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -47,16 +45,14 @@ def test_safetensors(tmp_path):
 
 @pytest.fixture(scope="module")
 def cpp(tmp_path_factory):
+    """Built by the commands that docs/installation.md shows."""
     if shutil.which("cmake") is None:
         pytest.skip("cmake is not installed")
     build = tmp_path_factory.mktemp("cpp")
-    package = Path(quantkit.__file__).parent
-    places = (
-        f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}",
-        f"-DQUANTKIT_DIR={package}",
-    )
-    run("cmake", "-S", EXAMPLES / "cpp", "-B", build, *places, folder=build)
-    run("cmake", "--build", build, folder=build)
+    page = (ROOT / "docs" / "installation.md").read_text()
+    (commands,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    run("bash", "-ec", commands.replace("build/cpp", str(build)), folder=ROOT, PATH=path)
     return build / "example"
 
 

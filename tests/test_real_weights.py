@@ -42,18 +42,20 @@ def weights(tmp_path):
 
 def test_report(weights, tmp_path, capsys):
     code, printed, report = job(weights, tmp_path / "results", capsys)
-    assert code == 0 and "20 of 20 bit-equal" in printed.out
+    assert code == 0 and "30 of 30 bit-equal" in printed.out
     assert set(report) == {"backend", "tensors", "total"}
     assert report["backend"] == str(quantkit.backend())
     assert set(report["total"]) == {"reference_ms", "quantkit_ms", "speedup"}
     keys = {"name", "shape", "scheme", "bit_equal", "reference_ms", "quantkit_ms", "sqnr_db"}
     assert all(set(row) == keys and row["bit_equal"] for row in report["tensors"])
     assert {row["name"] for row in report["tensors"]} == set(WEIGHTS) - {"steps"}
-    assert len({row["scheme"] for row in report["tensors"]}) == 4
+    assert len({row["scheme"] for row in report["tensors"]}) == 6
     zeros = [row for row in report["tensors"] if row["name"] == "zeros"]
     assert all(row["sqnr_db"] is None for row in zeros)
     sums = sum(row["reference_ms"] for row in report["tensors"])
     assert report["total"]["reference_ms"] == sums
+    zero = [line for line in printed.out.splitlines() if "include_zero=True" in line]
+    assert len(zero) == 2 and all(line.count(" dB") == 4 for line in zero)
     assert (tmp_path / "results" / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -147,8 +149,8 @@ def test_a_differing_bit_is_found_and_named(weights, tmp_path, capsys, monkeypat
     code, printed, report = job(weights, tmp_path / "results", capsys)
     assert code == 1
     lines = printed.err.strip().splitlines()
-    assert len(lines) == 2 and all("half" in line and which in line for line in lines)
-    assert sum(not row["bit_equal"] for row in report["tensors"]) == 2
+    assert len(lines) == 4 and all("half" in line and which in line for line in lines)
+    assert sum(not row["bit_equal"] for row in report["tensors"]) == 4
 
 
 def test_the_reference_is_not_compared_with_itself(weights, tmp_path):

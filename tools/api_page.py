@@ -1,0 +1,72 @@
+"""Write docs/api.md from the docstrings of every public name.
+
+python tools/api_page.py
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import quantkit
+from quantkit import _load
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
+HEAD = """# API
+
+Every public name, from its docstring. `python tools/api_page.py` writes this page.
+The operators have a page of their own: [operators.md](operators.md).
+"""
+
+
+def signature(function: Callable) -> str:
+    """The call without types, which are in the source."""
+    found = inspect.signature(function)
+    bare = [p.replace(annotation=p.empty) for p in found.parameters.values()]
+    return str(found.replace(parameters=bare, return_annotation=found.empty))
+
+
+def markdown(docstring: str) -> str:
+    """Google's sections as bold words and lists, rst's roles as code."""
+    lines = []
+    section = False
+    for line in inspect.cleandoc(docstring).splitlines():
+        line = re.sub(r":\w+:`(\w+)`|``(.*?)``", lambda m: f"`{m[1] or m[2]}`", line)
+        line = re.sub(r"(?<![\w/])docs/(\w+)\.md", r"[\1.md](\1.md)", line)
+        if re.fullmatch(r"(Args|Attributes|Returns|Raises|Warning|Note):", line):
+            lines += [f"**{line[:-1]}**", ""]
+            section = True
+        elif section and (entry := re.fullmatch(r"    (\w+(?:, \w+)*): (.*)", line)):
+            names = ", ".join(f"`{name}`" for name in entry[1].split(", "))
+            lines.append(f"- {names}: {entry[2]}")
+        elif section and line.startswith("        "):
+            lines.append("  " + line.strip())
+        else:
+            if line and lines and lines[-1].startswith(("- ", "  ")):
+                lines.append("")  # the end of a list
+            section = section and (not line or line.startswith("    "))
+            lines.append(line.strip())
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def entry(name: str) -> str:
+    value = getattr(quantkit, name)
+    if inspect.ismodule(value):
+        names = ", ".join(f"`{n}`" for n in value.__all__)
+        return f"## quantkit.{name}\n\n{markdown(value.__doc__)}\nIts names: {names}.\n"
+    text = f"## quantkit.{name}\n\n```\n{name}{signature(value)}\n```\n\n{markdown(value.__doc__)}"
+    if inspect.isclass(value):
+        for method, function in vars(value).items():
+            if not method.startswith("_") and inspect.isfunction(function):
+                text += f"\n`.{method}{signature(function)}`: {markdown(function.__doc__ or '')}"
+    if value is quantkit.backend:
+        text += f"\n{markdown(_load.Backend.__doc__ or '')}"
+    return text
+
+
+def page() -> str:
+    return "\n".join([HEAD, *(entry(name) for name in quantkit.__all__)])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
