@@ -13,6 +13,7 @@ os.environ.setdefault("QUANTKIT_SEED", str(random.SystemRandom().randrange(2**32
 import pytest
 import torch
 from lib.backends import BACKENDS, EMULATOR, NATIVE, running_on
+from lib.forks import Torch
 
 import quantkit
 from quantkit import _load
@@ -94,6 +95,13 @@ def native(request):
     """As backend, without the emulator."""
     with running_on(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def torch_process():
+    process = Torch()
+    yield process
+    process.close()
 
 
 @pytest.fixture
