@@ -5,8 +5,11 @@ python tools/api_page.py
 
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import quantkit
 from quantkit import _load
