@@ -22,7 +22,7 @@ FALLBACK = os.environ.get("QUANTKIT_REFERENCE") == "1"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="the full tier too: minutes more")
+    parser.addoption("--full", action="store_true", help="the full tier too")
 
 
 def pytest_configure(config):
@@ -51,22 +51,26 @@ def parameters_of(item):
     return dict(item.callspec.params) if hasattr(item, "callspec") else {}
 
 
-def is_full(item):
-    """Whether a test belongs to the full tier alone: by its marker, or emulated beyond the sample."""
+def is_emulated_in_full(item):
+    """Whether a test is emulated beyond the sample: of the full tier, as if it had the marker."""
     parameters = parameters_of(item)
     emulated = item.get_closest_marker("emulated")
-    if emulated and parameters.pop("backend", None) == EMULATOR:
-        (which,) = emulated.args
-        return not (which(**parameters) if callable(which) else which)
-    return "full" in item.keywords
+    if emulated is None or parameters.pop("backend", None) != EMULATOR:
+        return False
+    (which,) = emulated.args
+    return not (which(**parameters) if callable(which) else which)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    """Leaves the full tier out, unless --full or -m full asks for it."""
+    for item in filter(is_emulated_in_full, items):
+        item.add_marker("full")
+    full = config.getoption("full") or "full" in config.option.markexpr
     left_out = [
         item
         for item in items
-        if (FALLBACK and "fallback" not in item.keywords)
-        or (is_full(item) and not config.getoption("full"))
+        if (FALLBACK and "fallback" not in item.keywords) or ("full" in item.keywords and not full)
     ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from lib.backends import daily
 from lib.cases import FLOATS, assert_same, given, values
 from torch._dynamo.utils import counters
 
@@ -51,7 +52,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", daily(FLOATS, torch.bfloat16), ids=str)
 def test_one_graph_serves_ten_shapes(dtype):
     compiled = torch.compile(everything, backend="aot_eager", fullgraph=True, dynamic=True)
     counters.clear()
@@ -61,6 +62,7 @@ def test_one_graph_serves_ten_shapes(dtype):
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
+@pytest.mark.full
 def test_shapes_that_change_compile_twice_at_most():
     """Without dynamic=True torch first takes a shape for fixed, then for free."""
     compiled = torch.compile(everything, backend="aot_eager", fullgraph=True)
@@ -76,8 +78,8 @@ def test_no_graph_breaks():
     assert explained.graph_count == 1 and explained.graph_break_count == 0
 
 
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", daily(["default", "reduce-overhead"], "default"))
+@pytest.mark.parametrize("dtype", daily([torch.float32, torch.bfloat16], torch.float32), ids=str)
 def test_inductor_gives_the_eager_bits(dtype, mode):
     compiled = torch.compile(everything, fullgraph=True, dynamic=True, mode=mode)
     for shape in SHAPES[:3]:
@@ -86,7 +88,7 @@ def test_inductor_gives_the_eager_bits(dtype, mode):
             assert_same(compiled(x), everything(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", daily([torch.float32, torch.bfloat16], torch.bfloat16), ids=str)
 def test_compiled_gradient_gives_the_eager_bits(dtype):
     def loss(x, scale, zero_point):
         p = quantkit.QuantizationParams(scale, zero_point, -20, 20)
@@ -170,6 +172,7 @@ torch.save(model(x), sys.argv[1] + ".y")
 """
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_aot_inductor_package(tmp_path):
     free = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim.DYNAMIC}

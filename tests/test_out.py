@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lib.backends import daily
 from lib.cases import STRIDES, assert_same, bits_of, given, ops, values
 
 from quantkit import _load, reference
@@ -214,9 +215,7 @@ def test_empty_outs():
 
 
 @pytest.mark.skipif(_load.extension is None, reason="only the kernels stream")
-@pytest.mark.parametrize(
-    "by", [pytest.param(0, marks=pytest.mark.full), 1, pytest.param(3, marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("by", daily([0, 1, 3], 1))
 @pytest.mark.parametrize("blocks", [None, [1, -1], [-1, 1], [1, 559]], ids=str)
 def test_outputs_large_enough_to_be_streamed(blocks, by):
     """Lent float outputs of 32 MiB and more are written past the caches, whole cache lines at a time."""

@@ -115,7 +115,7 @@ def plain(everything):
 
 
 @given(spoiled_calls())
-@settings(max_examples=400, deadline=None, print_blob=True)
+@settings(max_examples=150, deadline=None, print_blob=True)
 def test_operators_do_as_the_reference_or_refuse(spoiled):
     name, arguments, outs = spoiled
     function = _load._OPERATORS[name][2]
@@ -164,7 +164,7 @@ def spoiled_function_calls(draw):
 
 
 @given(spoiled_function_calls())
-@settings(max_examples=400, deadline=None, print_blob=True)
+@settings(max_examples=150, deadline=None, print_blob=True)
 def test_functions_do_as_the_reference_or_refuse(spoiled):
     function, arguments, count = spoiled
     ours, theirs = (

@@ -39,6 +39,12 @@ def running_on(backend):
             _load.extension.set_isa(before)
 
 
+def daily(parameters, *chosen):
+    """Parameters of a test, of which all but the chosen ones belong to the full tier."""
+    full = pytest.mark.full
+    return [p if p in chosen else pytest.param(p, marks=full) for p in parameters]
+
+
 # ---- calls that every backend makes -----------------------------------------------------------------
 
 _kept = {}  # the calls of one test
