@@ -33,10 +33,16 @@ def main():
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes side by side")
     parser.add_argument("--parts", help="only these, by their names with commas between")
     parser.add_argument("--seed", type=int, help="of the generated cases (default: a new one)")
+    parser.add_argument(
+        "--keep", action="store_true", help="with --short: add its hashes to proof/short.json"
+    )
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "proof.md")
     options = parser.parse_args()
+    if options.keep and not options.short:
+        parser.error("--keep goes with --short")
     build()
     prepare(False, in_pool=False)
+    import kept
     import report
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -81,7 +87,16 @@ def main():
         console.print("a process was killed (out of memory?): the same command goes on from here")
         return 1
     summary = report.Summary(tasks, journal.done, sources, before)
-    for difference in summary.differences():
+    differences = summary.differences()
+    if options.short:
+        hashes = list(kept.found(tasks, journal.done))
+        wrong, notes = kept.compare(hashes, kept.read(), whole=not options.parts)
+        differences += wrong
+        for note in notes:
+            console.print(note, markup=False)
+        if options.keep and not wrong:
+            kept.write(kept.added(hashes, kept.read()))
+    for difference in differences:
         errors.append(difference)
         console.print(difference, style="red", markup=False)
     console.print(summary.text(), markup=False, highlight=False, soft_wrap=True)

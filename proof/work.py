@@ -103,6 +103,7 @@ RECORDED = (
     "proof/record.py",
     "proof/driver.cpp",
     "proof/recorded.h",
+    "proof/sweeps.py",
     "tests/lib/cases.py",
     "tests/lib/generated.py",
 )
