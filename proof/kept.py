@@ -69,7 +69,7 @@ def found(tasks, done):
         if result is None:
             continue
         if task.module == "sweeps":
-            key = f"{task.part}: {WORDS[task.part](*task.args)}"
+            key = f"{task.name}: {WORDS[task.name](*task.args)}"
             for backend, digest in result["hashes"].items():
                 yield Found(key, result["drawn"], backend, digest)
         elif task.function == "record":

@@ -134,7 +134,11 @@ FLOAT_SETS = [
     (-0.75, -math.inf, -128, 127, _I8, "negative scale, infinite zero point"),
     (math.nan, 3.0, -128, 127, _I8, "NaN scale"),
     (math.inf, math.nan, 1, 127, _I8, "infinite scale, NaN zero point, range without 0"),
+    (1 / 127, 0.0, -128, 127, _I8, "no zero point, quotients that round"),
 ]
+# Tried whole: each way to divide, to add and to store (README.md). The others divide as these do, and
+# most of their codes are one and the same.
+WHOLE = (1, 2, 3, 4, 8, 12)
 FLOAT_SLICES = 16
 
 
@@ -304,6 +308,9 @@ def halves(dtype, granularity, batch):
 # ---- every code by many scales --------------------------------------------------------------------
 
 SCALES_OF_A_TASK = 256
+CODE_NAMES, FLOAT_NAMES = (
+    [str(dtype).removeprefix("torch.") for dtype in dtypes] for dtypes in (CODES, FLOATS)
+)
 
 
 def codes(code, dtype, batch):
