@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "fixtures" / "contract1
 import contents
 import pytest
 import torch
-from cases import assert_same
 from contents import CONSTANTS, PARAMETERS, PUBLIC
+from lib.cases import assert_same
 from torch.utils._pytree import tree_flatten
 
 import quantkit
