@@ -30,7 +30,7 @@ from lib.environment import (
 import quantkit
 from quantkit import reference
 
-TESTS = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [
     pytest.mark.usefixtures("native", "several_threads"),
     pytest.mark.skipif(
@@ -256,8 +256,11 @@ def test_worker_threads_that_were_begun_in_another_mode():
 def test_a_forked_child(native, torch_process):
     if native == "cuda":
         pytest.skip("CUDA does not survive fork()")
-    program = f"import lib.environment; lib.environment.in_parent_and_child({native!r})"
-    done = torch_process.run(program, TESTS)
+    program = (
+        "import sys; sys.path.append('tests')\n"
+        f"import lib.environment; lib.environment.in_parent_and_child({native!r})"
+    )
+    done = torch_process.run(program, ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -1,5 +1,6 @@
 """Peak memory is the outputs: no copy of the input, no scratch that grows with it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,14 +48,16 @@ for dtype, layout in (
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_peak_memory_is_the_outputs():
+    # What is freed goes back to the system at once, and is reused by no other call.
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     measured = done.stdout.splitlines()
     assert len(measured) == 12
     for line in measured:
-        # Below 0 where a call reuses what another one freed; far below, nothing was measured.
-        assert -(16 << 20) < int(line.split()[0]) < 8 << 20, line
+        # Somewhat below 0 where a call reuses what another one freed.
+        assert -(1 << 20) < int(line.split()[0]) < 8 << 20, line
 
 
 def test_a_result_that_memory_cannot_hold_is_torchs_error():
