@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import inspect
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +32,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quantkit import QuantizationParams, _checks, _load, reference
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [
     pytest.mark.fallback,
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning"),
@@ -290,7 +290,7 @@ def test_outputs_that_overlap_themselves(name, result):
 
 
 @pytest.mark.skipif(_load.extension is None, reason="torch's own operators crash on such tensors")
-def test_tensors_whose_memory_was_given_back():
+def test_tensors_whose_memory_was_given_back(torch_process):
     """As sharded training does with parameters that are not in use."""
     program = (
         "import torch, quantkit\n"
@@ -309,7 +309,7 @@ def test_tensors_whose_memory_was_given_back():
         "            except (RuntimeError, ValueError) as error:\n"
         "                print(str(error).split(':')[0])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = torch_process.run(program, ROOT)
     assert done.returncode == 0, done.returncode
     each = [[name] * 3 + ["taken"] for name in ("x", "scale", "zero_point", "out")]
     assert done.stdout.splitlines() == [line for lines in each for line in lines * 3]

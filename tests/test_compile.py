@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch._dynamo.utils import counters
 import quantkit
 from quantkit import reference
 
+ROOT = Path(__file__).resolve().parent.parent
 ops = torch.ops.quantkit
 pytestmark = pytest.mark.fallback
 
@@ -135,16 +137,15 @@ def test_out_overload_under_functionalization():
 # ---- export ---------------------------------------------------------------------------------------
 
 RUN_EXPORTED = """
-import sys, torch, quantkit
-assert quantkit.backend().extension == (sys.argv[2] == "True")
-module = torch.export.load(sys.argv[1]).module()
-x = torch.load(sys.argv[1] + ".x")
-torch.save(module(x), sys.argv[1] + ".y")
+import torch, quantkit
+assert quantkit.backend().extension == EXTENSION
+module = torch.export.load(FILE).module()
+torch.save(module(torch.load(FILE + ".x")), FILE + ".y")
 """
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_exported_program_runs_in_a_new_process(tmp_path):
+def test_exported_program_runs_in_a_new_process(tmp_path, torch_process):
     free = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim.DYNAMIC}
     program = torch.export.export(
         Everything(), (values((4, 6), torch.float32),), dynamic_shapes=(free,)
@@ -156,11 +157,16 @@ def test_exported_program_runs_in_a_new_process(tmp_path):
     expected = everything(x)
     assert_same(program.module()(x), expected)
 
-    file = tmp_path / "program.pt2"
+    file = str(tmp_path / "program.pt2")
     torch.export.save(program, file)
     torch.save(x, f"{file}.x")
-    has = str(quantkit.backend().extension)
-    subprocess.run([sys.executable, "-W", "ignore", "-c", RUN_EXPORTED, file, has], check=True)
+    has = quantkit.backend().extension
+    done = torch_process.run(
+        f"FILE, EXTENSION = {file!r}, {has}\n{RUN_EXPORTED}",
+        ROOT,
+        **({} if has else {"QUANTKIT_REFERENCE": "1"}),
+    )
+    assert done.returncode == 0, done.stderr
     assert_same(torch.load(f"{file}.y"), expected)
 
 

@@ -34,7 +34,7 @@ class Runs:
 
 
 def refused(path, capsys):
-    results = path.parent / "results"
+    results = path.parent / "refused"
     assert real_weights.main(["--weights", str(path), "--results", str(results)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.endswith("\n") and error[:-1].isprintable(), error

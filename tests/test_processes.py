@@ -2,10 +2,10 @@
 
 import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,17 +16,21 @@ from torch.utils.data import DataLoader, Dataset
 import quantkit
 from quantkit import _load, reference
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.fallback
 needs_extension = pytest.mark.skipif(_load.extension is None, reason="the reference is torch's own")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() here")
 
 
-def run(program, *arguments, **options):
-    """A new process's output, from which a test can fork without harm to this one."""
-    command = [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def run(torch_process):
+    """Runs a program in a new process, from which it can fork without harm to this one."""
+
+    def check(program):
+        done = torch_process.run(program, ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return check
 
 
 FORKS = """
@@ -71,7 +75,7 @@ assert all(map(torch.equal, quantkit.quantize_dequant(x, True)[:2], expected))
 @pytest.mark.parametrize(
     "begin", ["x.add(1)", "quantkit.quantize_dequant(x)"], ids=["torch", "quantkit"]
 )
-def test_a_forked_child_works_whoever_had_threads(begin):
+def test_a_forked_child_works_whoever_had_threads(begin, run):
     """torch's own operators would wait for ever in the child of a process with OpenMP threads."""
     run(FORKS.replace("BEGIN", begin))
 
@@ -160,7 +164,7 @@ def test_kernels_run_without_the_interpreter_lock():
 
 
 @needs_extension
-def test_threads_are_those_of_the_calling_thread_and_of_one_runtime():
+def test_threads_are_those_of_the_calling_thread_and_of_one_runtime(run):
     program = """
 import os, re, threading, torch, quantkit
 x = torch.randn(2000, 2000)
