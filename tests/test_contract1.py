@@ -101,6 +101,7 @@ def test_a_loaded_program_can_be_differentiated(backend):
         assert_same(x.grad, expected)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_a_package_made_of_a_program(tmp_path):
     """AOTInductor calls operators by the schemas that the program was exported with."""
