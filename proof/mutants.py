@@ -77,6 +77,7 @@ LEVELS = "csrc/levels.cpp"
 OPS = "csrc/ops.cpp"
 CHECKS = "csrc/checks.cpp"
 TENSOR = "csrc/tensor.cpp"
+OVERLAP = "csrc/overlap.cpp"
 FAKE = "quantkit/_fake.py"
 
 MUTANTS = (
@@ -320,7 +321,7 @@ MUTANTS = (
     Mutant("no check of the number of blocks", CHECKS, "if (static_cast<int64_t>(blocks.size()) != x.dim)", "if (blocks.empty())", ERRORS),
     Mutant("no check of block sizes", CHECKS, "if (blocks[d] == 0 || blocks[d] < -1)", "if (blocks[d] == 0)", ERRORS),
     Mutant("no check that blocks divide", CHECKS, "if (blocks[d] != -1 && x.sizes[d] % blocks[d] != 0)", "if (false)", ERRORS),
-    Mutant("no check for emptiness", CHECKS, "if (x.numel == 0)", "if (false)", ERRORS),
+    Mutant("no check for emptiness", CHECKS, "if (x.numel == 0 && !blockless)", "if (false)", ERRORS),
     Mutant("no check of a scale's dtype", CHECKS, "check_kind(scale, true);", "check_kind(scale, false);", ERRORS),
     Mutant("no check that parameters fit", CHECKS, "if (!fits(*p, x))", "if (p == &scale && !fits(*p, x))", ERRORS),
     Mutant("no check that parameters broadcast", CHECKS, "if (!fit_each_other(scale, zero_point))", "if (false)", ERRORS),
@@ -331,10 +332,10 @@ MUTANTS = (
     Mutant("memory shorter than its tensor", TENSOR, "if (numel > 0 && type >= 0 &&", "if (false &&", MEMORY_GIVEN_BACK),
     Mutant("memory shorter by one element", TENSOR, "(offset + last + 1) *", "(offset + last) *", MEMORY_GIVEN_BACK),
     Mutant("memory shorter than where a tensor begins", TENSOR, "(offset + last + 1) *", "(last + 1) *", MEMORY_GIVEN_BACK),
-    Mutant("overlap of the last element", TENSOR, "t.data + (last + 1) * element_size(t)", "t.data + last * element_size(t)", OUT),
-    Mutant("overlap of neighbours", TENSOR, "if (common.begin >= common.end) return false;", "if (common.begin > common.end) return false;", OUT),
-    Mutant("overlap of first bytes only", TENSOR, "b < std::min(at + size, over.end)", "b < std::min(at + 1, over.end)", OUT),
-    Mutant("overlap of equal strides", TENSOR, "t.strides[*d] > reach", "t.strides[*d] >= reach", OUT),
+    Mutant("overlap of the last element", OVERLAP, "run += (size - 1) * stride;", "run += (size - 2) * stride;", OUT),
+    Mutant("overlap of neighbours", OVERLAP, "b.begin >= a.end()) return false;", "b.begin > a.end()) return false;", OUT),
+    Mutant("overlap of first bytes only", OVERLAP, "if (apart >= a.run && apart", "if (apart >= 1 && apart", OUT),
+    Mutant("overlap of equal strides", OVERLAP, "further.begin = d.stride;", "further.begin = d.stride + 1;", OUT),
 )  # fmt: skip
 
 
