@@ -77,7 +77,7 @@ def _same(a: Any, b: Any) -> bool:
         return True
     pair = [_number("scale", t) if _is_number(t) else t for t in (a, b)]
     for t in pair:
-        if not isinstance(t, torch.Tensor) or t.is_meta or _checks.is_fake(t) or t.is_sparse:
+        if not isinstance(t, torch.Tensor) or t.is_meta or _torch.is_fake(t) or t.is_sparse:
             return False
     one, other = pair
     if (one.dtype, one.shape, one.device) != (other.dtype, other.shape, other.device):
