@@ -68,9 +68,9 @@ OUT = Path(sys.argv[1] if len(sys.argv) > 1 else "results/gpu").resolve()
 
 # The parts of a stage run at the same time: cores wait for the reference, while the GPU is idle.
 STAGES = [
-    [Part("machine", 30, python("-c", LOOK))],
+    [Part("machine", 20, python("-c", LOOK))],
     [Part("build", 120, python("setup.py", "--quiet", "build_ext", "--inplace"))],
-    [Part("first bits", 40, python("-c", BACKEND))],
+    [Part("first bits", 30, python("-c", BACKEND))],
     [
         Part("kernels", 240, tests(ON_DEVICE, "tests/test_kernels.py")),
         Part("out", 240, tests(ON_DEVICE, "tests/test_out.py")),
