@@ -193,6 +193,8 @@ class NinjaBuild(build_ext):
     def run(self):
         if not self.extensions:
             return
+        import fcntl  # Linux has it
+
         try:
             import ninja
             import pybind11
@@ -208,11 +210,15 @@ class NinjaBuild(build_ext):
         name = Path(self.get_ext_filename("quantkit._C")).name
         module = f"{sysconfig.get_config_var('SOABI')}/{name}"
 
-        with open(folder / "build.ninja", "w") as file:
-            writer = ninja_syntax.Writer(file)
-            write_ninja(writer, compiler, torch, pybind11.get_include(), library, module)
-        command = [Path(ninja.BIN_DIR) / "ninja", "-C", folder]
-        if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+        with open(folder / "lock", "w") as lock:
+            # One build at a time, or ninja's records break; of an interrupted one ninja may still run.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with open(folder / "build.ninja", "w") as file:
+                writer = ninja_syntax.Writer(file)
+                write_ninja(writer, compiler, torch, pybind11.get_include(), library, module)
+            command = [Path(ninja.BIN_DIR) / "ninja", "-C", folder]
+            done = subprocess.run(command, stdout=sys.stderr, pass_fds=[lock.fileno()])
+        if done.returncode != 0:
             without = " (FORCE_CPU=1 builds without CUDA)" if find_nvcc() else ""
             fail(f"compiling failed; the compiler's messages are above{without}")
 
