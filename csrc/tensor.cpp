@@ -194,7 +194,7 @@ Tensor empty_contiguous(const View& on, const int64_t* sizes, int64_t dim, int32
   int64_t numel = 1;
   for (int64_t d = dim - 1; d >= 0; --d) {
     strides[d] = numel;
-    numel *= sizes[d];
+    numel *= std::max<int64_t>(sizes[d], 1);  // as torch
   }
   return empty_strided(on, sizes, strides.data(), dim, numel, dtype);
 }

@@ -25,6 +25,7 @@ KERNELS = ("tests/test_kernels.py", "-k", "cuda_emu")
 FAR = ("tests/test_cuda.py", "-k", "offsets_beyond_32_bits and cuda_emu")
 CPU = ("tests/test_kernels.py",)  # on every instruction set of the CPU
 OUT = ("tests/test_out.py",)
+OVERLAPS = ("tests/test_overlap.py",)
 ERRORS = ("tests/test_errors.py",)
 THREADS = ("tests/test_threads.py",)
 DIVISION = ("tests/test_division.py",)
@@ -332,10 +333,10 @@ MUTANTS = (
     Mutant("memory shorter than its tensor", TENSOR, "if (numel > 0 && type >= 0 &&", "if (false &&", MEMORY_GIVEN_BACK),
     Mutant("memory shorter by one element", TENSOR, "(offset + last + 1) *", "(offset + last) *", MEMORY_GIVEN_BACK),
     Mutant("memory shorter than where a tensor begins", TENSOR, "(offset + last + 1) *", "(last + 1) *", MEMORY_GIVEN_BACK),
-    Mutant("overlap of the last element", OVERLAP, "run += (size - 1) * stride;", "run += (size - 2) * stride;", OUT),
-    Mutant("overlap of neighbours", OVERLAP, "b.begin >= a.end()) return false;", "b.begin > a.end()) return false;", OUT),
-    Mutant("overlap of first bytes only", OVERLAP, "if (apart >= a.run && apart", "if (apart >= 1 && apart", OUT),
-    Mutant("overlap of equal strides", OVERLAP, "further.begin = d.stride;", "further.begin = d.stride + 1;", OUT),
+    Mutant("overlap of the last element", OVERLAP, "t.strides[d] * (t.sizes[d] - 1);", "t.strides[d] * (t.sizes[d] - 2);", OVERLAPS),
+    Mutant("overlap of neighbours", OVERLAP, "low = ahead - a_size + 1,", "low = ahead - a_size,", OVERLAPS),
+    Mutant("overlap of first bytes only", OVERLAP, "high = ahead + b_size - 1;", "high = ahead;", OVERLAPS),
+    Mutant("overlap of equal strides", OVERLAP, "if (target < 0) continue;", "if (target <= 0) continue;", OVERLAPS),
 )  # fmt: skip
 
 

@@ -311,7 +311,7 @@ def outputs(
     ):
         return
     for name, out in outs.items():
-        if _overlap.overlaps_itself(out):
+        if _overlap.with_itself(out):
             raise ValueError(f"{name}: its elements overlap each other in memory")
     names = list(outs)
     for i, name in enumerate(names):
@@ -319,7 +319,7 @@ def outputs(
         for other, t in others.items():
             if other == in_place and _same_elements(outs[name], t):
                 continue
-            if _overlap.overlap(outs[name], t):
+            if _overlap.between(outs[name], t):
                 raise ValueError(f"{name}: overlaps {other} in memory")
 
 

@@ -1,87 +1,136 @@
-"""Whether tensors share memory, whatever their strides: csrc/overlap.cpp for the fallback."""
+"""Whether tensors share memory: exact, in memory bounded by the elements of the smaller tensor.
+
+``csrc/overlap.cpp`` does the same. Elements of a tensor lie at sums of its strides, each taken from 0 to
+size - 1 times, so two tensors meet where some sum of the strides of both lies between two bounds. A
+search over the strides, largest first, decides that at once for all usual layouts. Where it does not
+(the question is NP-hard), the addresses of the smaller tensor are sorted and the other's looked up.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 
 import torch
 
-
-@dataclass(frozen=True)
-class _Runs:
-    """Runs of bytes, [begin, begin + run), repeated along (size, stride) of ascending strides."""
-
-    begin: int
-    run: int
-    dimensions: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def end(self) -> int:
-        return self.begin + sum((n - 1) * stride for n, stride in self.dimensions) + self.run
-
-    def repeated(self, size: int, stride: int) -> _Runs:
-        """Along one more dimension, whose stride is not below the others'."""
-        if not self.dimensions and stride <= self.run:
-            return replace(self, run=self.run + (size - 1) * stride)
-        return replace(self, dimensions=(*self.dimensions, (size, stride))) if size > 1 else self
-
-    def halves(self) -> Iterator[_Runs]:
-        """Two, divided in the dimension of the largest stride."""
-        *others, (size, stride) = self.dimensions
-        half = size // 2
-        for begin, n in ((self.begin, half), (self.begin + half * stride, size - half)):
-            yield replace(self, begin=begin, dimensions=tuple(others)).repeated(n, stride)
+_STEPS = 2000  # of a search, before it is cheaper to sort
+_CHUNK = 1 << 20  # addresses at once
+_Term = tuple[int, int]  # a stride, and how often it may be taken
 
 
-def _meet(a: _Runs, b: _Runs) -> bool:
-    """Whether a byte is in both.
-
-    Halves what is longer until spans or the strides' common divisor decide: usual layouts at the first
-    look, any other in memory that does not grow with the tensors.
-    """
-    if a.begin >= b.end or b.begin >= a.end:
-        return False
-    if not a.dimensions and not b.dimensions:
-        return True
-    divisor = math.gcd(*(stride for _, stride in (*a.dimensions, *b.dimensions)))
-    apart = (b.begin - a.begin) % divisor
-    if apart >= a.run and apart + b.run <= divisor:
-        return False
-    if not a.dimensions or (b.dimensions and b.end - b.begin > a.end - a.begin):
-        a, b = b, a
-    return any(_meet(half, b) for half in a.halves())
-
-
-def _ascending(t: torch.Tensor) -> list[tuple[int, int]]:
-    """(size, stride) of the dimensions with more than one element."""
-    pairs = zip(t.shape, t.stride(), strict=True)
-    return sorted(((n, stride) for n, stride in pairs if n > 1), key=lambda d: d[1])
-
-
-def _bytes_of(t: torch.Tensor) -> _Runs:
-    runs = _Runs(t.data_ptr(), t.element_size())
-    for size, stride in _ascending(t):
-        runs = runs.repeated(size, stride * t.element_size())
-    return runs
-
-
-def overlaps_itself(t: torch.Tensor) -> bool:
-    """Whether two elements are at one address."""
+def with_itself(t: torch.Tensor) -> bool:
+    """Whether two elements of t share memory."""
     if t.numel() < 2:
         return False
-    inner = _Runs(0, 1)  # in elements
-    for size, stride in _ascending(t):
-        # An element at two indices, of which this dimension's differ by one or more.
-        if _meet(inner, replace(inner, begin=stride).repeated(size - 1, stride)):
-            return True
-        inner = inner.repeated(size, stride)
-    return False
+    terms = _terms(t, 1)
+    if any(stride == 0 for stride, _ in terms):
+        return True
+    if t.numel() > _reach(terms) + 1:  # more elements than places
+        return True
+    terms.sort(reverse=True)
+    try:
+        # Two index tuples that first differ, in this order, by at least one times a stride.
+        for i, (stride, most) in enumerate(terms):
+            rest = terms[i + 1 :]
+            target = _reach(rest) - stride
+            if _some_sum([(stride, most - 1), *((s, 2 * m) for s, m in rest)], target, target):
+                return True
+        return False
+    except _TooLongError:
+        places, _ = _addresses(t, 0, t.numel()).sort()
+        return bool((places[1:] == places[:-1]).any())
 
 
-def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether a byte belongs to elements of both."""
+def between(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether an element of a and one of b share memory."""
     if a.device != b.device or a.numel() == 0 or b.numel() == 0:
         return False
-    return _meet(_bytes_of(a), _bytes_of(b))
+    if a.numel() > b.numel():
+        a, b = b, a
+    a_size, b_size = a.element_size(), b.element_size()
+    a_terms, b_terms = _terms(a, a_size), _terms(b, b_size)
+    # Elements meet where -b_size < a's address - b's < a_size, turned so that all strides add.
+    ahead = b.data_ptr() + _reach(b_terms) - a.data_ptr()
+    low, high = ahead - a_size + 1, ahead + b_size - 1
+    if high < 0 or low > _reach(a_terms) + _reach(b_terms):
+        return False
+    merged: dict[int, int] = {}
+    for stride, most in a_terms + b_terms:
+        if stride:
+            merged[stride] = merged.get(stride, 0) + most
+    try:
+        return _some_sum(sorted(merged.items(), reverse=True), low, high)
+    except _TooLongError:
+        places, _ = (_addresses(a, 0, a.numel()) * a_size + a.data_ptr()).sort()
+        return any(
+            _any_meets(places, a_size, at * b_size + b.data_ptr(), b_size)
+            for begin in range(0, b.numel(), _CHUNK)
+            for at in [_addresses(b, begin, min(begin + _CHUNK, b.numel()))]
+        )
+
+
+class _TooLongError(Exception):
+    pass
+
+
+def _terms(t: torch.Tensor, unit: int) -> list[_Term]:
+    return [(s * unit, n - 1) for n, s in zip(t.shape, t.stride(), strict=True) if n > 1]
+
+
+def _reach(terms: Iterable[_Term]) -> int:
+    return sum(stride * most for stride, most in terms)
+
+
+def _some_sum(terms: list[_Term], low: int, high: int) -> bool:
+    """Whether some sum of the strides, each taken so often at most, lies in [low, high]."""
+    # Of the terms from each on: their reach, their common divisor, and whether no multiple of it is left
+    # out between 0 and their reach.
+    suffixes = [(0, 0, True)]
+    for stride, most in reversed(terms):
+        reach, divisor, full = suffixes[-1]
+        common = math.gcd(divisor, stride)
+        full = full and (divisor == 0 or (divisor == common and stride <= reach + divisor))
+        suffixes.append((reach + stride * most, common, full))
+    suffixes.reverse()
+    steps = 0
+
+    def search(i: int, low: int, high: int) -> bool:
+        nonlocal steps
+        steps += 1
+        if steps > _STEPS:
+            raise _TooLongError
+        reach, divisor, full = suffixes[i]
+        low, high = max(low, 0), min(high, reach)
+        if low > high:
+            return False
+        if low == 0 or high == reach:
+            return True
+        if high // divisor * divisor < low:
+            return False
+        if full:
+            return True
+        stride, most = terms[i]
+        first, last = -((suffixes[i + 1][0] - low) // stride), min(most, high // stride)
+        return any(
+            search(i + 1, low - k * stride, high - k * stride)
+            for k in range(max(first, 0), last + 1)
+        )
+
+    return search(0, low, high)
+
+
+def _addresses(t: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+    """The places of elements begin to end, counted in elements from the first."""
+    index = torch.arange(begin, end, device="cpu")
+    at = torch.zeros_like(index)
+    for size, stride in zip(reversed(t.shape), reversed(t.stride()), strict=True):
+        at += index % size * stride
+        index //= size
+    return at
+
+
+def _any_meets(places: torch.Tensor, size: int, at: torch.Tensor, at_size: int) -> bool:
+    """Whether one of the sorted places and one of at are less than an element apart."""
+    first = torch.searchsorted(places, at - size, right=True).clamp_(max=len(places) - 1)
+    near = places[first]
+    return bool(((near > at - size) & (near < at + at_size)).any())

@@ -45,10 +45,13 @@ class QuantizationParams:
 
     def __eq__(self, other: object) -> bool:
         """By contents: tensors by dtype, shape, device and bits, without any (meta, fake) by identity."""
-        if not isinstance(other, QuantizationParams):
+        if type(other) is not type(self):
             return False
         tensors = ((self.scale, other.scale), (self.zero_point, other.zero_point))
-        return _limits(self) == _limits(other) and all(_same(a, b) for a, b in tensors)
+        try:
+            return _limits(self) == _limits(other) and all(_same(a, b) for a, b in tensors)
+        except (RuntimeError, TypeError, ValueError):  # of values that no operator would take
+            return False
 
     def __hash__(self) -> int:
         return hash(_limits(self))
@@ -56,7 +59,7 @@ class QuantizationParams:
     def to(self, device: torch.device | str | int) -> QuantizationParams:
         """The same parameters on a device; numbers stay numbers."""
         scale, zero_point = (
-            t.to(device) if isinstance(t, torch.Tensor) else t
+            t.to(device=device) if isinstance(t, torch.Tensor) else t
             for t in (self.scale, self.zero_point)
         )
         return replace(self, scale=scale, zero_point=zero_point)
@@ -112,7 +115,7 @@ def _limits_of_text(text: str) -> _Limits:
         return q_min, q_max, None
     dtype = getattr(torch, name, None) if isinstance(name, str) else None
     if not isinstance(dtype, torch.dtype):  # the text may come from anyone
-        raise ValueError(f"dtype: expected the name of a torch.dtype, got {name!r}")
+        raise ValueError(f"QuantizationParams: expected the name of a torch.dtype, got {name!r}")
     return q_min, q_max, dtype
 
 
