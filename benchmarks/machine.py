@@ -70,6 +70,6 @@ def description() -> dict:
         "threads": torch.get_num_threads(),
         "quantkit": asdict(quantkit.backend()),
         "commit": _commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "rivals": {name: rival.version() for name, rival in RIVALS.items()},
     }

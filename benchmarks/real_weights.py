@@ -75,8 +75,7 @@ def default_weights() -> Path:
         raise Refused(f"the package {PACKAGE} is not installed: run `make run`") from None
     if not path.is_file():
         raise Refused(f"{PACKAGE} has no {MODEL}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != SHA256:
         raise Refused(f"{path}: SHA-256 is {digest}, expected {SHA256}")
     return path

@@ -55,7 +55,7 @@ void* current_stream(int32_t device_index) {
 
 // Calls body(launches, stream) with the GPU's kernels, or with those that are emulated; false: the CPU's turn.
 template <class Body>
-bool on_gpu(const View& on, Body body) {
+bool on_gpu([[maybe_unused]] const View& on, Body body) {
 #ifdef QUANTKIT_CUDA
   if (on.device_type == aoti_torch_device_type_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(on.device_index);

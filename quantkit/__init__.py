@@ -3,6 +3,7 @@ reference (``quantkit.reference``) returns."""
 
 from . import reference
 from ._load import backend
+from ._version import __version__ as __version__
 from .ops import (
     dequantize_tensor,
     dynamic_quantize,
@@ -13,8 +14,6 @@ from .ops import (
     quantize_tensor,
 )
 from .params import QuantizationParams
-
-__version__ = "0.1.0"
 
 __all__ = [
     "QuantizationParams",

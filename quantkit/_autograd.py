@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-from torch.autograd import forward_ad
+
+from . import _torch
 
 _ops = torch.ops.quantkit
 
@@ -69,24 +68,15 @@ class FakeQuantizeBackward(_StraightThrough):
 def is_differentiable(x: torch.Tensor) -> bool:
     """Whether a derivative of what is made of x may be asked for, in either mode."""
     wanted = getattr(x, "requires_grad", False) and torch.is_grad_enabled()
-    return wanted or forward_ad._current_level >= 0
+    return wanted or _torch.may_have_tangents()
 
 
-def is_transformed() -> bool:
-    """Whether one of torch.func's transforms differentiates (vmap and functionalize do not)."""
-    if not torch._C._are_functorch_transforms_active():
-        return False
-    keys = (level.key() for level in retrieve_all_functorch_interpreters())
-    return any(key in (TransformType.Grad, TransformType.Jvp) for key in keys)
-
-
-# What Function.apply() ends in, without its search for default arguments, twice as slow as all the rest.
-_apply = super(torch.autograd.Function, FakeQuantize).apply  # type: ignore[misc]
+_apply = _torch.fast_apply(FakeQuantize)
 
 
 def kernel(x, scale, zero_point, q_min, q_max):
     """The operator's Autograd kernel."""
-    if is_transformed():  # a kernel sees one level of them, a Function all
+    if _torch.is_transformed():  # a kernel sees one level of them, a Function all
         raise RuntimeError(
             "torch.ops.quantkit.fake_quantize: torch.func's derivatives do not reach operators; "
             "call quantkit.fake_quantize, outside of torch.compile"

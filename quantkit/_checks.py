@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import _overlap
+from . import _overlap, _torch
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REAL_DTYPES = (
@@ -306,7 +306,9 @@ def outputs(
             raise ValueError(f"{name}: expected device {device}, got {out.device}")
         if tuple(out.shape) != tuple(shape):
             raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(out.shape)}")
-    if any(t.device.type == "meta" or is_fake(t) for t in (*outs.values(), *inputs.values())):
+    if any(
+        t.device.type == "meta" or _torch.is_fake(t) for t in (*outs.values(), *inputs.values())
+    ):
         return
     for name, out in outs.items():
         if _overlap.overlaps_itself(out):
@@ -347,10 +349,6 @@ def _surely(condition: bool | torch.SymBool) -> bool:
     from torch.fx.experimental.symbolic_shapes import guard_or_false  # heavy
 
     return guard_or_false(condition)
-
-
-def is_fake(t: torch.Tensor) -> bool:
-    return isinstance(t, torch._subclasses.FakeTensor)
 
 
 def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:

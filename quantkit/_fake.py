@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from . import _checks
+from . import _checks, _torch
 from .reference import first_dtype, parameter_shape
 
 
@@ -29,7 +29,7 @@ def choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero=Fal
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
-_AOT_CHANGES_DTYPES = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)
+_AOT_CHANGES_DTYPES = _torch.RELEASE < (2, 12)
 
 
 def _check_compiler() -> None:

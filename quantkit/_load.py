@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import platform
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ import torch
 from . import _autograd, _checks, _fake, reference
 
 CONTRACT = 1
-_TORCH_FLOOR = (2, 10)
 
 _CHOOSE = (
     "Tensor x, int[]? block_size, int q_min, int q_max, float eps, bool symmetric, "
@@ -109,15 +109,6 @@ def backend() -> Backend:
     return Backend(True, "", extension.isa(), isas, archs, threads, CONTRACT)
 
 
-def _check_torch() -> None:
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < _TORCH_FLOOR:
-        raise ImportError(
-            f"quantkit needs torch {'.'.join(map(str, _TORCH_FLOOR))} or newer, found "
-            f"{torch.__version__}; remedy: pip install --upgrade torch"
-        )
-
-
 def _load():
     """(the extension's module, "") or (None, why it is not used)."""
     wanted = os.environ.get("QUANTKIT_REFERENCE", "")
@@ -139,12 +130,13 @@ def _load():
             raise ImportError(
                 f"quantkit's extension was built for another Python ({', '.join(foreign)}); {remedy}"
             )
+        elsewhere = platform.system() != "Linux"
         if forced_isa:
+            build = "unset it" if elsewhere else "build it (pip install .)"
             raise ImportError(
-                f"QUANTKIT_ISA={forced_isa}: there is no compiled extension; "
-                "remedy: build it (pip install .)"
+                f"QUANTKIT_ISA={forced_isa}: there is no compiled extension; remedy: {build}"
             )
-        return None, "the extension is not built"
+        return None, f"the extension is {'built on Linux only' if elsewhere else 'not built'}"
     try:
         module = importlib.import_module("quantkit._C")
     except ImportError as error:
@@ -248,7 +240,6 @@ def _register_shared(library: torch.library.Library) -> None:
     library.impl("fake_quantize", _autograd.kernel, "Autograd")
 
 
-_check_torch()
 extension, reason = _load()
 _library = torch.library.Library("quantkit", "DEF" if extension is None else "FRAGMENT")
 if extension is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import _autograd, _checks, _load  # noqa: F401  (_load registers the operators)
+from . import _autograd, _checks, _load, _torch  # noqa: F401  (_load registers the operators)
 from ._checks import NUMBER
 from .params import QuantizationParams, choice, unpack
 
@@ -19,8 +19,8 @@ _dynamic_quantize = _ops.dynamic_quantize.default
 _quantize_dequantize = _ops.quantize_dequantize.default
 _fake_quantize = _ops.fake_quantize.default
 _fake_quantize_without_gradient = _ops._fake_quantize.default
-_is_compiling, _is_tracing = torch.compiler.is_compiling, torch._C._is_tracing
-_has_transforms = torch._C._are_functorch_transforms_active
+_is_compiling, _is_tracing = torch.compiler.is_compiling, _torch.is_tracing
+_may_be_transformed = _torch.may_be_transformed
 
 
 def _call(operator: Callable[..., Any], check: Callable[..., None], *args: object) -> Any:
@@ -260,7 +260,7 @@ def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     operator: Callable[..., Any]
     if _is_compiling() or _is_tracing():
         operator = _fake_quantize  # a graph may be differentiated later, and read by others
-    elif _has_transforms() and _autograd.is_transformed():
+    elif _may_be_transformed() and _torch.is_transformed() is not False:
         operator = _autograd.FakeQuantize.apply
     elif _autograd.is_differentiable(x):
         operator = _fake_quantize

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils import _pytree
 
-from . import _checks
+from . import _checks, _torch
 
 
 @dataclass(eq=False)
@@ -78,7 +77,7 @@ def _same(a: Any, b: Any) -> bool:
         return True
     pair = [_number("scale", t) if _is_number(t) else t for t in (a, b)]
     for t in pair:
-        if not isinstance(t, torch.Tensor) or t.is_meta or _checks.is_fake(t) or t.is_sparse:
+        if not isinstance(t, torch.Tensor) or t.is_meta or _torch.is_fake(t) or t.is_sparse:
             return False
     one, other = pair
     if (one.dtype, one.shape, one.device) != (other.dtype, other.shape, other.device):
@@ -92,7 +91,7 @@ def _tensors(p: QuantizationParams) -> tuple[list[Any], _Limits]:
 
 
 def _named_tensors(p: QuantizationParams) -> tuple[list[Any], _Limits]:
-    keys = (_pytree.GetAttrKey("scale"), _pytree.GetAttrKey("zero_point"))
+    keys = (_torch.pytree_key("scale"), _torch.pytree_key("zero_point"))
     return list(zip(keys, (p.scale, p.zero_point), strict=True)), _limits(p)
 
 
@@ -118,7 +117,7 @@ def _limits_of_text(text: str) -> _Limits:
 
 
 # So that export, vmap and torch.func take it and return it: two tensors, and the limits as they are.
-_pytree.register_pytree_node(
+_torch.register_pytree_node(
     QuantizationParams,
     _tensors,
     _of_tensors,

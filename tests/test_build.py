@@ -1,11 +1,14 @@
 """The objects and the build: one exported symbol each, no libm, no contraction, packed arithmetic."""
 
+import importlib.util
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -29,10 +32,14 @@ def output(*command, **options):
 @pytest.fixture(scope="module")
 def objects():
     """The folder of the build that made the extension under test."""
-    suffix = Path(_load.extension.__file__).name.split(".")[1]
-    folders = sorted(ROOT.glob(f"build/{suffix}-torch-*"), key=os.path.getmtime)
-    assert folders, "no build folder: run `make build`"
-    return folders[-1]
+    folder = ROOT / "build" / "objects"
+    assert folder.is_dir(), "no build folder: run `make build`"
+    return folder
+
+
+def newest(objects, name):
+    """An object that is made for each torch or each Python."""
+    return max(objects.rglob(f"{name}.o"), key=os.path.getmtime)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -93,7 +100,7 @@ def test_the_rest_is_built_for_every_machine(objects):
         "cpu_run",
         "cpu_dispatch",
     ):
-        code = output("objdump", "-d", "--no-show-raw-insn", objects / f"{name}.o")
+        code = output("objdump", "-d", "--no-show-raw-insn", newest(objects, name))
         assert not X86 or not re.search(r"%[yz]mm", code), name
 
 
@@ -141,6 +148,7 @@ def build(root, **variables):
         "TORCH_CUDA_ARCH_LIST",
         "FORCE_CUDA",
         "QUANTKIT_BUILD_EMU",
+        "QUANTKIT_TORCH",
     )
     env = {k: v for k, v in os.environ.items() if k not in ours} | {"FORCE_CPU": "1"} | variables
     env = {"CXXFLAGS": "-O0"} | env  # it takes a fifth of the time
@@ -207,10 +215,6 @@ def test_settings_of_the_cuda_build_that_cannot_be(source, tmp_path):
     one_line(build(source, FORCE_CPU="yes"), "FORCE_CPU", "'yes'")
     one_line(build(source, FORCE_CPU="", CUDA_HOME=str(tmp_path)), "CUDA_HOME", "bin/nvcc")
     one_line(build(source, QUANTKIT_BUILD_EMU="1"), "proof/emu")
-    if shutil.which("nvcc"):
-        for wrong in ("7.0", "9", "8.0 Ampere"):
-            done = build(source, FORCE_CPU="", TORCH_CUDA_ARCH_LIST=wrong)
-            one_line(done, "TORCH_CUDA_ARCH_LIST", wrong.split()[-1])
 
 
 @pytest.mark.full
@@ -226,3 +230,164 @@ def test_a_build_without_cuda_says_so(source):
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# ---- setup.py on other machines -------------------------------------------------------------------
+
+
+@pytest.fixture
+def rules():
+    """setup.py as a module, which builds nothing."""
+    spec = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def refused(function, *arguments):
+    """The one line in which a function of setup.py gives up."""
+    with pytest.raises(SystemExit) as error:
+        function(*arguments)
+    line = str(error.value)
+    assert line.startswith("quantkit cannot be built: ") and "\n" not in line
+    return line
+
+
+def torch_of(folder, version, headers=True):
+    include = folder / "include" / "torch" / "csrc" / "stable"
+    include.mkdir(parents=True)
+    (folder / "version.py").write_text(f"__version__ = {version!r}\n")
+    if headers:
+        (include / "library.h").touch()
+    return folder
+
+
+def test_an_older_python_is_one_clear_line(monkeypatch, rules):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    assert "needs Python 3.10 or newer" in refused(rules.__loader__.exec_module, rules)
+
+
+def test_an_older_torch_is_one_clear_line(source, tmp_path, monkeypatch, rules):
+    folder = torch_of(tmp_path / "torch", "2.9.1+cpu")
+    line = build(source, QUANTKIT_TORCH=str(folder))
+    one_line(line, "torch 2.10 or newer", "found 2.9.1+cpu", "pip install --upgrade torch")
+
+
+def test_torch_of_the_environment_is_found_without_a_path_to_it(tmp_path, monkeypatch, rules):
+    """Where pip isolates the build, sys.path has no torch, but the environment's folder is known."""
+    monkeypatch.delenv("QUANTKIT_TORCH", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "isolated")])
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(rules.site, "getusersitepackages", lambda: str(tmp_path / "user"))
+    assert "first: pip install torch" in refused(rules.find_torch)
+    folder = torch_of(tmp_path / "user" / "torch", "2.10.0a0+b4e4ee8.nv25.12", headers=False)
+    assert "no headers" in refused(rules.find_torch)
+    for version in ("2.10.0a0+b4e4ee8.nv25.12", "2.15.0+cu132", "3.0.0"):
+        shutil.rmtree(folder)
+        torch_of(folder, version)
+        assert rules.find_torch() == (folder, version)
+    monkeypatch.setenv("QUANTKIT_TORCH", str(tmp_path))
+    assert "is no folder of an installed torch" in refused(rules.find_torch)
+
+
+def test_missing_headers_of_python_are_one_clear_line(tmp_path, monkeypatch, rules):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    line = refused(rules.find_compiler)
+    assert "Python.h" in line and f"python3.{sys.version_info.minor}-dev" in line
+
+
+@pytest.fixture
+def nvcc(tmp_path):
+    """An nvcc that knows what that of CUDA 13.0 does."""
+    file = tmp_path / "nvcc"
+    codes = "75 80 86 87 88 89 90 100 103 110 120 121"
+    file.write_text(f"#!/bin/sh\nfor code in {codes}; do echo sm_$code; done\n")
+    file.chmod(0o755)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("listed", "built", "left_out"),
+    [
+        ("", "75 80 86 89 90 100 120", ""),
+        ("9.0", "90", ""),
+        ("9.0a", "90", ""),
+        ("8.0;8.0+PTX 9.0", "80 90", ""),
+        (
+            "5.2 6.0 6.1 7.0 7.2 7.5 8.0 8.6 8.7 9.0+PTX",
+            "75 80 86 87 90",
+            "5.2, 6.0, 6.1, 7.0, 7.2",
+        ),
+        ("7.5 8.0 8.6 9.0 10.0 12.0+PTX", "75 80 86 90 100 120", ""),
+        ("Turing;Ampere", "75 80 86", ""),
+        ("Volta Hopper+PTX Blackwell", "90 100 103 120 121", "Volta"),
+        ("8.0 9 Common 99.0", "80", "9, Common, 99.0"),
+        ("5.2", "75 80 86 89 90 100 120", "5.2; nothing is left, so all are built"),
+    ],
+)
+def test_torch_cuda_arch_list(listed, built, left_out, nvcc, monkeypatch, capfd, rules):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    assert " ".join(rules.cuda_archs(nvcc)) == built
+    said = capfd.readouterr().err
+    assert said.count("\n") == bool(left_out) and f"left out {left_out}" in said + "left out "
+
+
+def test_native_is_what_the_machine_has(nvcc, tmp_path, monkeypatch, capfd, rules):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "native")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '9.0\\n8.6\\n9.0\\n'\n")
+    smi.chmod(0o755)
+    assert rules.cuda_archs(nvcc) == ("90", "86")
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    assert rules.cuda_archs(nvcc) == rules.CUDA_ARCHS
+    assert "left out native" in capfd.readouterr().err
+
+
+def test_an_older_nvcc_names_the_gpus_that_compile_for_themselves(nvcc, monkeypatch, capfd, rules):
+    nvcc.write_text("#!/bin/sh\nfor code in 75 80 86 89 90; do echo sm_$code; done\n")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert rules.cuda_archs(nvcc) == ("75", "80", "86", "89", "90")
+    assert "does not know sm_100, sm_120" in capfd.readouterr().err
+    nvcc.write_text("#!/bin/sh\necho broken >&2; exit 1\n")
+    assert "--list-gpu-code failed: broken" in refused(rules.cuda_archs, nvcc)
+
+
+@pytest.mark.parametrize("system", ["Darwin", "Windows"])
+def test_elsewhere_than_on_linux_the_reference_is_installed(system, source, tmp_path):
+    root = tmp_path / "root"
+    ignored = shutil.ignore_patterns("*.so", "build")
+    shutil.copytree(source, root, ignore=ignored)
+    there = f"import platform, runpy, sys; platform.system = lambda: {system!r}; "
+    wheel = "sys.argv = ['setup.py', '--quiet', 'bdist_wheel', '-d', 'wheels']; "
+    wheel += "runpy.run_path('setup.py', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", there + wheel], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the extension is built on Linux only" in done.stderr
+    (file,) = (root / "wheels").iterdir()
+    assert file.name == f"quantkit-{quantkit.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(file) as names:
+        metadata = names.read(f"quantkit-{quantkit.__version__}.dist-info/METADATA").decode()
+        names.extractall(tmp_path / "installed")
+    assert "Requires-Dist: torch>=2.10.0.dev0\n" in metadata
+    assert "Requires-Python: >=3.10\n" in metadata
+    program = f"""
+import torch
+{there}
+import quantkit
+backend = quantkit.backend()
+assert not backend.extension and backend.reason == "the extension is built on Linux only", backend
+assert quantkit.quantize_dequant(torch.ones(2, 3))[0].tolist() == [[127] * 3] * 2
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "installed", capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "built on Linux only" in done.stderr, done.stderr
+    environment = os.environ | {"QUANTKIT_ISA": "avx2"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "installed", capture_output=True, text=True,
+        env=environment,
+    )  # fmt: skip
+    assert done.stderr.strip().endswith("there is no compiled extension; remedy: unset it")
