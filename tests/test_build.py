@@ -128,15 +128,20 @@ def test_nothing_names_a_path_of_the_machine_that_built_it():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A copy of what git tracks, built once."""
+    """A copy of what git tracks."""
     root = tmp_path_factory.mktemp("source")
     for name in ("csrc", "quantkit"):
         ignored = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, root / name)
-    assert build(root).returncode == 0
     return root
+
+
+@pytest.fixture(scope="module")
+def built(source):
+    assert build(source).returncode == 0
+    return source
 
 
 def build(root, **variables):
@@ -161,24 +166,24 @@ def compiled(done):
 
 
 @pytest.mark.full
-def test_only_what_changed_is_compiled(source):
-    assert compiled(build(source)) == set()
-    (source / "csrc/cpu/avx2.cpp").touch()
-    assert compiled(build(source)) == ({"cpu/avx2.cpp"} if X86 else set())
-    (source / "csrc/cpu/loops.h").touch()
-    assert compiled(build(source)) == {f"cpu/{isa}.cpp" for isa in ISAS}
+def test_only_what_changed_is_compiled(built):
+    assert compiled(build(built)) == set()
+    (built / "csrc/cpu/avx2.cpp").touch()
+    assert compiled(build(built)) == ({"cpu/avx2.cpp"} if X86 else set())
+    (built / "csrc/cpu/loops.h").touch()
+    assert compiled(build(built)) == {f"cpu/{isa}.cpp" for isa in ISAS}
     for pattern in ("_C*.so", "libquantkit.so"):
-        file = next((source / "quantkit").glob(pattern))
+        file = next((built / "quantkit").glob(pattern))
         file.unlink()
-        assert compiled(build(source)) == set()
+        assert compiled(build(built)) == set()
         assert file.exists()
 
 
 @pytest.mark.full
-def test_changed_flags_are_compiled_and_true_division_leaves_no_fma(source):
+def test_changed_flags_are_compiled_and_true_division_leaves_no_fma(built):
     """Nothing is contracted: every fma is written out as one, in the quotient."""
-    assert len(compiled(build(source, CXXFLAGS="-O1 -DQUANTKIT_TRUE_DIVISION"))) > 5
-    for object_ in source.glob("build/*/cpu_*.o") if X86 else ():
+    assert len(compiled(build(built, CXXFLAGS="-O1 -DQUANTKIT_TRUE_DIVISION"))) > 5
+    for object_ in built.glob("build/*/cpu_*.o") if X86 else ():
         assert not re.search(CONTRACTED, output("objdump", "-d", object_)), object_.name
 
 
@@ -192,24 +197,22 @@ def one_line(done, *texts):
         assert text in last
 
 
-@pytest.mark.full
 def test_a_missing_compiler_is_one_clear_line(source):
     one_line(build(source, CXX="no-such-compiler"), "no-such-compiler", "g++")
     one_line(build(source, PATH=str(source)), "g++")
 
 
 @pytest.mark.full
-def test_a_compiler_error_fails_the_build(source):
-    file = source / "csrc/cpu/dispatch.cpp"
+def test_a_compiler_error_fails_the_build(built):
+    file = built / "csrc/cpu/dispatch.cpp"
     text = file.read_text()
     file.write_text(text + "\n#error broken on purpose\n")
-    done = build(source)
+    done = build(built)
     file.write_text(text)
     one_line(done, "compiling failed")
     assert "broken on purpose" in done.stderr
 
 
-@pytest.mark.full
 def test_settings_of_the_cuda_build_that_cannot_be(source, tmp_path):
     one_line(build(source, FORCE_CUDA="1"), "FORCE_CPU=1 and FORCE_CUDA=1")
     one_line(build(source, FORCE_CPU="yes"), "FORCE_CPU", "'yes'")
@@ -218,7 +221,7 @@ def test_settings_of_the_cuda_build_that_cannot_be(source, tmp_path):
 
 
 @pytest.mark.full
-def test_a_build_without_cuda_says_so(source):
+def test_a_build_without_cuda_says_so(built):
     """torch's own error names the operator and the backend that it lacks."""
     program = (
         "import torch, quantkit\n"
@@ -226,9 +229,9 @@ def test_a_build_without_cuda_says_so(source):
         "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
         "assert has('quantkit::quantize', 'CPU') and not has('quantkit::quantize', 'CUDA')\n"
     )
-    assert compiled(build(source)) >= set()
+    assert compiled(build(built)) >= set()
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=built, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -354,6 +357,7 @@ def test_an_older_nvcc_names_the_gpus_that_compile_for_themselves(nvcc, monkeypa
 
 
 @pytest.mark.parametrize("system", ["Darwin", "Windows"])
+@pytest.mark.full
 def test_elsewhere_than_on_linux_the_reference_is_installed(system, source, tmp_path):
     root = tmp_path / "root"
     ignored = shutil.ignore_patterns("*.so", "build")

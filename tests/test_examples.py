@@ -28,6 +28,7 @@ def test_every_example_is_run_here():
     }  # fmt: skip
 
 
+@pytest.mark.full
 def test_qat(tmp_path):
     text = run(sys.executable, EXAMPLES / "qat.py", folder=tmp_path)
     assert "after training with 4-bit weights" in text and "compiled" in text
@@ -57,11 +58,13 @@ def cpp(tmp_path_factory):
     return build / "example"
 
 
+@pytest.mark.full
 def test_cpp(cpp, tmp_path):
     text = run(cpp, folder=tmp_path)
     assert "quantized 16384 elements" in text and "refused: q_min, q_max: expected" in text
 
 
+@pytest.mark.full
 def test_cpp_has_no_python_in_it(cpp):
     linked = run("ldd", cpp, folder=cpp.parent)
     assert "libquantkit.so" in linked and "libpython" not in linked and "_C." not in linked

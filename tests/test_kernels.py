@@ -29,6 +29,7 @@ from quantkit import reference
 
 CHOSEN_EMULATED = (
     (torch.float32, torch.int8),
+    (torch.float64, torch.int8),
     (torch.float16, torch.int8),
     (torch.float32, torch.uint8),
 )

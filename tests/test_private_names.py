@@ -83,6 +83,7 @@ ALL = sorted(NAMES, key=lambda each: -each[0].count("."))  # a module's names be
     [("0", [*([name] for name in NAMES), ALL]), ("1", [ALL])],
     ids=["extension", "fallback"],
 )
+@pytest.mark.full
 def test_without_any_and_without_all_of_them_calls_and_gradients_are_right(reference, cases):
     env = {k: v for k, v in os.environ.items() if not k.startswith("QUANTKIT_")}
     env |= {"PYTHONPATH": str(PACKAGE.parent), "QUANTKIT_REFERENCE": reference}
