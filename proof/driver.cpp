@@ -571,7 +571,7 @@ int run_guard(const Options& options) {
   for (Kernel& kernel : kernels)
     for (const Layout layout : kLayouts) {
       if (!takes(kernel, layout)) continue;
-      for (int64_t n = 1; n <= kLongest; n += n < 64 ? 1 : step)
+      for (int64_t n = 1; n <= kLongest; n += n < 64 ? 1 + step / 64 : step)
         calls += guard_kernel(kernel, layout, n, arenas, wrong);
       for (const int64_t run : kLongRuns)
         for (int64_t n = run; n < run + kMore && !of_each(layout); n += step > 8 ? 8 : 1)

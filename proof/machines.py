@@ -11,12 +11,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+from work import HERE, ROOT, Missing, copy_sources
+
 FOLDER = ROOT / "build" / "proof"
 # Callers whose floating-point environment is not the usual one.
 ENVIRONMENTS = ("usual", "flushing", "downward", "upward", "to zero")
@@ -32,52 +34,57 @@ class Build:
     machine: str = field(default_factory=platform.machine)
     runner: tuple[str, ...] = ()
     environments: tuple[str, ...] = ENVIRONMENTS  # of the callers
-    packages: str = ""  # Debian's, where the compiler or the runner is missing
-    every: int = 1  # of the recorded calls
-    guard: int = 0  # lengths from 64 on by such steps; 0: no guard pages
+    # In the long form and in the short one: one in how many of the recorded calls; between unreadable
+    # pages the step from a length to the next, from 64 on (0: none).
+    every: tuple[int, int] = (1, 1)
+    guard: tuple[int, int] = (0, 0)
 
-    def missing(self):
-        tools = (self.compiler, *self.runner[:1])
-        return [tool for tool in tools if shutil.which(tool) is None]
+    def check(self):
+        """Raises where a tool of it is not installed."""
+        for tool in (self.compiler, *self.runner[:1]):
+            if shutil.which(tool) is None:
+                raise Missing(f"{tool} is not installed: make tools installs it, as root")
 
 
 SANITIZED = "-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all"
-AARCH64 = {
-    "machine": "aarch64",
-    "environments": SOME,
-    "runner": ("qemu-aarch64-static",),
-    "packages": "g++-aarch64-linux-gnu qemu-user-static",
-}
 BUILDS = {
-    "g++ -O3": Build("g++", "-O3", guard=1),
-    "g++ -O2": Build("g++", "-O2"),
-    "g++ -O0": Build("g++", "-O0"),
-    "clang++ -O3": Build("clang++", "-O3", packages="clang", guard=7),
-    "address and undefined behaviour sanitizers": Build(
-        "g++", f"{SANITIZED} -fsanitize=address,undefined", environments=SOME, guard=150
-    ),
-    # g++ vectorizes no loop that it instruments; clang instruments what it has vectorized.
     "clang++ -O3, address sanitizer": Build(
+        # g++ vectorizes no loop that it instruments; clang instruments what it has vectorized.
         "clang++",
         "-O3 -g1 -fno-omit-frame-pointer -fsanitize=address -D__SANITIZE_ADDRESS__",
         environments=SOME,
-        packages="clang libclang-rt-dev",
-        guard=7,
+        every=(1, 5),
+        guard=(7, 150),
     ),
-    "thread sanitizer": Build("g++", f"{SANITIZED} -fsanitize=thread", environments=SOME),
+    "aarch64 g++ -O3": Build(
+        "aarch64-linux-gnu-g++",
+        "-O3 -static",
+        "aarch64",
+        ("qemu-aarch64-static",),
+        environments=SOME,
+        guard=(37, 600),
+    ),
+    # Steps of 7 from 64 on meet every remainder of 64, the widest step of a loop.
+    "g++ -O3": Build("g++", "-O3", guard=(7, 150)),
+    "address and undefined behaviour sanitizers": Build(
+        "g++", f"{SANITIZED} -fsanitize=address,undefined", environments=SOME, every=(1, 5)
+    ),
+    "thread sanitizer": Build(
+        "g++", f"{SANITIZED} -fsanitize=thread", environments=("usual",), every=(1, 5)
+    ),
+    "clang++ -O3": Build("clang++", "-O3"),
+    "g++ -O0": Build("g++", "-O0"),
     "valgrind": Build(
         "g++",
-        "-O2 -g1",
+        "-O3",
         runner=("valgrind", "--quiet", "--error-exitcode=9"),
         environments=("usual",),  # its machine flushes no denormals
-        packages="valgrind",
-        every=23,
+        every=(23, 23),
     ),
-    "aarch64 g++ -O3": Build("aarch64-linux-gnu-g++", "-O3 -static", **AARCH64, guard=37),
-    "aarch64 g++ -O0": Build("aarch64-linux-gnu-g++", "-O0 -static", **AARCH64),
 }
-SHORT_STEP = 75  # of the lengths between unreadable pages
-SHORT = [name for name in BUILDS if name not in ("g++ -O2", "aarch64 g++ -O0")]
+EMULATED = "clang++, emulated CUDA kernels"
+# Their compilers and tools are among those of the others.
+SHORT = [name for name in BUILDS if name not in ("clang++ -O3", "g++ -O0")]
 
 
 @cache
@@ -114,7 +121,7 @@ def record(short):
     """Has the emulator of the development build record the calls."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     partial = calls_file(short).with_suffix(".partial")
-    run(
+    text = run(
         sys.executable,
         HERE / "record.py",
         9 if short else 1,
@@ -124,65 +131,106 @@ def record(short):
         OMP_NUM_THREADS="1",
     )
     partial.replace(calls_file(short))
-    return {"megabytes": calls_file(short).stat().st_size >> 20}
+    return {"megabytes": calls_file(short).stat().st_size >> 20, "results": text.strip()}
+
+
+def folder_of(name):
+    return FOLDER / re.sub(r"\W+", "_", f"{BUILDS[name].compiler} {BUILDS[name].flags}")
 
 
 def compile_driver(name):
-    build, rules = BUILDS[name], build_rules()
-    folder = FOLDER / re.sub(r"\W+", "_", name)
+    """The driver of a build, and of the others with the same compiler and flags."""
+    build, rules, folder = BUILDS[name], build_rules(), folder_of(name)
+    if shutil.which(build.compiler) is None:
+        return {}  # machine() says so
     folder.mkdir(parents=True, exist_ok=True)
     flags = f"{rules.COMMON_FLAGS} -pthread"
     sources = {f"csrc/{s}": f for s, f in rules.kernel_sources(build.machine).items()}
     sources["proof/driver.cpp"] = rules.KERNEL_FLAGS
+    # The objects of the library itself, where this would make the same ones again.
+    tag = f"{sysconfig.get_config_var('SOABI')}-torch-{metadata.version('torch')}"
+    same = (build.compiler, build.flags) == (rules.find_compiler(), "-O3")
     objects = []
     for source, own in sources.items():
+        built = ROOT / "build" / tag / f"cpu_{Path(source).stem}.o"
+        if same and built.exists() and "dispatch" not in source:  # that one knows the emulator
+            objects.append(built)
+            continue
         objects.append(folder / f"{Path(source).stem}.o")
         command = f"{build.compiler} {flags} {own} {build.flags}".split()
         run(*command, "-c", ROOT / source, "-o", objects[-1])
-    driver = folder / "driver"
-    run(*f"{build.compiler} -pthread {build.flags}".split(), *objects, "-o", driver)
-    return driver
+    run(*f"{build.compiler} -pthread {build.flags}".split(), *objects, "-o", folder / "driver")
+    return {}
 
 
 def numbers(text):
     return {name: int(n) for name, n in re.findall(r"(\w+) (\d+)(?= |$)", text.strip())}
 
 
-def caller_of(environment="usual", streams=0):
-    return environment + (" (past the caches)" if streams else "")
+def version(compiler):
+    return run(*compiler.split(), "--version").splitlines()[0]
 
 
 def machine(name, short):
-    """Builds one driver and runs it: recorded calls on every instruction set, guard pages."""
+    """Runs one driver: recorded calls on every instruction set, and between unreadable pages."""
     build = BUILDS[name]
-    if build.missing():
-        raise AssertionError(
-            f"{', '.join(build.missing())}: not here; apt-get install {build.packages}"
-        )
-    driver = (*build.runner, compile_driver(name))
+    build.check()
+    driver = (*build.runner, folder_of(name) / "driver")
     usual, *others = ({"environment": e} for e in build.environments)
     runs = [usual, *others, {"streams": 1}]
     if short:
         runs = [usual, {"environment": build.environments[-1], "streams": 1}]
-    step = max(SHORT_STEP, build.guard) if short else build.guard
+    every, step = build.every[short], build.guard[short]
     hashes, calls, guarded = {}, 0, 0
     for isa in run(*driver, "isas").split():
-        chosen = [f"isa={isa}", "threads=5", f"every={build.every}"]
+        chosen = [f"isa={isa}", "threads=5", f"every={every}"]
         for options in runs:
             given = [f"{key}={value}" for key, value in options.items()]
             text = run(*driver, "cases", calls_file(short), *chosen, *given)
             calls += numbers(text)["calls"]
             found = re.search(r"hash (\w+)", text)[1]
             assert hashes.setdefault(isa, found) == found, f"{isa}, {options}: another hash"
-        if build.guard:
+        if step:
             guarded += numbers(run(*driver, "guard", f"isa={isa}", f"step={step}"))["calls"]
     assert len(set(hashes.values())) == 1, hashes
     return {
-        "every": build.every,
+        "every": every,
         "calls": calls,
         "guarded": guarded,
         "step": step,
-        "callers": [caller_of(**options) for options in runs],
+        "callers": ", ".join(build.environments),
         "hashes": hashes,
-        "compiler": run(build.compiler, "--version").splitlines()[0],
+        "compiler": version(build.compiler),
+    }
+
+
+def emulated(short, compiler="clang++"):
+    """An extension by another compiler records the same calls; a driver says whether they are.
+
+    Its operators and its emulated CUDA kernels; each recorded call is compared with the reference too.
+    """
+    Build(compiler, "").check()
+    copy = FOLDER / "emulated"
+    shutil.rmtree(copy, ignore_errors=True)
+    copy_sources(copy)
+    build = ("setup.py", "--quiet", "build_ext", "--inplace")
+    chosen = {"CXX": compiler, "FORCE_CPU": "1", "QUANTKIT_BUILD_EMU": "1", "CXXFLAGS": "-O1"}
+    run("env", "-C", copy, sys.executable, *build, **chosen)
+    library = (copy / "quantkit" / "libquantkit.so").read_bytes()
+    assert compiler.strip("+").encode() + b" version" in library, f"{compiler} did not compile it"
+    run(
+        sys.executable,
+        "-c",
+        f"import machines; machines.record({short})",
+        PYTHONPATH=os.pathsep.join(map(str, (copy / "proof", copy))),
+    )
+    calls = copy / calls_file(short).relative_to(ROOT)
+    driver = folder_of("g++ -O3") / "driver"
+    text = run(driver, "cases", calls, "isa=baseline", "threads=2", "every=1")
+    calls.unlink()
+    return {
+        "every": 1,
+        "calls": numbers(text)["calls"],
+        "hashes": {"cuda_emu": re.search(r"hash (\w+)", text)[1]},
+        "compiler": version(compiler),
     }

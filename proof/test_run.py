@@ -1,10 +1,7 @@
 """The machinery of the proof: what is kept, what is run again, and what must never be kept."""
 
-import io
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 import time
@@ -12,22 +9,26 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+import report
 import run
 import work
-from report import SWEEPS, Summary
-from rich.console import Console
+from parts import PARTS
 from work import Task
 
 TASKS = """
 import os, time
 from pathlib import Path
+from work import Missing
 
 def good(folder, name):
     Path(folder, name).write_text("done")
-    return {"hashes": {"here": name}}
+    return {"inputs": 2, "hashes": {"here": name}}
 
-def bad(folder):
+def bad(*folder):
     raise ValueError("a wrong bit")
+
+def misses():
+    raise Missing("no such compiler")
 
 def changes(path):
     Path(path).write_text("other sources")
@@ -46,38 +47,32 @@ WAITING = """
 import sys
 from pathlib import Path
 import run, work
-from rich.console import Console
 if __name__ == "__main__":
     folder = sys.argv[1]
     sys.path.insert(0, folder)
-    work.ROOT, work.CODE["made_up"] = Path(folder), ("made_up.py",)
-    tasks = [work.Task("made_up", "made_up", "waits", (folder,))]
-    run.run_all(tasks, run.Journal(Path(folder, "journal")), 1, run.product_now(), Console())
+    tasks = [work.Task("waits", "made_up", "waits", (folder,))]
+    run.run_all(tasks, run.Journal(Path(folder, "journal")), 1, lambda: 0)
 """
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project in whose place something can be changed, with tasks of its own."""
-    (tmp_path / "setup.py").write_text("the sources")
+    """A folder with tasks and sources of its own."""
     (tmp_path / "made_up.py").write_text(TASKS)
+    (tmp_path / "source").write_text("the sources")
     monkeypatch.syspath_prepend(tmp_path)  # its workers too
-    monkeypatch.setattr(work, "ROOT", tmp_path)
-    monkeypatch.setitem(work.CODE, "made_up", ("made_up.py",))
-    work.code_of.cache_clear()
-    yield tmp_path
-    work.code_of.cache_clear()
+    return tmp_path
 
 
 def task(function, *args, **more):
-    return Task("made_up", "made_up", function, args, **more)
+    return Task(function, "made_up", function, args, **more)
 
 
-def prove(project, *tasks, console=None):
+def prove(project, *tasks):
     """The errors, and the journal as the next run reads it."""
-    path, console = project / "journal", console or Console(quiet=True)
-    errors = run.run_all(tasks, run.Journal(path), 1, run.product_now(), console)
-    return errors, run.Journal(path).done
+    journal, sources = run.Journal(project / "journal"), (project / "source").read_text
+    errors = run.run_all(tasks, journal, 1, sources, say=lambda text: None)
+    return errors, run.Journal(project / "journal").done
 
 
 def names(project):
@@ -87,46 +82,27 @@ def names(project):
 def test_what_is_done_is_not_done_again(project):
     a, b = task("good", str(project), "a"), task("good", str(project), "b")
     errors, done = prove(project, a)
-    assert not errors
-    assert done[a.key]["hashes"] == {"here": "a"}
+    assert not errors and done[a.key]["hashes"] == {"here": "a"}
     (project / "a").unlink()
     errors, done = prove(project, a, b)
-    assert not errors
-    assert done.keys() == {a.key, b.key}
+    assert not errors and done.keys() == {a.key, b.key}
     assert names(project) == {"b"}
 
 
-def test_progress_counts_the_tasks_of_this_run(project):
-    tasks = [task("good", str(project), str(i)) for i in range(100)]
-    for i in range(95):
-        run.Journal(project / "journal").add(f"task {i} of other code", {})
-    printed = io.StringIO()
-    prove(project, *tasks[:10], console=Console(file=printed))
-    prove(project, *tasks, console=Console(file=printed))
-    assert re.findall(r"(\d+) of 100 tasks", printed.getvalue()) == ["100"]
-
-
 def test_what_failed_is_told_and_not_kept(project):
-    a, bad = task("good", str(project), "a"), task("bad", str(project))
+    a, bad, misses = task("good", str(project), "a"), task("bad"), task("misses")
     for _ in range(2):
-        (error,), done = prove(project, bad, a)
-        assert "a wrong bit" in error
-        assert bad.key in error
+        errors, done = prove(project, bad, misses, a)
         assert done.keys() == {a.key}
+        assert any(bad.key in error and "a wrong bit" in error for error in errors)
+        assert f"{misses.key}\nno such compiler" in errors  # and no traceback
 
 
-def test_nothing_runs_on_what_a_failed_first_phase_left(project):
-    (error,), done = prove(
-        project, task("good", str(project), "a"), task("bad", str(project), phase=0)
-    )
-    assert "a wrong bit" in error
-    assert not done
-    assert not names(project)
-
-
-def test_the_first_phase_runs_again_while_something_is_left(project):
+def test_the_first_phase(project):
+    """It runs again while something is left, and nothing runs on what a failed one left."""
     first, a = task("good", str(project), "c", phase=0), task("good", str(project), "a")
-    prove(project, first)
+    (error,), _ = prove(project, first, a, task("bad", phase=0))
+    assert "a wrong bit" in error and names(project) == {"c"}
     (project / "c").unlink()
     prove(project, first, a)
     assert names(project) == {"a", "c"}
@@ -135,20 +111,10 @@ def test_the_first_phase_runs_again_while_something_is_left(project):
     assert names(project) == {"a"}
 
 
-@pytest.mark.parametrize("file", ["setup.py", "made_up.py"])
-def test_results_of_sources_that_changed_meanwhile_are_not_kept(project, file):
+def test_results_of_sources_that_changed_meanwhile_are_not_kept(project):
     with pytest.raises(run.SourcesChanged):
-        prove(project, task("changes", str(project / file)))
+        prove(project, task("changes", str(project / "source")))
     assert not run.Journal(project / "journal").done
-
-
-def test_a_task_is_another_when_its_code_is(project):
-    before = task("bad").key
-    assert task("bad").key == before
-    assert task("bad", fallback=True).key != before
-    (project / "made_up.py").write_text(TASKS + "# longer")
-    work.code_of.cache_clear()
-    assert task("bad").key != before
 
 
 def test_a_killed_worker_is_no_result(project):
@@ -157,28 +123,18 @@ def test_a_killed_worker_is_no_result(project):
     assert not run.Journal(project / "journal").done
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_their_parent(project, how):
+def test_workers_end_with_their_parent(project):
     (project / "waiting.py").write_text(WAITING)
     path = os.pathsep.join([str(Path(run.__file__).parent), *filter(None, sys.path)])
     command = [sys.executable, str(project / "waiting.py"), str(project)]
-    with subprocess.Popen(
-        command,
-        env=os.environ | {"PYTHONPATH": path},
-        stderr=subprocess.DEVNULL,
-        # What a shell runs in the background ignores it, and so would the parent.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as parent:
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}) as parent:
         try:
-            assert appears(lambda: (project / "pid").exists())
+            assert appears((project / "pid").exists)
             worker = int((project / "pid").read_text())
             assert alive(worker)
-            parent.send_signal(how)
-            parent.wait(60)
         finally:
             parent.kill()
     assert appears(lambda: not alive(worker))
-    assert not run.Journal(project / "journal").done
 
 
 def appears(what):
@@ -189,84 +145,85 @@ def appears(what):
 
 
 def alive(pid):
-    """Whether it runs; where nobody waits for an orphan it stays as a zombie."""
+    """Whether it runs; an orphan that no process waits for stays as a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-@pytest.mark.parametrize(
-    "rubbish", [b"", b"\n\n", b'{"key": "b", "sec', b"5", b"[]", b'{"seconds": 1}', b"\xff\xfe\x00"]
-)
+@pytest.mark.parametrize("rubbish", [b"\n\n", b'{"key": "b", "sec', b"5", b'{"s": 1}', b"\xff\0"])
 def test_lines_that_were_cut_off_are_no_results(tmp_path, rubbish):
     path = tmp_path / "journal"
-    run.Journal(path).add("a", {"seconds": 1})
+    run.Journal(path).add("a", {"text": "two\nlines"})
     path.write_bytes(path.read_bytes() + b"\n" + rubbish)
-    journal = run.Journal(path)
-    assert journal.done == {"a": {"seconds": 1}}
-    journal.add("c", {"seconds": 2})
-    assert run.Journal(path).done == {"a": {"seconds": 1}, "c": {"seconds": 2}}
+    run.Journal(path).add("c", {"s": 2})
+    assert run.Journal(path).done == {"a": {"text": "two\nlines"}, "c": {"s": 2}}
 
 
-# ---- what makes a proof fail -------------------------------------------------------------------------
+# ---- results ----------------------------------------------------------------------------------------
 
 
-def summary(*results):
-    """Of tasks, each with its result."""
-    done = {task.key: result for task, result in results}
-    return Summary([task for task, _ in results], done, "sources", "commit")
-
-
-def differences(*results):
-    return summary(*results).differences()
-
-
-@pytest.mark.parametrize("part", SWEEPS)
-def test_hashes_of_kernels_and_fallback_are_compared(part):
+def test_hashes_of_kernels_and_fallback_are_compared():
     def of(number, **hashes):
-        fallback = "fallback" in hashes
-        return Task(part, "sweeps", part, (number,), fallback=fallback), {"hashes": hashes}
+        return Task("floats", "sweeps", "floats", (number,), "fallback" in hashes), hashes
+
+    def differences(*results):
+        done = {task.key: {"hashes": hashes} for task, hashes in results}
+        return report.differences([task for task, _ in results], done)
 
     kernels = of(1, baseline="a", avx2="a"), of(2, baseline="b", avx2="b")
     assert not differences(*kernels, of(1, fallback="a"), of(2, fallback="b"))
     (told,) = differences(*kernels, of(2, fallback="a"))
-    assert "(2,)" in told
-    assert differences(*kernels, of(1, fallback="c"), of(2, fallback="b"))
+    assert "floats(2,)" in told
     assert differences(of(1, baseline="a", avx2="b"))
 
 
 def test_hashes_of_builds_are_compared():
-    def of(name, every=1, **hashes):
-        return Task("machines", "machines", "machine", (name,)), {"every": every, "hashes": hashes}
+    tasks = [Task(name, "machines", "machine", (name,)) for name in ("g++", "clang++", "valgrind")]
 
-    some = of("valgrind", 23, baseline="s")
-    assert not differences(of("g++", baseline="a", avx2="a"), of("clang", baseline="a"), some)
-    assert differences(of("g++", baseline="a", avx2="b"), some)
-    assert differences(of("g++", baseline="a"), of("clang", baseline="b"), some)
+    def differences(*hashes):
+        results = ({"every": n, "hashes": h} for n, h in zip((1, 1, 23), hashes, strict=True))
+        return report.differences(tasks, {t.key: r for t, r in zip(tasks, results, strict=True)})
 
-
-def test_the_table_of_builds_has_what_each_did():
-    def of(name, module, **more):
-        result = {"compiler": "c 1.0", "calls": 406_656, "seconds": 90}
-        return Task("machines", module, "machine", (name,)), result | more
-
-    driver = {"every": 23, "guarded": 4_500_000, "step": 7, "callers": ["usual", "upward"]}
-    emulator = {"every": 1, "guarded": 0, "step": 0, "callers": ["usual"]}
-    lines = summary(
-        of("g++", "machines", hashes={"baseline": "h1", "avx2": "h1"}, **driver),
-        of("extension", "emulated", hashes={"cuda_emu": "h2"}, **emulator),
-    ).machine_lines()
-    steps = "4.5 million (in steps of 7 from 64 on)"
-    assert [line for line in lines if "c 1.0" in line] == [
-        f"| g++ | c 1.0 | 406,656 (one in 23) | usual, upward | {steps} | 1.5 | `h1` | baseline, avx2 |",
-        "| extension | c 1.0 | 406,656 | usual | – | 1.5 | `h2` | cuda_emu |",
-    ]
+    assert not differences({"baseline": "a", "avx2": "a"}, {"baseline": "a"}, {"baseline": "s"})
+    assert differences({"baseline": "a", "avx2": "b"}, {"baseline": "a"}, {"baseline": "s"})
+    assert differences({"baseline": "a"}, {"baseline": "b"}, {"baseline": "s"})
 
 
-def test_the_journal_is_one_object_a_line(tmp_path):
-    path = tmp_path / "journal"
-    run.Journal(path).add("a", {"text": "two\nlines"})
-    assert [json.loads(line) for line in path.read_text().splitlines() if line] == [
-        {"key": "a", "text": "two\nlines"}
-    ]
+def test_rows_add_what_the_kernels_covered():
+    tasks = [Task("floats", "sweeps", "floats", (i,), back) for back in (0, 1) for i in (1, 2)]
+    done = {
+        t.key: {"inputs": 2, "compiler": "c", "hashes": {"fallback" if t.fallback else "avx2": h}}
+        for t, h in zip(tasks, "abab", strict=True)
+    }
+    both = report.short_hash("ab")
+    hashes = {"avx2": both, "fallback": both}
+    assert report.rows(tasks, done) == {
+        "floats": {"inputs": 4, "compiler": "c", "hashes": hashes},
+    }
+
+
+def test_a_result_file_is_current_until_its_sources_change(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    assert report.state("tests") == "no results"
+    tasks = [Task("large", "suites", "large")]
+    done = {tasks[0].key: {"passed": 26, "cpu_s": 90.0}}
+    report.write("tests", report.identity("tests"), ["avx2"], tasks, done)
+    assert report.state("tests") == "current"
+    assert json.loads(report.path_of("tests").read_text())["rows"]["large"]["passed"] == 26
+    text = page.read_text()
+    assert text.startswith(f"above\n{report.BEGIN}\n|") and text.endswith(f"{report.END}\nbelow\n")
+    assert "| tests | large | 26 passed | – |  |" in text
+    monkeypatch.setattr(report, "product_files", lambda: [work.ROOT / "setup.py"])
+    assert report.state("tests") == "results of other sources"
+
+
+def test_every_part_has_tasks_and_code():
+    for name, part in PARTS.items():
+        tasks = list(part.tasks(False))
+        assert len({task.key for task in tasks}) == len(tasks) > 0, name
+        assert all(any(work.ROOT.glob(pattern)) for pattern in part.code), name

@@ -1,23 +1,28 @@
-"""Which code the tests run on: every instruction set of the machine, or the fallback."""
+"""Which tests run, and on which code: every instruction set of the machine, or the fallback."""
 
 import os
+import random
 
-# Threads that spin while they wait take the cores from those they wait for: on a loaded machine the
-# generated cases took sixteen times as long. Read when torch loads OpenMP.
+# Read when torch loads OpenMP, also by processes that tests begin. One thread: tests run side by side,
+# and those of threads set their number. Threads that spin take the cores from those they wait for.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Of generated cases, the same in all workers. QUANTKIT_SEED=N repeats a run.
+os.environ.setdefault("QUANTKIT_SEED", str(random.SystemRandom().randrange(2**32)))
 
 import pytest
 import torch
-from lib.cases import ops
-from lib.generated import SEED
+from lib.backends import BACKENDS, EMULATOR, NATIVE, running_on
+from lib.forks import Torch
 
 import quantkit
 from quantkit import _load
 
 FALLBACK = os.environ.get("QUANTKIT_REFERENCE") == "1"
-ISAS = ("reference",) if _load.extension is None else quantkit.backend().isas
-if quantkit.backend().cuda_archs and torch.cuda.is_available():
-    ISAS += ("cuda",)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="the full tier too")
 
 
 def pytest_configure(config):
@@ -35,33 +40,82 @@ def pytest_report_header():
 def pytest_terminal_summary(terminalreporter):
     """How many tests passed on each instruction set, so that a missing one is seen, and the seed."""
     passed = [report.nodeid for report in terminalreporter.stats.get("passed", [])]
-    counts = {isa: sum(f"[{isa}" in name for name in passed) for isa in ISAS}
+    counts = {name: sum(f"[{name}" in nodeid for nodeid in passed) for name in BACKENDS}
     if any(counts.values()):
-        shown = ", ".join(f"{isa} {count}" for isa, count in counts.items())
+        shown = ", ".join(f"{name} {count}" for name, count in counts.items())
         terminalreporter.write_line(f"passed on each instruction set: {shown}")
-    terminalreporter.write_line(f"generated cases: QUANTKIT_SEED={SEED}")
+    terminalreporter.write_line(f"generated cases: QUANTKIT_SEED={os.environ['QUANTKIT_SEED']}")
 
 
+def parameters_of(item):
+    return dict(item.callspec.params) if hasattr(item, "callspec") else {}
+
+
+def is_emulated_in_full(item):
+    """Whether a test is emulated beyond the sample: of the full tier, as if it had the marker."""
+    parameters = parameters_of(item)
+    emulated = item.get_closest_marker("emulated")
+    if emulated is None or parameters.pop("backend", None) != EMULATOR:
+        return False
+    (which,) = emulated.args
+    return not (which(**parameters) if callable(which) else which)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    if FALLBACK and any("fallback" not in item.keywords for item in items):
-        chosen = [item for item in items if "fallback" in item.keywords]
-        config.hook.pytest_deselected(items=[i for i in items if i not in chosen])
-        items[:] = chosen
+    """Leaves the full tier out, unless --full or -m full asks for it."""
+    for item in filter(is_emulated_in_full, items):
+        item.add_marker("full")
+    full = config.getoption("full") or "full" in config.option.markexpr
+    left_out = [
+        item
+        for item in items
+        if (FALLBACK and "fallback" not in item.keywords) or ("full" in item.keywords and not full)
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+    # The backends of a test one after the other: they share its calls.
+    first = {}
+    for item in items:
+        others = {k: v for k, v in parameters_of(item).items() if k != "backend"}
+        group = item.parent.nodeid, getattr(item, "originalname", item.name), str(others)
+        item.stash[GROUP] = first.setdefault(group, len(first))
+    left_out = set(left_out)
+    items[:] = sorted((i for i in items if i not in left_out), key=lambda item: item.stash[GROUP])
 
 
-@pytest.fixture(params=ISAS)
+GROUP = pytest.StashKey[int]()
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request):
     """Runs the test once with each instruction set, and on a GPU; its value is the name."""
-    if _load.extension is None:
+    with running_on(request.param):
         yield request.param
-        return
-    if request.param == "cuda":
-        ops.device = "cuda"
+
+
+@pytest.fixture(params=NATIVE)
+def native(request):
+    """As backend, without the emulator."""
+    with running_on(request.param):
         yield request.param
-        ops.device = None
-        return
-    before = _load.extension.isa()
-    _load.extension.set_isa(request.param)
-    assert quantkit.backend().isa == request.param
-    yield request.param
-    _load.extension.set_isa(before)
+
+
+@pytest.fixture(scope="session")
+def torch_process():
+    process = Torch()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of torch's threads, for this test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def several_threads(threads):
+    threads(3)

@@ -1,9 +1,9 @@
 """Every argument of every operator and function fuzzed: one refusal that names it, nothing written."""
 
 import dataclasses
+import functools
 import inspect
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from lib.bad import (
     ZERO,
     X,
     arguments_of,
+    described,
     of_operators,
     ops,
     outs_of,
@@ -31,44 +32,39 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quantkit import QuantizationParams, _checks, _load, reference
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [
     pytest.mark.fallback,
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning"),
 ]
 
-ARGUMENTS = [
-    (name, argument, label)
-    for name in _load._OPERATORS
-    for argument in arguments_of(name)
-    for label in BAD[argument]
-]
+OPERATORS = pytest.mark.parametrize("name", _load._OPERATORS)
 
 
-@pytest.mark.parametrize(("name", "argument", "label"), ARGUMENTS)
-def test_each_argument_of_each_operator(name, argument, label):
-    b = BAD[argument][label]
-    arguments, outs = arguments_of(name), outs_of(name)
-    arguments[argument] = b.make()
-    names = (
-        (argument, "ScalarType") if argument == "dtype" else (argument,)
-    )  # torch converts dtypes
-    tensors = [*arguments.values(), *outs.values()]
+@OPERATORS
+def test_each_argument_of_each_operator(name):
     operator = getattr(ops, name)
-    for call in (lambda: operator(**arguments), lambda: operator.out(**arguments, **outs)):
-        refused(of_operators(b), names, call, tensors)
+    for argument in arguments_of(name):
+        names = (argument, "ScalarType") if argument == "dtype" else (argument,)  # torch's word
+        for label, b in BAD[argument].items():
+            arguments, outs = arguments_of(name) | {argument: b.make()}, outs_of(name)
+            tensors = [*arguments.values(), *outs.values()]
+            with described(argument, label):
+                refused(of_operators(b), names, functools.partial(operator, **arguments), tensors)
+                call = functools.partial(operator.out, **arguments, **outs)
+                refused(of_operators(b), names, call, tensors)
 
 
 @pytest.mark.skipif(_load.extension is None, reason="torch crashes where it makes a dtype of them")
 @pytest.mark.parametrize("number", [3, 44, -1, 99, 1000])
-@pytest.mark.parametrize("name", ["quantize", "dynamic_quantize", "quantize_dequantize"])
-def test_numbers_of_other_dtypes_or_of_none(name, number):
+def test_numbers_of_other_dtypes_or_of_none(number, name="quantize"):
     arguments, outs = arguments_of(name) | {"dtype": number}, outs_of(name)
     operator, tensors = getattr(ops, name), [*arguments_of(name).values(), *outs.values()]
     for call in (lambda: operator(**arguments), lambda: operator.out(**arguments, **outs)):
         refused((RuntimeError,), ("dtype", "ScalarType"), call, tensors)
 
 
-@pytest.mark.parametrize("name", _load._OPERATORS)
+@OPERATORS
 def test_limits_and_flags_that_exclude_each_other(name):
     arguments = arguments_of(name)
     cases = [{"q_min": 5, "q_max": 4}, {"q_min": 2**63 - 1, "q_max": -(2**63)}]
@@ -101,7 +97,7 @@ def test_empty_tensors_have_no_parameters_to_choose(name):
             )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", _load._OPERATORS)
+@OPERATORS
 def test_calls_that_do_not_fit_the_schema(name):
     arguments, outs = arguments_of(name), outs_of(name)
     operator, positional = getattr(ops, name), list(arguments.values())
@@ -117,7 +113,7 @@ def test_calls_that_do_not_fit_the_schema(name):
         refused((RuntimeError,), (named, name), call, tensors)
 
 
-@pytest.mark.parametrize("name", _load._OPERATORS)
+@OPERATORS
 def test_meta_tensors_beside_real_ones(name):
     tensors = [k for k, v in arguments_of(name).items() if isinstance(v, torch.Tensor)]
     for argument in tensors:
@@ -135,7 +131,7 @@ def test_meta_tensors_beside_real_ones(name):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", _load._OPERATORS)
+@OPERATORS
 def test_fake_tensors_beside_real_ones_are_torchs_own_error(name):
     every = {k: v for k, v in arguments_of(name).items() if isinstance(v, torch.Tensor)}
     operator = getattr(ops, name)
@@ -172,7 +168,7 @@ def test_meta_tensors_are_refused_as_real_ones_are(name):
         assert repr(caught_on_meta.value) == repr(caught.value)
 
 
-@pytest.mark.parametrize("name", _load._OPERATORS)
+@OPERATORS
 def test_lazily_negated_tensors_change_no_refusal(name):
     """Torch hands such calls to a kernel in Python first."""
     operator = getattr(ops, name)
@@ -197,6 +193,7 @@ def test_lazily_negated_tensors_change_no_refusal(name):
 RESULTS = [
     (name, result) for name, (_, results, *_) in _load._OPERATORS.items() for result in results
 ]
+EVERY_RESULT = pytest.mark.parametrize(("name", "result"), RESULTS)
 
 
 def put(name, result, out):
@@ -210,13 +207,14 @@ def put(name, result, out):
     return check
 
 
-@pytest.mark.parametrize("label", [*TENSORS, *NUMBERS])
-@pytest.mark.parametrize(("name", "result"), RESULTS)
-def test_what_is_no_output(name, result, label):
-    put(name, result, BAD["x"][label].make())(RuntimeError, NotImplementedError)
+@EVERY_RESULT
+def test_what_is_no_output(name, result):
+    for label in (*TENSORS, *NUMBERS):
+        with described(result, label):
+            put(name, result, BAD["x"][label].make())(RuntimeError, NotImplementedError)
 
 
-@pytest.mark.parametrize(("name", "result"), RESULTS)
+@EVERY_RESULT
 def test_outputs_of_another_dtype_shape_or_device(name, result):
     right = outs_of(name)[result]
     shape = tuple(right.shape)
@@ -229,7 +227,7 @@ def test_outputs_of_another_dtype_shape_or_device(name, result):
     put(name, result, right.to("meta"))(RuntimeError)
 
 
-@pytest.mark.parametrize(("name", "result"), RESULTS)
+@EVERY_RESULT
 def test_outputs_that_autograd_guards(name, result):
     right = outs_of(name)[result]
     with torch.inference_mode():
@@ -255,11 +253,14 @@ def pairs_in_one_memory(name):
         yield from ((result, other) for other in [*inputs, *results[:i]])
 
 
-PAIRS = [(name, *pair) for name in _load._OPERATORS for pair in pairs_in_one_memory(name)]
+@OPERATORS
+def test_outputs_in_the_memory_of_another_tensor(name):
+    for result, other in pairs_in_one_memory(name):
+        with described(result, other):
+            check_in_one_memory(name, result, other)
 
 
-@pytest.mark.parametrize(("name", "result", "other"), PAIRS)
-def test_outputs_in_the_memory_of_another_tensor(name, result, other):
+def check_in_one_memory(name, result, other):
     arguments, outs = arguments_of(name), outs_of(name)
     among = outs if other in outs and other not in arguments else arguments
     length = among[other].numel() * among[other].element_size()
@@ -278,7 +279,7 @@ def test_outputs_in_the_memory_of_another_tensor(name, result, other):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "result"), RESULTS)
+@EVERY_RESULT
 def test_outputs_that_overlap_themselves(name, result):
     right = outs_of(name)[result]
     memory = torch.full((100,), 77, dtype=right.dtype)
@@ -289,7 +290,7 @@ def test_outputs_that_overlap_themselves(name, result):
 
 
 @pytest.mark.skipif(_load.extension is None, reason="torch's own operators crash on such tensors")
-def test_tensors_whose_memory_was_given_back():
+def test_tensors_whose_memory_was_given_back(torch_process):
     """As sharded training does with parameters that are not in use."""
     program = (
         "import torch, quantkit\n"
@@ -308,7 +309,7 @@ def test_tensors_whose_memory_was_given_back():
         "            except (RuntimeError, ValueError) as error:\n"
         "                print(str(error).split(':')[0])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = torch_process.run(program, ROOT)
     assert done.returncode == 0, done.returncode
     each = [[name] * 3 + ["taken"] for name in ("x", "scale", "zero_point", "out")]
     assert done.stdout.splitlines() == [line for lines in each for line in lines * 3]
@@ -325,17 +326,17 @@ def test_results_too_large_for_memory():
 # ---- the functions --------------------------------------------------------------------------------
 
 
-def function_cases():
-    for function in FUNCTIONS:
-        for argument in inspect.signature(getattr(reference, function)).parameters:
-            if argument == "qparams":
-                yield from ((function, argument, label) for label in QPARAMS)
-                limits = set() if function.startswith("dequantize") else {"q_min", "q_max", "dtype"}
-                for field in {"scale", "zero_point", *limits}:
-                    yield from ((function, field, label) for label in FIELDS[field])
-            else:
-                table = CHOOSING["x" if argument == "q" else argument]
-                yield from ((function, argument, label) for label in table)
+def bad_arguments(function):
+    """(argument of a function or field of its qparams, label of what is bad)."""
+    for argument in inspect.signature(getattr(reference, function)).parameters:
+        if argument == "qparams":
+            yield from ((argument, label) for label in QPARAMS)
+            limits = set() if function.startswith("dequantize") else {"q_min", "q_max", "dtype"}
+            for field in {"scale", "zero_point", *limits}:
+                yield from ((field, label) for label in FIELDS[field])
+        else:
+            table = CHOOSING["x" if argument == "q" else argument]
+            yield from ((argument, label) for label in table)
 
 
 def bad_call(function, argument, label):
@@ -353,13 +354,16 @@ def bad_call(function, argument, label):
 
 
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize(("function", "argument", "label"), sorted(function_cases()))
-def test_each_argument_of_each_function(function, argument, label, module):
-    kind, arguments = bad_call(function, argument, label)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_each_argument_of_each_function(function, module):
     call = getattr(MODULES[module], function)
-    qparams = arguments.get("qparams")
-    tensors = [*arguments.values(), getattr(qparams, "scale", 0), getattr(qparams, "zero_point", 0)]
-    refused((kind,), (argument,), lambda: call(**arguments), tensors)
+    for argument, label in bad_arguments(function):
+        kind, arguments = bad_call(function, argument, label)
+        qparams = arguments.get("qparams")
+        fields = getattr(qparams, "scale", 0), getattr(qparams, "zero_point", 0)
+        tensors = [*arguments.values(), *fields]
+        with described(argument, label):
+            refused((kind,), (argument,), functools.partial(call, **arguments), tensors)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from lib.backends import daily
 from lib.bad import arguments_of, outs_of
 from lib.cases import FLOATS, assert_same, given, values
 from torch._dynamo.utils import counters
@@ -13,6 +15,7 @@ from torch._dynamo.utils import counters
 import quantkit
 from quantkit import _fake, _load, reference
 
+ROOT = Path(__file__).resolve().parent.parent
 ops = torch.ops.quantkit
 pytestmark = pytest.mark.fallback
 
@@ -52,7 +55,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", daily(FLOATS, torch.bfloat16), ids=str)
 def test_one_graph_serves_ten_shapes(dtype):
     compiled = torch.compile(everything, backend="aot_eager", fullgraph=True, dynamic=True)
     counters.clear()
@@ -62,6 +65,7 @@ def test_one_graph_serves_ten_shapes(dtype):
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
+@pytest.mark.full
 def test_shapes_that_change_compile_twice_at_most():
     """Without dynamic=True torch first takes a shape for fixed, then for free."""
     compiled = torch.compile(everything, backend="aot_eager", fullgraph=True)
@@ -77,8 +81,8 @@ def test_no_graph_breaks():
     assert explained.graph_count == 1 and explained.graph_break_count == 0
 
 
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", daily(["default", "reduce-overhead"], "default"))
+@pytest.mark.parametrize("dtype", daily([torch.float32, torch.bfloat16], torch.float32), ids=str)
 def test_inductor_gives_the_eager_bits(dtype, mode):
     compiled = torch.compile(everything, fullgraph=True, dynamic=True, mode=mode)
     for shape in SHAPES[:3]:
@@ -87,7 +91,7 @@ def test_inductor_gives_the_eager_bits(dtype, mode):
             assert_same(compiled(x), everything(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", daily([torch.float32, torch.bfloat16], torch.bfloat16), ids=str)
 def test_compiled_gradient_gives_the_eager_bits(dtype):
     def loss(x, scale, zero_point):
         p = quantkit.QuantizationParams(scale, zero_point, -20, 20)
@@ -134,16 +138,15 @@ def test_out_overload_under_functionalization():
 # ---- export ---------------------------------------------------------------------------------------
 
 RUN_EXPORTED = """
-import sys, torch, quantkit
-assert quantkit.backend().extension == (sys.argv[2] == "True")
-module = torch.export.load(sys.argv[1]).module()
-x = torch.load(sys.argv[1] + ".x")
-torch.save(module(x), sys.argv[1] + ".y")
+import torch, quantkit
+assert quantkit.backend().extension == EXTENSION
+module = torch.export.load(FILE).module()
+torch.save(module(torch.load(FILE + ".x")), FILE + ".y")
 """
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_exported_program_runs_in_a_new_process(tmp_path):
+def test_exported_program_runs_in_a_new_process(tmp_path, torch_process):
     free = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim.DYNAMIC}
     program = torch.export.export(
         Everything(), (values((4, 6), torch.float32),), dynamic_shapes=(free,)
@@ -155,11 +158,16 @@ def test_exported_program_runs_in_a_new_process(tmp_path):
     expected = everything(x)
     assert_same(program.module()(x), expected)
 
-    file = tmp_path / "program.pt2"
+    file = str(tmp_path / "program.pt2")
     torch.export.save(program, file)
     torch.save(x, f"{file}.x")
-    has = str(quantkit.backend().extension)
-    subprocess.run([sys.executable, "-W", "ignore", "-c", RUN_EXPORTED, file, has], check=True)
+    has = quantkit.backend().extension
+    done = torch_process.run(
+        f"FILE, EXTENSION = {file!r}, {has}\n{RUN_EXPORTED}",
+        ROOT,
+        **({} if has else {"QUANTKIT_REFERENCE": "1"}),
+    )
+    assert done.returncode == 0, done.stderr
     assert_same(torch.load(f"{file}.y"), expected)
 
 
@@ -171,6 +179,7 @@ torch.save(model(x), sys.argv[1] + ".y")
 """
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_aot_inductor_package(tmp_path):
     free = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim.DYNAMIC}

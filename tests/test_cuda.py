@@ -19,7 +19,12 @@ ops = torch.ops.quantkit
 EMU = Path(__file__).resolve().parents[1] / "proof" / "emu"
 LIBRARY = Path(quantkit.__file__).with_name("libquantkit.so")
 needs_cuda = pytest.mark.skipif(not quantkit.backend().cuda_archs, reason="built without CUDA")
-needs_nvcc = pytest.mark.skipif(not gpu_code.nvcc_command(), reason="built without nvcc")
+
+
+def needs_nvcc(test):
+    """Of the full tier: nvcc takes a quarter of a minute, ptxas one for each architecture."""
+    skip = pytest.mark.skipif(not gpu_code.nvcc_command(), reason="built without nvcc")
+    return pytest.mark.full(skip(test))
 
 
 @pytest.mark.skipif(

@@ -33,6 +33,7 @@ def test_qat(tmp_path):
     assert "after training with 4-bit weights" in text and "compiled" in text
 
 
+@pytest.mark.full
 def test_export(tmp_path):
     text = run(sys.executable, "-W", "ignore", EXAMPLES / "export.py", tmp_path, folder=tmp_path)
     assert text.count("in a new process") == 2

@@ -1,11 +1,8 @@
 """How the package loads: the fallback, a broken build, the environment variables, the drop-in names."""
 
 import inspect
-import os
 import re
 import shutil
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -19,11 +16,14 @@ PACKAGE = Path(quantkit.__file__).parent
 SHOW = "import quantkit; print(quantkit.backend()); print(quantkit.backend().isa)"
 
 
-def python(program, folder=PACKAGE.parent, **variables):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("QUANTKIT_")}
-    env |= {"PYTHONPATH": str(folder), **variables}
-    command = [sys.executable, "-W", "always::UserWarning", "-c", program]
-    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+@pytest.fixture
+def python(torch_process):
+    """Runs a program with the package of a folder: python(program, folder, VARIABLE=...)."""
+
+    def run(program, folder=PACKAGE.parent, **variables):
+        return torch_process.run(program, folder, **variables)
+
+    return run
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_the_extension_is_what_is_tested():
     assert backend.isa in str(backend) and "\n" not in str(backend)
 
 
-def test_forced_reference_says_so_once_and_gives_the_bits():
+def test_forced_reference_says_so_once_and_gives_the_bits(python):
     program = f"""{SHOW}
 import torch
 x = torch.randn(5, 7)
@@ -61,14 +61,14 @@ assert torch.equal(compiled(x, True)[1], x_hat)
     assert done.stderr.count("UserWarning") == 1 and "QUANTKIT_REFERENCE=1" in done.stderr
 
 
-def test_without_an_extension_the_fallback_runs_and_says_why(copy):
+def test_without_an_extension_the_fallback_runs_and_says_why(copy, python):
     done = python(SHOW, copy)
     assert done.returncode == 0, done.stderr
     assert "the extension is not built" in done.stdout
     assert done.stderr.count("UserWarning") == 1
 
 
-def test_an_extension_that_does_not_load_raises(copy):
+def test_an_extension_that_does_not_load_raises(copy, python):
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     (copy / "quantkit" / f"_C{suffix}").write_bytes(b"not a library")
     done = python(SHOW, copy)
@@ -77,7 +77,7 @@ def test_an_extension_that_does_not_load_raises(copy):
     assert last.startswith("ImportError: quantkit's extension does not load") and "remedy" in last
 
 
-def test_an_extension_without_its_library_raises(copy):
+def test_an_extension_without_its_library_raises(copy, python):
     shutil.copy(quantkit._load.extension.__file__, copy / "quantkit")
     done = python(SHOW, copy)
     assert done.returncode != 0
@@ -85,13 +85,13 @@ def test_an_extension_without_its_library_raises(copy):
     assert last.startswith("ImportError") and "libquantkit.so" in last and "remedy" in last
 
 
-def test_a_folder_in_the_extensions_place_is_none(copy):
+def test_a_folder_in_the_extensions_place_is_none(copy, python):
     (copy / "quantkit" / "_C").mkdir()
     done = python(SHOW, copy)
     assert done.returncode == 0 and "the extension is not built" in done.stdout
 
 
-def test_an_extension_for_another_python_raises(copy):
+def test_an_extension_for_another_python_raises(copy, python):
     name = "_C.cpython-39-x86_64-linux-gnu.so"
     (copy / "quantkit" / name).write_bytes(b"")
     done = python(SHOW, copy)
@@ -101,7 +101,7 @@ def test_an_extension_for_another_python_raises(copy):
 
 
 @pytest.mark.parametrize("isa", quantkit.backend().isas)
-def test_forced_instruction_set(isa):
+def test_forced_instruction_set(isa, python):
     done = python(SHOW, QUANTKIT_ISA=isa)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1] == isa
@@ -116,19 +116,19 @@ def test_forced_instruction_set(isa):
     ],
     ids=str,
 )
-def test_a_setting_that_cannot_be_raises_at_import(variables):
+def test_a_setting_that_cannot_be_raises_at_import(variables, python):
     done = python(SHOW, **variables)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert all(k in last for k in variables) and last.startswith("ImportError: ")
 
 
-def test_an_instruction_set_without_an_extension_raises(copy):
+def test_an_instruction_set_without_an_extension_raises(copy, python):
     done = python(SHOW, copy, QUANTKIT_ISA="baseline")
     assert done.returncode != 0 and "QUANTKIT_ISA=baseline" in done.stderr
 
 
-def test_a_torch_below_the_floor_is_refused():
+def test_a_torch_below_the_floor_is_refused(python):
     done = python("import torch; torch.__version__ = '2.9.1'; import quantkit")
     last = done.stderr.strip().splitlines()[-1]
     assert (
@@ -139,7 +139,7 @@ def test_a_torch_below_the_floor_is_refused():
     )
 
 
-def test_huge_pages_can_be_switched_off():
+def test_huge_pages_can_be_switched_off(python):
     program = (
         "import torch, quantkit; x = torch.randn(1500, 1500)\n"
         "assert torch.equal(quantkit.quantize_dequant(x)[1], quantkit.reference.quantize_dequant(x)[1])"

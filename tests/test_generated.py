@@ -54,7 +54,7 @@ def test_kept_cases(case):
 
 @seed(SEED)
 @settings(
-    max_examples=1500,
+    max_examples=1000,
     deadline=None,
     database=None,
     print_blob=True,

@@ -10,18 +10,18 @@ import shutil
 
 import pytest
 import torch
+from lib.backends import NATIVE, daily
 from lib.cases import assert_same, given, ops, values
 
-import quantkit
 from quantkit import _load, reference
 
 BEYOND = 2**31
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("native")
 long_form = pytest.mark.skipif(
     os.environ.get("QUANTKIT_LARGE") != "1", reason="QUANTKIT_LARGE=1 runs it: minutes, 13 GB"
 )
 SLICE = 1 << 24
-BEST = [isa for isa in quantkit.backend().isas if isa != "cuda_emu"][-1:]
+BEST = [*NATIVE][-1:]
 
 
 @pytest.fixture
@@ -52,15 +52,9 @@ def zeros(numel, dtype, huge=False):
     return torch.frombuffer(memory, dtype=dtype)
 
 
-def on_one_device(backend):
-    if backend == "cuda":
+def in_reach(native):
+    if native == "cuda":
         pytest.skip("the proxy for other devices copies whole storages")
-
-
-def in_reach(backend):
-    on_one_device(backend)
-    if backend == "cuda_emu":
-        pytest.skip("the emulator would take an hour: see the offsets below")
 
 
 # ---- offsets --------------------------------------------------------------------------------------
@@ -96,10 +90,12 @@ def apart(value, along, distance):
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("along", [0, 1], ids=["rows", "columns"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_elements_far_apart(dtype, along, distance, backend):
+@pytest.mark.parametrize(
+    "dtype", daily([torch.float32, torch.bfloat16, torch.float64], torch.bfloat16), ids=str
+)
+def test_elements_far_apart(dtype, along, distance, native):
     """Inputs, parameters and outputs of every operator."""
-    on_one_device(backend)
+    in_reach(native)
     shape = (3, 40) if along == 0 else (40, 3)
     x, grad = values(shape, dtype, 1), values(shape, dtype, 2)
     for blocks in ([1, -1], [-1, 1], [1, 1]):
@@ -152,8 +148,9 @@ def codes():
     return zeros(N, torch.int8, huge=True)
 
 
-def test_quantize_and_choose(codes, backend):
-    in_reach(backend)
+@pytest.mark.full
+def test_quantize_and_choose(codes, native):
+    in_reach(native)
     x = written(zeros(N, torch.float32, huge=True))
     scale, zero_point = torch.tensor(0.1), torch.tensor(3.0)
     codes.fill_(-1)
@@ -170,9 +167,10 @@ def test_quantize_and_choose(codes, backend):
         assert_same(made, tuple(t.view(shape) for t in right))
 
 
-def test_expanded(codes, backend):
+@pytest.mark.full
+def test_expanded(codes, native):
     """A row, repeated 131,083 times without memory of its own, with parameters for each element of it."""
-    in_reach(backend)
+    in_reach(native)
     row = values((1, 16_384), torch.bfloat16, 1)
     x = row.expand(N // 16_384, 16_384)
     assert x.numel() > BEYOND
@@ -196,9 +194,9 @@ def parameters_of(x, *args):
 
 
 @long_form
-def test_quantize_a_file(sparse, backend):
+def test_quantize_a_file(sparse, native):
     """All of it against the reference; per tensor, and with channels of more than 2^30 elements."""
-    in_reach(backend)
+    in_reach(native)
     x = written(sparse(N + 1, torch.float32))
     scale, zero_point = torch.tensor([[0.1], [0.07]]), torch.tensor([[3.0], [-4.0]])
     args = *LIMITS, torch.int8
@@ -212,12 +210,12 @@ def test_quantize_a_file(sparse, backend):
 
 
 @long_form
-def test_dequantize_into_a_file(codes, sparse, backend):
-    in_reach(backend)
+def test_dequantize_into_a_file(codes, sparse, native):
+    in_reach(native)
     pattern = torch.arange(SLICE).mul(37).to(torch.int8)
     for i, s in enumerate(by_slices(N)):
         codes[s] = pattern[: s.stop - s.start] + i
-    in_memory = [backend] != BEST  # a file of 8 GiB takes minutes
+    in_memory = [native] != BEST  # a file of 8 GiB takes minutes
     y = zeros(N, torch.float32, huge=True) if in_memory else sparse(N, torch.float32, written=N)
     p = torch.tensor(0.1), torch.tensor(3.0)
     ops.dequantize.out(codes, *p, out=y)
@@ -227,9 +225,9 @@ def test_dequantize_into_a_file(codes, sparse, backend):
 
 @long_form
 @pytest.mark.parametrize("channels", [False, True], ids=["tensor", "channel"])
-def test_choose_quantize_and_dequantize(channels, codes, sparse, backend):
+def test_choose_quantize_and_dequantize(channels, codes, sparse, native):
     """The extreme lies beyond 2^31, also of a channel alone."""
-    in_reach(backend)
+    in_reach(native)
     x = written(sparse(N, torch.bfloat16))
     x[BEYOND + 4242] = 99.0
     shape, blocks = ((1, N), [1, -1]) if channels else ((N,), None)
@@ -263,8 +261,8 @@ def test_choose_quantize_and_dequantize(channels, codes, sparse, backend):
 
 
 @long_form
-def test_channels_of_more_than_2_31_elements_each(sparse, backend):
-    in_reach(backend)
+def test_channels_of_more_than_2_31_elements_each(sparse, native):
+    in_reach(native)
     x = sparse(2 * N, torch.bfloat16)
     for channel, at in enumerate((BEYOND + 4242, N - 1)):
         written(x[channel * N :][:N])
@@ -277,9 +275,9 @@ def test_channels_of_more_than_2_31_elements_each(sparse, backend):
 
 
 @long_form
-def test_columns(sparse, codes, backend):
+def test_columns(sparse, codes, native):
     """Two channels whose elements lie in turn: each has fewer, the tensor has more."""
-    in_reach(backend)
+    in_reach(native)
     x = written(sparse(N, torch.bfloat16))[:-1].view(-1, 2)
     x[-2:] = torch.tensor([[-70.0, 55.0], [1.0, -99.0]])
     args = *LIMITS, 1e-8, False

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from lib.backends import daily
 from lib.cases import STRIDES, assert_same, bits_of, given, ops, values
 
 from quantkit import _load, reference
 
-pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.fallback]
+pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.fallback]
 X = values((6, 8), torch.float32, 1)
 SCALE, ZERO = given((6, 8), [1, -1], torch.float32, 2)
 CHOOSE = (X, [1, -1], -128, 127, 1e-8, False)
@@ -214,7 +215,7 @@ def test_empty_outs():
 
 
 @pytest.mark.skipif(_load.extension is None, reason="only the kernels stream")
-@pytest.mark.parametrize("by", [0, 1, 3])
+@pytest.mark.parametrize("by", daily([0, 1, 3], 1))
 @pytest.mark.parametrize("blocks", [None, [1, -1], [-1, 1], [1, 559]], ids=str)
 def test_outputs_large_enough_to_be_streamed(blocks, by):
     """Lent float outputs of 32 MiB and more are written past the caches, whole cache lines at a time."""

@@ -2,84 +2,82 @@
 
 import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from lib.backends import daily
 from lib.cases import assert_same, values
 from torch.utils.data import DataLoader, Dataset
 
 import quantkit
 from quantkit import _load, reference
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.fallback
 needs_extension = pytest.mark.skipif(_load.extension is None, reason="the reference is torch's own")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() here")
 
 
-def run(program, *arguments, **options):
-    """A new process's output, from which a test can fork without harm to this one."""
-    command = [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def run(torch_process):
+    """Runs a program in a new process, from which it can fork without harm to this one."""
+
+    def check(program):
+        done = torch_process.run(program, ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return check
 
 
-FORK = """
+FORKS = """
 import os, signal, sys, torch, quantkit
+torch.set_num_threads(1)
 x = torch.randn(2000, 2000)
-torch.set_num_threads(int(sys.argv[1]))
 expected = quantkit.quantize_dequant(x, True)[:2]
 wide = torch.zeros(2, 2000, 2000)
-if sys.argv[2] == "torch":
-    x.add(1)
-pid = os.fork()
-if pid == 0:
-    signal.alarm(60)
-    torch.set_num_threads(int(sys.argv[1]))
-    made = quantkit.quantize_dequant(x, True)[:2]
-    p = {"scale": wide[0].t(), "zero_point": wide[1].t()}  # copied back: not by torch's threads either
-    torch.ops.quantkit.choose_qparams.out(x, [1, 1], -128, 127, 1e-8, True, **p)
-    torch.set_num_threads(1)  # for torch's own comparison
-    same = all(map(torch.equal, made, expected))
-    os._exit(0 if same and quantkit.backend().threads == 1 else 1)
-assert os.waitpid(pid, 0)[1] == 0
+
+def tasks():
+    return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else None
+
+def fork(threads, in_child, starts):
+    torch.set_num_threads(threads)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        torch.set_num_threads(threads)
+        before = tasks()
+        made = quantkit.quantize_dequant(x, True)[:2]
+        assert before is None or tasks() - before == starts, (before, tasks())
+        # Copied back, and not by torch's threads either.
+        p = {"scale": wide[0].t(), "zero_point": wide[1].t()}
+        torch.ops.quantkit.choose_qparams.out(x, [1, 1], -128, 127, 1e-8, True, **p)
+        assert quantkit.backend().threads == in_child, quantkit.backend()
+        torch.set_num_threads(1)  # for torch's own comparison
+        os._exit(0 if all(map(torch.equal, made, expected)) else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert quantkit.backend().threads == threads
+
+fork(1, 1, 0)
+fork(2, 2, 1)  # of a process without OpenMP threads: it keeps its own
+torch.set_num_threads(4)
+BEGIN
+fork(4, 1, 0)
 assert all(map(torch.equal, quantkit.quantize_dequant(x, True)[:2], expected))
-print(quantkit.backend().threads)
 """
 
 
 @needs_fork
 @needs_extension
-@pytest.mark.parametrize("who", ["quantkit", "torch"])
-@pytest.mark.parametrize("threads", [1, 4])
-def test_a_forked_child_works_whoever_had_threads(threads, who):
+@pytest.mark.parametrize(
+    "begin", ["x.add(1)", "quantkit.quantize_dequant(x)"], ids=["torch", "quantkit"]
+)
+def test_a_forked_child_works_whoever_had_threads(begin, run):
     """torch's own operators would wait for ever in the child of a process with OpenMP threads."""
-    assert int(run(FORK, threads, who)) == threads
-
-
-@needs_fork
-@needs_extension
-def test_a_child_of_a_process_without_openmp_threads_keeps_its_own():
-    program = """
-import os, signal, torch, quantkit
-assert quantkit.backend().threads == 2
-pid = os.fork()
-if pid == 0:
-    signal.alarm(60)
-    x = torch.randn(2000, 2000)
-    before = len(os.listdir("/proc/self/task"))
-    quantkit.quantize_dequant(x)
-    began = len(os.listdir("/proc/self/task")) - before
-    os._exit(0 if quantkit.backend().threads == 2 and began == 1 else 1)
-assert os.waitpid(pid, 0)[1] == 0
-"""
-    if not os.path.isdir("/proc/self/task"):
-        pytest.skip("threads cannot be counted here")
-    run(program, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    run(FORKS.replace("BEGIN", begin))
 
 
 class Quantized(Dataset):
@@ -94,12 +92,15 @@ class Quantized(Dataset):
         return q, qparams.scale, qparams.zero_point
 
 
-@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-def test_data_loader_workers(method):
+METHODS = multiprocessing.get_all_start_methods()
+
+
+@pytest.mark.parametrize("method", daily(METHODS, "fork", "spawn"))
+def test_data_loader_workers(method, several_threads):
     x = values((4, 300, 400), torch.float32)
     quantkit.quantize_dequant(x)  # the parent has used its threads
     loader = DataLoader(
-        Quantized(x), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=100
+        Quantized(x), batch_size=2, num_workers=1, multiprocessing_context=method, timeout=100
     )
     batches = list(loader)
     right = [
@@ -163,37 +164,26 @@ def test_kernels_run_without_the_interpreter_lock():
 
 
 @needs_extension
-def test_there_is_one_openmp_runtime():
+def test_threads_are_those_of_the_calling_thread_and_of_one_runtime(run):
     program = """
-import re, torch, quantkit
-torch.set_num_threads(2)
-quantkit.quantize_dequant(torch.randn(2000, 2000))
-mapped = re.findall(r"/\\S+", open("/proc/self/maps").read())
-print(*{path for path in mapped if re.search(r"/lib[gi]?omp", path)})
-"""
-    if not os.path.exists("/proc/self/maps"):
-        pytest.skip("libraries cannot be listed here")
-    assert len(run(program).split()) == 1
-
-
-@needs_extension
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_is_that_of_the_calling_thread(threads):
-    program = """
-import os, sys, threading, torch, quantkit
+import os, re, threading, torch, quantkit
 x = torch.randn(2000, 2000)
-threads, seen = int(sys.argv[1]), []
 def count():
     torch.set_num_threads(threads)
     before = len(os.listdir("/proc/self/task"))
     assert quantkit.backend().threads == threads
     quantkit.quantize_dequant(x)
-    seen.append(len(os.listdir("/proc/self/task")) - before)
-worker = threading.Thread(target=count)
-worker.start()
-worker.join()
-print(*seen)
+    began = len(os.listdir("/proc/self/task")) - before
+    mapped = re.findall("/[^ ]*/lib[gi]?omp[^ ]*\\n", open("/proc/self/maps").read())
+    os._exit(0 if began == threads - 1 and len(set(mapped)) == 1 else 1)
+for threads in (1, 3):  # a process for each: threads take their time to end
+    pid = os.fork()
+    if pid == 0:
+        threading.Thread(target=count).start()
+        threading.Event().wait(60)
+        os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0, threads
 """
     if not os.path.isdir("/proc/self/task"):
         pytest.skip("threads cannot be counted here")
-    assert int(run(program, threads)) == threads - 1
+    run(program)

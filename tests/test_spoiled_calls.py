@@ -115,13 +115,15 @@ def plain(everything):
 
 
 @given(spoiled_calls())
-@settings(max_examples=400, deadline=None, print_blob=True)
+@settings(max_examples=100, deadline=None, print_blob=True)
 def test_operators_do_as_the_reference_or_refuse(spoiled):
     name, arguments, outs = spoiled
     function = _load._OPERATORS[name][2]
     operator = getattr(ops, name)
-    agree(outcome(lambda: operator(**arguments)), outcome(lambda: function(**arguments)))
-    if not plain((*arguments.values(), *outs.values())):
+    fits = all(isinstance(v, int) for k, v in arguments.items() if KIND_OF.get(k) == "flag")
+    if fits:  # else the schema refuses it, which the reference's function does not have
+        agree(outcome(lambda: operator(**arguments)), outcome(lambda: function(**arguments)))
+    if not fits or not plain((*arguments.values(), *outs.values())):
         refused(
             ALLOWED, (*arguments, *outs), lambda: operator.out(**arguments, **outs),
             [*arguments.values(), *outs.values()],
@@ -164,7 +166,7 @@ def spoiled_function_calls(draw):
 
 
 @given(spoiled_function_calls())
-@settings(max_examples=400, deadline=None, print_blob=True)
+@settings(max_examples=100, deadline=None, print_blob=True)
 def test_functions_do_as_the_reference_or_refuse(spoiled):
     function, arguments, count = spoiled
     ours, theirs = (

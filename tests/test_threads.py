@@ -1,6 +1,7 @@
 """Thread counts, calling threads, and the caller's floating-point environment."""
 
 import ctypes
+import functools
 import platform
 import threading
 
@@ -11,20 +12,13 @@ from lib.cases import assert_same, given, values
 from quantkit import reference
 
 ops = torch.ops.quantkit
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("native")
 SHAPES = [
     ((1, 200_003), [1, -1]),
     ((200_003, 3), [-1, 1]),
     ((10, 20_011), [1, -1]),
     ((640, 512), [2, 64]),
 ]
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def results(x, blocks, scale, zero_point):
@@ -45,14 +39,22 @@ def expected(x, blocks, scale, zero_point):
     )
 
 
+@functools.cache
+def cases(dtype):
+    """(arguments, what the reference makes of them)."""
+    made = []
+    for i, (shape, blocks) in enumerate(SHAPES):
+        args = values(shape, dtype, i), blocks, *given(shape, blocks, dtype, i)
+        made.append((args, expected(*args)))
+    return made
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_any_number_of_threads(threads, count, dtype):
     threads(count)
-    for i, (shape, blocks) in enumerate(SHAPES):
-        x, parameters = values(shape, dtype, i), given(shape, blocks, dtype, i)
-        parameters = tuple(parameters)
-        assert_same(results(x, blocks, *parameters), expected(x, blocks, *parameters))
+    for args, right in cases(dtype):
+        assert_same(results(*args), right)
 
 
 @pytest.mark.parametrize("row", [3, 5, 7])
@@ -73,16 +75,14 @@ def test_extremes_in_short_rows_that_two_threads_share(threads, row):
                     extremes[:] = 1
 
 
-def test_from_many_python_threads():
-    shape, blocks = SHAPES[3]
-    x, parameters = values(shape, torch.float32), tuple(given(shape, blocks, torch.float32))
-    right = expected(x, blocks, *parameters)
+def test_from_many_python_threads(several_threads):
+    args, right = cases(torch.float32)[3]
     failures = []
 
     def work():
         try:
             for _ in range(3):
-                assert_same(results(x, blocks, *parameters), right)
+                assert_same(results(*args), right)
         except Exception as error:
             failures.append(error)
 
@@ -94,7 +94,7 @@ def test_from_many_python_threads():
     assert not failures
 
 
-def test_a_caller_that_flushes_denormals_gets_the_same_bits():
+def test_a_caller_that_flushes_denormals_gets_the_same_bits(several_threads):
     shape, blocks = SHAPES[3]
     x = values(shape, torch.float32, special=True) * 1e-38
     scale, zero_point = torch.full((320, 8), 1e-41), torch.full((320, 8), 0.5)
@@ -106,22 +106,18 @@ def test_a_caller_that_flushes_denormals_gets_the_same_bits():
     try:
         assert (tiny * 0.5 == 0).all()
         actual = results(x, blocks, scale, zero_point)
-        # Eight times: the emulator passes parameters in memory and among the arguments by turns.
-        args = (tiny, scale_of_tiny, zero, -128, 127, torch.int8)
-        small = torch.stack([ops.quantize(*args) for _ in range(8)])
+        small = ops.quantize(tiny, scale_of_tiny, zero, -128, 127, torch.int8)
         assert (tiny * 0.5 == 0).all(), "the caller's setting is lost"
     finally:
         torch.set_flush_denormal(False)
     assert_same(actual, right)
-    assert small.tolist() == [[1] * 8] * 8
+    assert small.tolist() == [1] * 8
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of the roundings of x86-64")
 @pytest.mark.parametrize("rounding", [0x400, 0x800, 0xC00], ids=["down", "up", "to zero"])
-def test_a_caller_with_another_rounding_gets_the_same_bits(rounding):
-    shape, blocks = SHAPES[3]
-    args = values(shape, torch.float32), blocks, *given(shape, blocks, torch.float32)
-    right, libm = expected(*args), ctypes.CDLL(None)
+def test_a_caller_with_another_rounding_gets_the_same_bits(rounding, several_threads):
+    (args, right), libm = cases(torch.float32)[3], ctypes.CDLL(None)
     before = libm.fegetround()
     assert libm.fesetround(rounding) == 0
     try:

@@ -24,11 +24,13 @@ def test_the_package_says_that_it_has_types():
     assert (Path(quantkit.__file__).parent / "py.typed").is_file()
 
 
+@pytest.mark.full
 def test_mypy():
     check("mypy")
     check("mypy", "--strict", "--follow-imports=silent", USER)
 
 
+@pytest.mark.full
 def test_pyright(tmp_path):
     pytest.importorskip("pyright", reason="pip install pyright")
     python = ("--pythonpath", sys.executable)
@@ -55,6 +57,7 @@ quantkit.quantize_dequant(torch.ones(2), bits=4)
 """
 
 
+@pytest.mark.full
 def test_wrong_use_is_flagged(tmp_path):
     (tmp_path / "wrong.py").write_text(WRONG)
     command = [sys.executable, "-m", "mypy", "--follow-imports=silent", tmp_path / "wrong.py"]

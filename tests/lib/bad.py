@@ -1,6 +1,8 @@
 """What is bad for each argument of operators and functions, and what a refusal must be."""
 
+import contextlib
 import copy
+import functools
 import re
 from collections.abc import Callable
 from decimal import Decimal
@@ -10,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from lib.cases import bits_of, values
+from lib.cases import bits_of, flat, values
 from torch._subclasses.fake_tensor import FakeTensor
 
 import quantkit
@@ -46,12 +48,15 @@ def arguments_of(name):
     return copy.deepcopy({n: valid[n] for n in names})
 
 
+@functools.cache
+def results_of(name):
+    _, names, function, _ = _load._OPERATORS[name]
+    return dict(zip(names, flat(function(**arguments_of(name))), strict=True))
+
+
 def outs_of(name):
     """Outputs of the right shape and dtype, with a pattern in them."""
-    _, results, function, _ = _load._OPERATORS[name]
-    made = function(**arguments_of(name))
-    made = made if isinstance(made, tuple) else (made,)
-    return {r: torch.full_like(t, 77) for r, t in zip(results, made, strict=True)}
+    return {result: torch.full_like(t, 77) for result, t in results_of(name).items()}
 
 
 # ---- what is bad ----------------------------------------------------------------------------------
@@ -219,6 +224,15 @@ def seen(*tensors):
 
 def state_of(tensors):
     return [bits_of(t.detach()) for t in seen(*tensors)]
+
+
+@contextlib.contextmanager
+def described(argument, label):
+    """A failure inside says of which bad value it is."""
+    try:
+        yield
+    except (AssertionError, pytest.fail.Exception) as error:
+        raise AssertionError(f"{argument} = {label}: {error}") from error
 
 
 def refused(kinds, names, call, tensors):

@@ -51,6 +51,8 @@ def assert_same(actual, expected):
         return
     assert_same_kind(actual, expected)
     if expected.dtype.is_floating_point:
+        if torch.equal(*(t.view(BITS[t.element_size()]) for t in (actual, expected))):
+            return
         nan = expected.isnan()
         assert torch.equal(actual.isnan(), nan), "NaN elsewhere"
         bits = BITS[expected.element_size()]
@@ -125,10 +127,12 @@ GRANULARITIES = [
     ((4, 6, 3, 3), [None, [1, -1, -1, -1], [-1, 1, -1, -1], [1, 1, -1, -1], [2, 3, 1, 3]]),
     ((2, 1, 300), [None, [1, -1, -1], [-1, -1, 1], [1, 1, 100]]),
 ]
+ONLY = {"permuted": 3, "channels_last": 4}  # dimensions
 LAYOUTS = [
     (shape, blocks, name)
     for (shape, every), name in itertools.product(GRANULARITIES, STRIDES)
     for blocks in every
+    if ONLY.get(name, len(shape)) == len(shape)
 ]
 
 

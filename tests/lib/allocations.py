@@ -1,0 +1,195 @@
+"""Memory that cannot be had: programs that refuse allocations of every operator, one after the other."""
+
+import contextlib
+import ctypes
+import re
+import resource
+from pathlib import Path
+
+import torch
+from lib.cases import assert_same, bits_of
+
+from quantkit import _load
+
+ops = torch.ops.quantkit
+NEVER = 2**45  # elements: more than an address space holds
+ERRORS = RuntimeError, MemoryError
+SAYS_SO = r"can't allocate memory|bad_alloc|Cannot allocate"
+CHOSEN = (None, -128, 127, 1e-8, False)
+
+
+def resident():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def uses(t):
+    """How many tensors and other things hold t's memory."""
+    return torch._C._storage_Use_Count(t.untyped_storage()._cdata)
+
+
+def tuple_of(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def tensors_of(args):
+    return [a for a in args if isinstance(a, torch.Tensor)]
+
+
+def given(name, n, converts):
+    """Arguments of n * n elements; converts: of dtypes that no kernel takes."""
+    x = torch.linspace(-3, 3, n * n).view(n, n)
+    scale, zero_point = torch.full((n, 1), 0.02), torch.full((n, 1), 3.0)
+    q = (x * 40).to(torch.int16)
+    grad = x.flip(0)
+    if converts:
+        zero_point, q = (x * 9).to(torch.int32), q.to(torch.int32)
+        x = x if name == "_fake_quantize_backward" else (x * 40).to(torch.int16)
+    chosen = (x, [1, 1] if converts else [1, -1], *CHOSEN[1:])
+    return {
+        "quantize": (x, scale, zero_point, -128, 127, torch.int16),
+        "dequantize": (q, scale, zero_point),
+        "fake_quantize": (x, scale, zero_point, -128, 127),
+        "_fake_quantize": (x, scale, zero_point, -128, 127),
+        "_fake_quantize_backward": (grad, x, scale, zero_point, -128, 127),
+        "choose_qparams": (x, [1, 1], *CHOSEN[1:]),
+        "dynamic_quantize": (*chosen, torch.int16),
+        "quantize_dequantize": (*chosen, torch.int16),
+    }[name]
+
+
+def strided(t):
+    return torch.empty((*t.shape[:-1], t.shape[-1] * 2), dtype=t.dtype)[..., ::2]
+
+
+def limited_calls(isa):
+    """(what is tried, operator, arguments, outputs or None)."""
+    emulated = isa == "cuda_emu"
+    n = 1 << (10 if emulated else 11)
+    for name, (_, names, function, _) in _load._OPERATORS.items():
+        if emulated and "zero_point" not in names:
+            continue  # slow, and with no scratch of its own
+        args = given(name, n, True)
+        outs = dict(zip(names, map(strided, tuple_of(function(*args))), strict=True))
+        yield f"{name}, into strided outputs", name, args, outs
+        if not emulated:
+            yield f"{name}, converted", name, args, None
+            yield f"{name}, plain", name, given(name, n, False), None
+    if emulated:
+        return
+    # 65536 parameters that 16 threads reduce each for itself.
+    x = torch.linspace(-3, 3, 256).view(256, 1) * torch.linspace(1, 2, 65536)
+    outs = {k: torch.empty(1, 65536) for k in ("scale", "zero_point")}
+    yield "keys of each thread", "choose_qparams", (x, [-1, 1], *CHOSEN[1:]), outs
+    # Only a table of all addresses shows that these elements do not overlap: of 6 MiB.
+    x = torch.linspace(-3, 3, 2).expand(3 << 23, 2)
+    out = torch.empty((6 << 23) + 8, dtype=torch.int8).as_strided(x.shape, (2, 3))
+    args = (x, torch.tensor(0.1), torch.tensor(2.0), -128, 127, torch.int8)
+    yield "interleaved output", "quantize", args, {"out": out}
+
+
+@contextlib.contextmanager
+def room(size):
+    """Lets the address space grow by `size` and no more."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def refused_step_by_step(isa):
+    """Limits the address space of this process, so that each allocation of a call is refused once.
+
+    From too little for the first one, in steps, until the call works. Prints how often it did not.
+    """
+    _load.extension.set_isa(isa)
+    torch.set_num_threads(16)
+    for which, name, args, outs in limited_calls(isa):
+        try:
+            print(f"{which}: {refusals(name, args, outs, 1 << (20 if isa == 'cuda_emu' else 22))}")
+        except AssertionError as error:
+            raise AssertionError(f"{which}: {error}") from None
+
+
+def refusals(name, args, outs, step):
+    right = tuple_of(_load._OPERATORS[name][2](*args))
+    inputs = tensors_of(args)
+    bits, held = [bits_of(t) for t in inputs], [uses(t) for t in inputs]
+
+    def call():
+        if outs is None:
+            return tuple_of(getattr(ops, name)(*args))
+        getattr(ops, name).out(*args, **outs)
+        return tuple(outs.values())
+
+    def works():
+        for ours, theirs in zip(call(), right, strict=True):
+            assert_same(
+                *((ours, theirs) if outs is None else (ours.contiguous(), theirs.contiguous()))
+            )
+
+    def error_within(size):
+        """What the call says, where it does not work."""
+        try:
+            with room(size):
+                call()
+        except ERRORS as error:
+            return str(error)
+
+    works()  # begins the threads
+    holes = []  # in the heap: filled
+    with contextlib.suppress(RuntimeError), room(0):
+        while True:
+            holes.append(torch.empty(step, dtype=torch.int8))
+    for out in (outs or {}).values():
+        out.fill_(7)
+    refused = 0
+    while (error := error_within((refused + 1) * step)) is not None:
+        refused += 1
+        # Python's own MemoryError, where it finds no room for the exception, says nothing.
+        assert not error or re.search(SAYS_SO, error), error
+        for k, out in (outs or {}).items():
+            assert (out == 7).all(), f"{k} was written with room for {refused} steps"
+        assert all(map(torch.equal, map(bits_of, inputs), bits)), "an input changed"
+    works()
+    for i in range(110 if outs else 0):
+        if i == 10:
+            before = resident()
+        assert error_within(step // 2) is not None
+    assert not outs or resident() - before < 1 << 20, f"{resident() - before} bytes lost"
+    assert [uses(t) for t in inputs] == held, "an input is held"
+    works()
+    return refused
+
+
+def refused_one_by_one(library):
+    """Every call of operator new fails once, in each operator; prints how many there were."""
+    new, written = ctypes.PyDLL(library), []
+    torch.set_num_threads(1)
+    for name, (_, names, function, _) in _load._OPERATORS.items():
+        args = given(name, 6, True)
+        right = tuple_of(function(*args))
+        outs = dict(zip(names, map(strided, right), strict=True))
+        operator = getattr(ops, name).out
+        operator(*args, **outs)
+        k, left = 0, -1
+        while left < 0:
+            for out in outs.values():
+                out.fill_(7)
+            failed = False
+            new.arm(k)
+            try:
+                operator(*args, **outs)
+            except ERRORS:
+                failed = True
+            left = new.disarm()
+            for result, theirs in zip(names, right, strict=True):
+                expected = torch.full_like(theirs, 7) if failed else theirs
+                if not torch.equal(outs[result], expected):
+                    written.append(f"{result} of {name} when new number {k} failed")
+            k += 1
+        print(f"{name}: {k - 1}")
+    assert not written, "\n".join(["written:", *written])
