@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from lib.backends import daily
+from lib.bad import arguments_of, outs_of
 from lib.cases import FLOATS, assert_same, given, values
 from torch._dynamo.utils import counters
 
 import quantkit
-from quantkit import reference
+from quantkit import _fake, _load, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 ops = torch.ops.quantkit
@@ -185,6 +186,10 @@ def test_aot_inductor_package(tmp_path):
     example = values((4, 6), torch.bfloat16)
     program = torch.export.export(Everything(), (example,), dynamic_shapes=(free,))
     file = str(tmp_path / "model.pt2")
+    if _fake._AOT_CHANGES_DTYPES:
+        with pytest.raises(Exception, match=r"AOTInductor before torch 2\.12 changes the dtype"):
+            torch._inductor.aoti_compile_and_package(program, package_path=file)
+        return
     torch._inductor.aoti_compile_and_package(program, package_path=file)
     x = values((9, 30), torch.bfloat16, 4)
     expected = everything(x)
@@ -193,6 +198,31 @@ def test_aot_inductor_package(tmp_path):
     made = torch.load(f"{file}.y")
     for ours, theirs in zip(made, expected, strict=True):
         assert_same(ours, theirs)
+
+
+def test_an_aot_inductor_that_changes_dtypes_meets_a_refusal_in_every_operator_with_one(
+    monkeypatch,
+):
+    from torch._inductor.virtualized import V
+
+    refused = []
+    for name in _load._OPERATORS:
+        arguments, outs = arguments_of(name), outs_of(name)
+        far = {k: a.to("meta") if isinstance(a, torch.Tensor) else a for k, a in arguments.items()}
+        calls = [(getattr(ops, name).default, {})]
+        calls += [(getattr(ops, name).out, {k: t.to("meta") for k, t in outs.items()})]
+        for operator, outs in calls:
+            with V.set_aot_compilation(True):
+                monkeypatch.setattr(_fake, "_AOT_CHANGES_DTYPES", False)
+                operator(**far, **outs)
+                monkeypatch.setattr(_fake, "_AOT_CHANGES_DTYPES", True)
+                if "dtype" not in far:
+                    operator(**far, **outs)
+                    continue
+                with pytest.raises(RuntimeError, match=r"AOTInductor before torch 2\.12"):
+                    operator(**far, **outs)
+                refused.append(operator)
+    assert len(refused) == 2 * 3
 
 
 # ---- fake tensors, transforms, modes --------------------------------------------------------------

@@ -34,6 +34,8 @@ def test_every_part_of_a_gpu_run_ends_and_a_summary_comes_last(tool, tmp_path, c
         "skips": "import pytest\n@pytest.mark.skip\ndef test_it(): pass",
         "hangs": "import time\ndef test_first(): pass\ndef test_it(): time.sleep(60)",
     }
+    full = 'def pytest_addoption(parser): parser.addoption("--full", action="store_true")'
+    (tmp_path / "conftest.py").write_text(full)
     for name, text in checks.items():
         (tmp_path / f"test_{name}.py").write_text(text)
     run = ("-c", "/dev/null", "--rootdir", str(tmp_path))  # not by the options of this project

@@ -42,7 +42,7 @@ def python(*arguments):
 
 
 def tests(selection, *files):
-    return python("-m", "pytest", "-rs", "--durations=5", "-k", selection, *files)
+    return python("-m", "pytest", "--full", "-rs", "--durations=5", "-k", selection, *files)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from pathlib import Path
 from requirements import requirements
 from rich.console import Console
 from rich.table import Table
-from wheels import ROOT, pythons
+from wheels import ROOT, copy_tests, pythons
 
 # The newest first: what it compiles runs in every older one. Every Python appears.
 MATRIX = {
@@ -144,8 +144,7 @@ class Environment:
         """{"passed": n, "failed": n, "skipped": n} of the quick tests, on the wheel alone."""
         place, report = WORK / "tests-of-the-wheel", WORK / "tests.xml"
         shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(ROOT / "tests", place / "tests")
-        shutil.copy(ROOT / "pyproject.toml", place)
+        copy_tests(place)
         files = [f"tests/test_{name}.py" for name in TESTS]
         options = ("--quiet", "-k", FEW_KERNELS, "--junitxml", report)
         report.unlink(missing_ok=True)

@@ -109,10 +109,17 @@ def check(wheel, python):
         return library.read_bytes()
 
 
+def copy_tests(place):
+    """The tests and what they import, but not the package: only the installed one can be found there."""
+    for name in ("tests", "benchmarks"):
+        shutil.copytree(ROOT / name, place / name)
+    shutil.copy(ROOT / "pyproject.toml", place)
+
+
 def try_without_compiler(wheel, torch_requirement):
     """In a new environment that sees nothing but itself."""
     with tempfile.TemporaryDirectory() as temporary:
-        venv, tests = Path(temporary) / "venv", Path(temporary) / "tests"
+        venv = Path(temporary) / "venv"
         run(sys.executable, "-m", "venv", venv)
         environment = {
             "PATH": str(venv / "bin"),
@@ -122,8 +129,7 @@ def try_without_compiler(wheel, torch_requirement):
         pip = (venv / "bin/python", "-m", "pip", "install", "--quiet")
         needed = (torch_requirement, "pytest", "hypothesis", "numpy", "safetensors")
         run(*pip, wheel, *needed, env=environment)
-        shutil.copytree(ROOT / "tests", tests)
-        shutil.copy(ROOT / "pyproject.toml", temporary)
+        copy_tests(Path(temporary))
         for tool in ("g++", "gcc", "cc", "c++", "clang", "nvcc", "ninja"):
             assert shutil.which(tool, path=environment["PATH"]) is None, tool
         backend = "import quantkit; b = quantkit.backend(); print(b); assert b.extension"
