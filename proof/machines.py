@@ -46,7 +46,6 @@ class Build:
                 raise Missing(f"{tool} is not installed: make tools installs it, as root")
 
 
-SANITIZED = "-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all"
 BUILDS = {
     "clang++ -O3, address sanitizer": Build(
         # g++ vectorizes no loop that it instruments; clang instruments what it has vectorized.
@@ -66,11 +65,11 @@ BUILDS = {
     ),
     # Steps of 7 from 64 on meet every remainder of 64, the widest step of a loop.
     "g++ -O3": Build("g++", "-O3", guard=(7, 150)),
-    "address and undefined behaviour sanitizers": Build(
-        "g++", f"{SANITIZED} -fsanitize=address,undefined", environments=SOME, every=(1, 5)
-    ),
-    "thread sanitizer": Build(
-        "g++", f"{SANITIZED} -fsanitize=thread", environments=("usual",), every=(1, 5)
+    "thread and undefined behaviour sanitizers": Build(
+        "g++",
+        "-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=thread,undefined",
+        environments=("usual",),
+        every=(1, 5),
     ),
     "clang++ -O3": Build("clang++", "-O3"),
     "g++ -O0": Build("g++", "-O0"),
@@ -198,7 +197,9 @@ def machine(name, short):
         "calls": calls,
         "guarded": guarded,
         "step": step,
-        "callers": ", ".join(build.environments),
+        "callers": ", ".join(
+            r.get("environment", "usual") + " past the caches" * ("streams" in r) for r in runs
+        ),
         "hashes": hashes,
         "compiler": version(build.compiler),
     }
