@@ -11,10 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from work import HERE, ROOT, Missing, copy_sources
@@ -147,11 +145,10 @@ def compile_driver(name):
     sources = {f"csrc/{s}": f for s, f in rules.kernel_sources(build.machine).items()}
     sources["proof/driver.cpp"] = rules.KERNEL_FLAGS
     # The objects of the library itself, where this would make the same ones again.
-    tag = f"{sysconfig.get_config_var('SOABI')}-torch-{metadata.version('torch')}"
     same = (build.compiler, build.flags) == (rules.find_compiler(), "-O3")
     objects = []
     for source, own in sources.items():
-        built = ROOT / "build" / tag / f"cpu_{Path(source).stem}.o"
+        built = ROOT / "build" / "objects" / f"cpu_{Path(source).stem}.o"
         if same and built.exists() and "dispatch" not in source:  # that one knows the emulator
             objects.append(built)
             continue
