@@ -3,9 +3,10 @@
 # make test-all   make test, then the tests of the full tier, the whole emulator, the whole fallback
 # make bench  sets up, builds, installs the rivals, measures all of them, sweeps the division
 #             (BENCH="--quick" or any options of python -m benchmarks)
-# make proof        every input that can be tried, other compilers and machines: docs/proof.md, hours of
-#                   one core (PROOF=--short: samples of it; TOOLS in this file names the system's packages)
-# make mutants      plants mistakes in the sources: each must fail a test: docs/mutants.md, more than an hour
+# make proof        every input that can be tried, other compilers and machines: docs/proof.md
+#                   (PART=float32: one part; PROOF=--status: what is current; PROOF=--short: samples)
+# make tools        installs what the proof needs beside g++, as root
+# make mutants      plants mistakes in the sources: each must fail a test; about an hour
 #                   (MUTANTS="--sample 4": some)
 # make sanitize     runs the tests with AddressSanitizer and UBSan, emulated CUDA kernels included
 # make wheels       builds a wheel for every Python that is here, checks them, and tries one without a compiler
@@ -56,7 +57,7 @@ tools:
 	apt-get install --yes --no-install-recommends $(TOOLS)
 
 proof: $(STAMP)-build $(STAMP)-test
-	$(PY) proof $(PROOF)
+	$(PY) proof $(PART:%=--part %) $(PROOF)
 
 mutants: build $(STAMP)-test
 	$(PY) proof/mutants.py $(MUTANTS)

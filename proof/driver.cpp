@@ -5,6 +5,7 @@
 // driver guard [isa=NAME] [step=K]
 //   every kind of loop at every length from 1 to 512, and at some from where other loops take over, and
 //   every misalignment, between unreadable pages. AddressSanitizer guards the bytes up to them, too.
+//   Lengths from 64 on go in steps of K, those below in steps of 1 + K / 64.
 #include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -574,7 +575,7 @@ int run_guard(const Options& options) {
       for (int64_t n = 1; n <= kLongest; n += n < 64 ? 1 + step / 64 : step)
         calls += guard_kernel(kernel, layout, n, arenas, wrong);
       for (const int64_t run : kLongRuns)
-        for (int64_t n = run; n < run + kMore && !of_each(layout); n += step > 8 ? 8 : 1)
+        for (int64_t n = run; n < run + kMore && !of_each(layout); n += step > 100 ? kMore : step > 8 ? 8 : 1)
           calls += guard_kernel(kernel, layout, n, arenas, wrong);
     }
   std::printf("kernels %zu calls %" PRId64 " wrong %" PRId64 "\n", kernels.size(), calls, wrong);

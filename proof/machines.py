@@ -11,10 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from work import HERE, ROOT, Missing, copy_sources
@@ -46,7 +44,6 @@ class Build:
                 raise Missing(f"{tool} is not installed: make tools installs it, as root")
 
 
-SANITIZED = "-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all"
 BUILDS = {
     "clang++ -O3, address sanitizer": Build(
         # g++ vectorizes no loop that it instruments; clang instruments what it has vectorized.
@@ -66,11 +63,11 @@ BUILDS = {
     ),
     # Steps of 7 from 64 on meet every remainder of 64, the widest step of a loop.
     "g++ -O3": Build("g++", "-O3", guard=(7, 150)),
-    "address and undefined behaviour sanitizers": Build(
-        "g++", f"{SANITIZED} -fsanitize=address,undefined", environments=SOME, every=(1, 5)
-    ),
-    "thread sanitizer": Build(
-        "g++", f"{SANITIZED} -fsanitize=thread", environments=("usual",), every=(1, 5)
+    "thread and undefined behaviour sanitizers": Build(
+        "g++",
+        "-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=thread,undefined",
+        environments=("usual",),
+        every=(1, 5),
     ),
     "clang++ -O3": Build("clang++", "-O3"),
     "g++ -O0": Build("g++", "-O0"),
@@ -148,11 +145,10 @@ def compile_driver(name):
     sources = {f"csrc/{s}": f for s, f in rules.kernel_sources(build.machine).items()}
     sources["proof/driver.cpp"] = rules.KERNEL_FLAGS
     # The objects of the library itself, where this would make the same ones again.
-    tag = f"{sysconfig.get_config_var('SOABI')}-torch-{metadata.version('torch')}"
     same = (build.compiler, build.flags) == (rules.find_compiler(), "-O3")
     objects = []
     for source, own in sources.items():
-        built = ROOT / "build" / tag / f"cpu_{Path(source).stem}.o"
+        built = ROOT / "build" / "objects" / f"cpu_{Path(source).stem}.o"
         if same and built.exists() and "dispatch" not in source:  # that one knows the emulator
             objects.append(built)
             continue
@@ -198,7 +194,9 @@ def machine(name, short):
         "calls": calls,
         "guarded": guarded,
         "step": step,
-        "callers": ", ".join(build.environments),
+        "callers": ", ".join(
+            r.get("environment", "usual") + " past the caches" * ("streams" in r) for r in runs
+        ),
         "hashes": hashes,
         "compiler": version(build.compiler),
     }

@@ -3,10 +3,11 @@
 python proof/mutants.py [NAME ...]: all, or some. Fails if a mistake survives. Its tests run as `make test`
 has them, and where it survives there, as `make test-all` has them. The test that caught it must pass on the
 right sources. Objects are built with -O1; the emulator only where a test is for it.
-A run of all writes docs/mutants.md.
+A run of all leaves its counts in proof/results/mutants.json and its list in build/mutants.md.
 """
 
 import argparse
+import json
 import os
 import random
 import re
@@ -15,11 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from work import ROOT, commit, copy_sources, hash_of, product_files, provenance
+from work import HERE, ROOT, commit, copy_sources, hash_of, product_files
 
 KERNELS = ("tests/test_kernels.py", "-k", "cuda_emu")
 FAR = ("tests/test_cuda.py", "-k", "offsets_beyond_32_bits and cuda_emu")
@@ -402,22 +404,29 @@ def sample(count, seed):
     return chosen + rest[: max(count - len(chosen), 0)]
 
 
-def page(results, before):
-    """What became of all of them."""
-    minutes = sum(s for *_, s in results) / 60
-    yield "# Planted mistakes"
-    yield ""
-    yield "Written by `make mutants`. `proof/mutants.py` has the text of each: one piece of the sources, replaced."
-    yield "The test beside it failed with the mistake and passed without it."
-    yield ""
-    yield from provenance(*before)
-    yield f"- {date.today()}, {minutes:.0f} min: {counted(results)}"
-    yield ""
+def lines(results):
+    """What became of each."""
     yield "| mistake | in | tier | caught by |"
     yield "|---|---|---|---|"
     for mutant, tier, how, _ in results:
         by = f"`{how}`" if tier else f"**survived** {how}"
         yield f"| {mutant.name} | `{mutant.file}` | {tier} | {by} |"
+
+
+def write(results, before):
+    """The counts of each kind and tier, and the list."""
+    counts = {kind: Counter() for kind in sorted({m.kind for m, *_ in results})}
+    for mutant, tier, _, _ in results:
+        counts[mutant.kind][tier or "survived"] += 1
+    minutes = round(sum(seconds for *_, seconds in results) / 60)
+    summary = before | {"date": str(date.today()), "minutes": minutes, "caught": counts}
+    for path, text in (
+        (HERE / "results" / "mutants.json", json.dumps(summary, indent=1)),
+        (ROOT / "build" / "mutants.md", "\n".join(lines(results))),
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text + "\n")
+        print(f"written: {path.relative_to(ROOT)}")
 
 
 def counted(results):
@@ -426,16 +435,11 @@ def counted(results):
     return f"{caught} of {len(tiers)} caught, {tiers.count('daily')} of them by make test"
 
 
-def state():
-    return commit(), hash_of(product_files())
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="names, or the beginnings of some")
     parser.add_argument("--sample", type=int, metavar="N", help="N at random, 4 or more")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the sample")
-    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "mutants.md", help="of all")
     args = parser.parse_args()
     chosen = [m for m in MUTANTS if not args.names or m.name.startswith(tuple(args.names))]
     if not chosen:
@@ -445,7 +449,7 @@ def main():
             parser.error("--sample: expected at least one of each kind, 4, and no names")
         chosen = sample(args.sample, args.seed)
         print(f"--sample {args.sample} --seed {args.seed}", flush=True)
-    results, before = [], state()
+    results, before = [], {"sources": hash_of(product_files())[:16], "commit": commit()}
     with tempfile.TemporaryDirectory() as temporary:
         folder, right = Path(temporary) / "changed", Path(temporary) / "right"
         copy_sources(folder)
@@ -461,8 +465,7 @@ def main():
             results.append((mutant, tier, how, seconds))
     print(counted(results))
     if len(chosen) == len(MUTANTS):
-        args.report.write_text("\n".join(page(results, before)) + "\n")
-        print(f"written: {args.report}")
+        write(results, before)
     return 0 if all(tier for _, tier, _, _ in results) else 1
 
 

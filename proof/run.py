@@ -36,7 +36,8 @@ def run_all(tasks, journal, jobs, sources, say=print):
     complete = all(task.key in journal.done for task in tasks)
     # The files that phase 0 makes may be gone.
     left = [t for t in tasks if t.key not in journal.done or (t.phase == 0 and not complete)]
-    count = len(tasks) - len(left)
+    if count := len(tasks) - len(left):
+        say(f"{count} of {len(tasks)} tasks were done before")
     for phase, fallback in sorted({(task.phase, task.fallback) for task in left}):
         some = [task for task in left if (task.phase, task.fallback) == (phase, fallback)]
         spawn = multiprocessing.get_context("spawn")

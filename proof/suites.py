@@ -1,4 +1,4 @@
-"""What the tests prove: generated cases, test files of the long form, test files under sanitizers."""
+"""What the tests prove: generated cases, large tensors, tests under sanitizers."""
 
 import re
 import sys
@@ -20,20 +20,15 @@ def passed(text):
     return {"passed": int(re.search(r"(\d+) passed", text)[1])}
 
 
-def tests(files, *options, **environment):
-    """Test files as pytest runs them; how many tests passed."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, *files]
-    return passed(run(*command, **environment))
-
-
-def large(files):
+def large():
     """The long half of the tests with more than 2^31 elements, on the best instruction set."""
     import quantkit
 
     best = [isa for isa in quantkit.backend().isas if isa != "cuda_emu"][-1]
-    return tests(files, "-k", best, QUANTKIT_LARGE="1") | {"isa": best}
+    command = ("-m", "pytest", "-p", "no:cacheprovider", "tests/test_large.py", "-k", best)
+    return passed(run(sys.executable, *command, QUANTKIT_LARGE="1")) | {"isa": best}
 
 
 def sanitized(selection):
-    """The kernels' tests on an extension built with AddressSanitizer and UBSan."""
+    """Tests on an extension built with AddressSanitizer and UBSan."""
     return passed(run("make", "sanitize", f"SANITIZE={selection}", timeout=7200))

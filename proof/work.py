@@ -76,12 +76,6 @@ def commit():
     return git("rev-parse", "HEAD") + (", with changes that are not committed" if changed else "")
 
 
-def provenance(commit, sources):
-    """The first lines of a page: of which sources it speaks."""
-    yield f"- commit {commit}"
-    yield f"- sources {sources[:16]} (sha256 over csrc, quantkit, setup.py and the emulator)"
-
-
 def copy_sources(folder):
     """What an extension can be built from and tested with, in another place."""
     for name in ("csrc", "quantkit", "tests", "proof"):
