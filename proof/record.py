@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import torch
 import xxhash
-from lib.cases import CODES, FLOATS, LAYOUTS, STRIDES, assert_same, given, values
+from lib.cases import CODES, FLOATS, GRANULARITIES, STRIDES, assert_same, given, values
 from lib.generated import check_results, dense
 from sweeps import add_results
 
@@ -21,6 +21,12 @@ import quantkit
 from quantkit import _load
 from quantkit._checks import REAL_DTYPES
 
+# Not those of the tests: short.json has the hashes of these calls.
+LAYOUTS = [
+    (shape, blocks, name)
+    for (shape, every), name in itertools.product(GRANULARITIES, STRIDES)
+    for blocks in every
+]
 # Rows that one thread, several, or the whole of them share; columns; blocks.
 LARGE = [
     ((1, 100_003), [1, -1]),
