@@ -29,11 +29,10 @@ Pool torch_pool() {
           }};
 }
 
-// CUDA tells what went wrong at any time before, whoever launched it.
+// CUDA reports what went wrong at a later call, whoever made the one that failed.
 void check_launch(const char* error) {
   if (error != nullptr)
-    throw std::runtime_error("quantkit: CUDA reports an error of this kernel or of an earlier operation: " +
-                             std::string(error));
+    throw std::runtime_error(std::string("quantkit: a CUDA kernel, or an earlier CUDA call, failed: ") + error);
 }
 
 #ifdef QUANTKIT_CUDA

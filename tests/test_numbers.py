@@ -40,6 +40,8 @@ def test_numbers_of_numpy():
             for blocks in ([integer(2), -1], (np.uint8(2), integer(-1))):
                 assert_same(tuple(results(module, X, flag, integer, number, blocks)), right)
         assert_same(module.get_symmetric_qparams(X, eps=np.int64(3)).scale, torch.tensor(3.0))
+        assert_same(module.get_symmetric_qparams(X / 9, eps=np.True_).scale, torch.tensor(1.0))
+        assert module.get_symmetric_qparams(X, np.int8(1)).scale.shape == (4, 1)
 
 
 def test_what_numpy_has_beside_numbers_is_refused():
