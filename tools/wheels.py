@@ -126,7 +126,7 @@ def try_without_compiler(wheel, torch_requirement):
             "HOME": temporary,
             "QUANTKIT_REQUIRE_EXTENSION": "1",
         }
-        pip = (venv / "bin/python", "-m", "pip", "install", "--quiet")
+        pip = (venv / "bin/python", "-m", "pip", "install", "--quiet", "--no-compile")
         needed = (torch_requirement, "pytest", "hypothesis", "numpy", "safetensors")
         run(*pip, wheel, *needed, env=environment)
         copy_tests(Path(temporary))
