@@ -85,11 +85,16 @@ def test_beside_anything_an_answer():
         torch.ones(3, 1).to_sparse(),
         torch.ones(3, 1).to_mkldnn(),
         torch.nn.LazyLinear(2).weight,
+        torch.ones(3, 1).to_sparse_csr(),
+        torch.quantize_per_tensor(torch.ones(3, 1), 0.1, 0, torch.qint8),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     ]
     odd += [torch.ones(3, 1, device="meta"), FakeTensorMode().from_tensor(p.scale), np.ones(3)]
     for scale in odd:
         assert (made(scale) == made(scale)) is True  # by identity
         assert (made(scale) == p) is False and isinstance(made(scale) == made(odd[0]), bool)
+        if isinstance(scale, torch.Tensor) and not torch.nn.parameter.is_lazy(scale):
+            assert isinstance(made(scale) == made(scale.clone()), bool)
     assert (made(q_min=np.ones(2)) == made(q_min=np.ones(2))) is False
     with FakeTensorMode():
         assert (p == made(torch.ones(3, 1), p.zero_point)) is False
