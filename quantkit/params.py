@@ -201,10 +201,10 @@ def limits(dtype: torch.dtype, q_min: int | None, q_max: int | None) -> tuple[in
     low, high = _checks.limits(dtype)
     if q_min is None and q_max is None:
         return low, high
-    q_min = low if q_min is None else _checks.integer("q_min", q_min)
-    q_max = high if q_max is None else _checks.integer("q_max", q_max)
-    _checks.q_range(q_min, q_max, dtype)
-    return q_min, q_max
+    low = low if q_min is None else _checks.integer("q_min", q_min)
+    high = high if q_max is None else _checks.integer("q_max", q_max)
+    _checks.q_range(low, high, dtype)
+    return low, high
 
 
 def choice(
