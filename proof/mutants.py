@@ -388,8 +388,8 @@ def check(mutant, right, folder):
     for tier in TIERS:
         how = tested(mutant.tests, folder, tier)
         if how:
-            again = tested([how, *mutant.tests[1:]], right, tier)
-            assert again is None, f"{how} fails without the mistake too"
+            if tested([how, *mutant.tests[1:]], right, tier) is not None:
+                return "", f"{how}, which fails without the mistake too"
             return tier, how
     return "", "did not end" if how == "" else ""
 
