@@ -66,7 +66,8 @@ def find_torch():
 
 
 def find_compiler():
-    command = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
+    given = os.environ.get("CXX", "").strip()
+    command = given or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
     if command is None or shutil.which(command.split()[0]) is None:
         fail(f"no C++ compiler found ({command or 'g++'}); install g++ 11 or newer, or set CXX")
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():

@@ -79,6 +79,8 @@ def number(value: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, numpy.generic):
         return value
+    if isinstance(value, numpy.timedelta64):  # an integer by its class, and none to Python
+        return value
     kinds = ((numpy.integer, operator.index), (numpy.floating, float), (numpy.bool_, bool))
     return next((convert(value) for kind, convert in kinds if isinstance(value, kind)), value)
 

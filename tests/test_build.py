@@ -200,6 +200,7 @@ def one_line(done, *texts):
 def test_a_missing_compiler_is_one_clear_line(source):
     one_line(build(source, CXX="no-such-compiler"), "no-such-compiler", "g++")
     one_line(build(source, PATH=str(source)), "g++")
+    one_line(build(source, PATH=str(source), CXX=" "), "g++")
 
 
 @pytest.mark.full

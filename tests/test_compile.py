@@ -76,6 +76,25 @@ def test_shapes_that_change_compile_twice_at_most():
     assert counters["stats"]["unique_graphs"] == 2
 
 
+def test_sizes_of_x_as_blocks_compile_for_each_shape_and_minus_one_once():
+    torch._dynamo.reset()
+
+    def per_row(x, whole):
+        return quantkit.dynamic_quantize(x, block_size=[1, whole or x.shape[1]])[0]
+
+    compiled = torch.compile(per_row, fullgraph=True, dynamic=True, backend="eager")
+    sizes = range(20, 20 + torch._dynamo.config.recompile_limit)
+    for n in sizes:
+        compiled(torch.randn(4, n), 0)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        compiled(torch.randn(4, 99), 0)
+    torch._dynamo.reset()
+    counters.clear()
+    for n in (*sizes, 99):
+        compiled(torch.randn(4, n), -1)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def test_no_graph_breaks():
     explained = torch._dynamo.explain(everything)(values((4, 6), torch.float32))
     assert explained.graph_count == 1 and explained.graph_break_count == 0

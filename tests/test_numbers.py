@@ -50,8 +50,8 @@ def test_what_numpy_has_beside_numbers_is_refused():
         "eps": (np.complex64(1), np.str_("1"), np.bytes_(b"1"), np.array([0.5]), np.datetime64(1, "s")),
         "sym": (np.float64(1), np.array([True, True]), np.void(b"1")),
         "q_min": (np.float32(-5), np.array([1, 2]), np.str_("1")),
-        "channel_dim": (np.float64(0), np.array([0, 1])),
-        "block_size": (np.array([2, 2]), [np.float32(2), 2], np.int64(2)),
+        "channel_dim": (np.float64(0), np.array([0, 1]), np.timedelta64(1, "s")),
+        "block_size": (np.array([2, 2]), [np.float32(2), 2], np.int64(2), [np.timedelta64(2), 2]),
     }  # fmt: skip
     for module in MODULES:
         for name, values in wrong.items():

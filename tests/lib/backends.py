@@ -76,6 +76,7 @@ def on_every_backend(generator=None, *, emulated=False):
         if key not in _kept:
             _kept.clear()
             _kept[key] = list(with_results(generator(**parameters)))
+            assert _kept[key], "no calls"
         for i, (name, args, right) in enumerate(_kept[key]):
             try:
                 assert_same(getattr(ops, name)(*args), right)
