@@ -102,7 +102,7 @@ build: $(STAMP)-build
 
 # Of the build that the line above has just made or checked.
 compdb: build
-	$(PY) -m ninja -C "$$(dirname "$$(ls -t build/*/build.ninja | head -1)")" -t compdb > compile_commands.json
+	$(PY) -m ninja -C build/objects -t compdb > compile_commands.json
 
 $(PY):
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 10) or sys.exit('quantkit needs Python 3.10 or newer, $(PYTHON) is ' + sys.version.split()[0] + '; try make PYTHON=python3.12')"

@@ -25,7 +25,8 @@ def large():
     import quantkit
 
     best = [isa for isa in quantkit.backend().isas if isa != "cuda_emu"][-1]
-    command = ("-m", "pytest", "-p", "no:cacheprovider", "tests/test_large.py", "-k", best)
+    command = ("-m", "pytest", "-p", "no:cacheprovider", "--full")
+    command += ("tests/test_large.py", "-k", best)
     return passed(run(sys.executable, *command, QUANTKIT_LARGE="1")) | {"isa": best}
 
 

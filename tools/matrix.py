@@ -146,7 +146,7 @@ class Environment:
         shutil.rmtree(place, ignore_errors=True)
         copy_tests(place)
         files = [f"tests/test_{name}.py" for name in TESTS]
-        options = ("--quiet", "-k", FEW_KERNELS, "--junitxml", report)
+        options = ("--quiet", "-k", FEW_KERNELS, "--full", "--junitxml", report)
         report.unlink(missing_ok=True)
         try:
             self.run(
