@@ -484,6 +484,13 @@ void quantize_dequantize_out(const Tensor& x, const BlockSize& block_size, int64
 #define DYNAMIC CHOOSE("ScalarType dtype, ")
 #define GIVEN "Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max"
 
+// Another name lets two builds live in one process (benchmarks/ab.py).
+#ifndef QUANTKIT_NAMESPACE
+#define QUANTKIT_NAMESPACE quantkit
+#endif
+#define QUOTED(name) #name
+#define NAME_OF(name) QUOTED(name)
+
 // torch takes tags since 2.12: null before, where quantkit/_load.py adds them for Python.
 extern "C" [[gnu::weak]] int32_t torch_tag_pt2_compliant_tag();
 extern "C" [[gnu::weak]] AOTITorchError torch_library_def_with_tags(TorchLibraryHandle, const char*,
@@ -508,7 +515,7 @@ const struct Schemas {
     define(library, name + ".out(" + arguments + ", *, " + outs + ") -> ()");
   }
   Schemas() {
-    quantkit::check_shim(aoti_torch_library_init_def("quantkit", __FILE__, __LINE__, &library));
+    quantkit::check_shim(aoti_torch_library_init_def(NAME_OF(QUANTKIT_NAMESPACE), __FILE__, __LINE__, &library));
     def("choose_qparams", CHOOSE(""), "(Tensor, Tensor)",
         "Tensor(a!) scale, Tensor(b!) zero_point");
     def("quantize", GIVEN ", ScalarType dtype", "Tensor", "Tensor(a!) out");
@@ -545,7 +552,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
 }
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(quantkit, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(QUANTKIT_NAMESPACE, CPU, m) { implement(m); }
 #ifdef QUANTKIT_CUDA
-STABLE_TORCH_LIBRARY_IMPL(quantkit, CUDA, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(QUANTKIT_NAMESPACE, CUDA, m) { implement(m); }
 #endif
