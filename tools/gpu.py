@@ -153,6 +153,8 @@ def summary(results):
 
 
 def main():
+    # A shell's background jobs ignore SIGINT, and what they start would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     OUT.mkdir(parents=True, exist_ok=True)
     results = []
     cores = os.cpu_count() or 1
