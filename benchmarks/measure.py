@@ -25,12 +25,14 @@ def interleaved(
     cold: bool = False,
     rounds: int = 7,
     apart: Collection[str] = (),
+    alike: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds per call of each contestant, one number (or SEVERAL) per round.
 
     Rounds go on until `budget` seconds are spent, at least `rounds` of them, each in another order.
     Caches are warm (an untimed call comes before each sample) unless `cold`. Contestants in `apart` have
-    threads of their own, and get a pause before and after.
+    threads of their own, and get a pause before and after. Contestants that are `alike` all have the same
+    number of calls in a sample, and one sample in a round.
     """
     flush = torch.empty(FLUSH_BYTES if cold else 0, dtype=torch.uint8)
     repeats, turns = {}, {}
@@ -42,6 +44,9 @@ def interleaved(
         once = max(time.perf_counter() - started, 1e-7)
         repeats[name] = 1 if cold else max(1, round(SAMPLE_SECONDS / once))
         turns[name] = SEVERAL if SEVERAL_SECONDS[0] < once < SEVERAL_SECONDS[1] else 1
+    if alike:
+        repeats = dict.fromkeys(calls, max(repeats.values()))
+        turns = dict.fromkeys(calls, 1)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names, order = list(calls), random.Random(0)
     collecting = gc.isenabled()

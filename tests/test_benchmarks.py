@@ -1,4 +1,4 @@
-"""The benchmark program: what it writes, what it refuses, the guard between two runs. Never how fast."""
+"""The benchmark programs: what they write, what they refuse, how they compare. Never how fast."""
 
 import copy
 import json
@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import cells, compare, report, rivals
+from benchmarks import ab, cells, compare, report, rivals
 from benchmarks.cases import Case, Job, differing
 
 TINY = ["--quick", "--shapes", "8x32", "--rivals", "eager,torch,decomposed,copy,clone"]
@@ -215,6 +215,127 @@ def test_compare_refuses_other_files(tmp_path, text):
     path.write_text(text)
     with pytest.raises(SystemExit, match=r"other\.json"):
         main("compare", path, path)
+
+
+# ---- two builds in one process ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def same_build(monkeypatch):
+    """The library under test as both builds."""
+    monkeypatch.setattr(ab, "namespace", lambda build: "quantkit")
+
+
+def arguments_of_ab(*words):
+    args = ab.parser().parse_args(["old", "new", "--threads", "1", "--repeats", "2", *words])
+    return args, Console(record=True, width=200)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "quantize 8 float32",
+        "choose_qparams 65536x16",
+        "dequantize 1024x512 float32 transposed group128",
+        "quantize 64x1024 float32 tensor symmetric",
+    ],
+)
+def test_two_builds_are_measured_in_every_kind_of_cell(same_build, words):
+    args, console = arguments_of_ab("--only", words)
+    found = ab.run(args, console)
+    assert {entry["cell"] for entry in found} == set(map(str, ab.chosen(args)))
+    for entry in found:
+        assert len(entry["seconds"]["old"]) == len(entry["seconds"]["new"]) >= 2
+        assert ("abs" in entry["seconds"]) == (" 8 " in words)
+    slow = ab.show(found, ("one", "other"), console)
+    assert f"{slow} of {len(found)} cells below 0.95" in console.export_text()
+    assert len(json.loads(ab.as_json(found, ("one", "other")))["cells"]) == len(found)
+
+
+def test_layouts_stand_beside_others_of_their_build(same_build):
+    args, console = arguments_of_ab("--layouts", "--only", "dynamic_quantize", "--only", "1x8x4")
+    found = ab.run(args, console)
+    assert len(found) == 6
+    ab.show(found, ("one", "other"), console)
+    assert "x.contiguous() and the call" in console.export_text()
+    for entry in found:
+        assert ab.beside(entry, "old")[1] == entry["cell"]
+
+
+def test_builds_with_other_bits_are_not_measured(same_build, monkeypatch):
+    honest = ab.results_of
+    spoiled = lambda job, build: tuple(t + (build == "new") for t in honest(job, build))  # noqa: E731
+    monkeypatch.setattr(ab, "results_of", spoiled)
+    monkeypatch.setattr(ab, "measure", lambda *_: pytest.fail("measured"))
+    args, console = arguments_of_ab("--only", "choose_qparams 64x1024 float32 tensor symmetric")
+    with pytest.raises(SystemExit, match="2 of 2 cells have other bits"):
+        ab.run(args, console)
+    assert "1 of 1 scales differ" in console.export_text()
+
+
+def test_every_difference_of_two_results_is_seen():
+    a, nan = torch.zeros(2, 3), torch.full((2, 3), float("nan"))
+    assert ab.difference((a,), (a.clone(),)) == "" == ab.difference((nan,), (nan.clone(),))
+    assert ab.difference((a,), (a.double(),)).startswith("dtype")
+    assert ab.difference((a,), (a[:1],)).startswith("shape")
+    assert ab.difference((a,), (a.t().contiguous().t(),)).startswith("strides")
+    assert ab.difference((a,), (-a,)) == "6 of 6 values differ"
+    assert ab.difference((nan,), (-nan,)) == "bits of NaN differ"
+    assert ab.difference((a,), (a, a)) == "1 results became 2"
+
+
+def measured(old, new):
+    return {"cell": "c", "threads": 1, "seconds": {"old": old, "new": new}}
+
+
+def test_ratios_are_those_of_minima_and_of_medians():
+    one, two = measured([2.0, 3.0, 4.0], [1.0, 6.0, 8.0]), measured([1.0], [2.0])
+    assert ab.ratios(one) == (2.0, 0.5) and not ab.is_slow(one) and ab.is_slow(two)
+    assert ab.pooled(one, two) == measured([2.0, 3.0, 4.0, 1.0], [1.0, 6.0, 8.0, 2.0])
+    console = Console(record=True, width=200)
+    assert ab.show([one, two], ("one", "other"), console) == 1
+    printed = console.export_text()
+    assert re.search(r"2\.000 │ +0\.500 │ +│", printed) and "slow" in printed
+    assert printed.endswith("1 of 2 cells below 0.95\n")
+
+
+def test_cells_are_named_once_and_the_usual_ones_are_some_of_all():
+    every, usual = ab.cells(True), ab.cells(False)
+    assert len(set(map(str, every))) == len(every) and set(usual) < set(every)
+    for words in ("float16", "float64", "token", "block128", "asymmetric", "fresh", "backward"):
+        assert any(words in str(cell) for cell in usual), words
+    assert {c.cell for c in ab.layouts()} < set(usual)
+    assert not [cell for cell in every if cell.case.shape == (64, 1024) and "block" in str(cell)]
+
+
+def test_sources_that_two_builds_cannot_have_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="nosuch: expected a git revision"):
+        ab.main(["nosuch", "."])
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "ops.cpp").write_text("no macro")
+    with pytest.raises(SystemExit, match="no QUANTKIT_NAMESPACE"):
+        ab.main([str(ab.ROOT), str(tmp_path)])
+    with pytest.raises(SystemExit, match="no cell has 'quantise'"):
+        ab.main([".", ".", "--only", "quantise"])
+    for wrong in (["."], [".", ".", "--threads", "0"], [".", ".", "--repeats", "1,2"]):
+        with pytest.raises(SystemExit) as stopped:
+            ab.main(wrong)
+        assert stopped.value.code == 2
+
+
+def test_sources_are_written_where_they_differ(tmp_path):
+    label, files = ab.sources(str(ab.ROOT))
+    assert label == str(ab.ROOT) and "csrc/ops.cpp" in files and "quantkit/ops.py" in files
+    assert not [name for name in files if name.endswith((".so", ".pyc"))]
+    ab.export(files, tmp_path)
+    kept = (tmp_path / "setup.py").stat()
+    (tmp_path / "quantkit" / "libquantkit.so").write_text("built")
+    (tmp_path / "csrc" / "stale.h").write_text("")
+    ab.export(files | {"setup.py": files["setup.py"], "README.md": b"other"}, tmp_path)
+    assert (tmp_path / "setup.py").stat().st_mtime_ns == kept.st_mtime_ns
+    assert (tmp_path / "README.md").read_bytes() == b"other"
+    assert not (tmp_path / "csrc" / "stale.h").exists()
+    assert (tmp_path / "quantkit" / "libquantkit.so").exists()
 
 
 # ---- the pages that quote a run ---------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""tools/gpu.py and tools/matrix.py where no GPU and no other torch is needed."""
+"""The tools, where no GPU and no other torch is needed."""
 
 import importlib
 import json
@@ -89,3 +89,49 @@ def test_the_matrix_has_every_python_and_writes_its_table(tool, tmp_path, monkey
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
     assert "| 2.11.0 | CUDA 13.0 | 3.12.1 | 7 passed | 2.12, 2.11 | 2026-01-02 |" in lines
     assert "| 2.11.0 | CUDA 13.0 | 3.12.1 | compile: no |  | 2026-01-02 |" in lines
+
+
+CPP = r"""// a comment \
+   that goes on
+#include "a.h"  // code
+
+int a = 1'000; /* two
+   lines */ char b = '"';
+const char* c = "// no comment"; const char* d = R"x(
+/* text )" */
+)x";
+"""  # lines of code: the include, a, b, c and d, their text, their end
+
+PYTHON = '''"""A docstring of
+two lines."""
+
+import os  # code
+
+
+def f():
+    "A docstring " \\
+        "in two."
+    return """text
+
+    # text"""
+
+
+class C: "A docstring beside code."
+'''  # lines of code: import, def, return, its second line of text, class
+
+
+def test_lines_of_code_leave_out_comments_and_docstrings(tool, tmp_path, capsys):
+    lines = tool("lines")
+    assert lines.cpp_lines(CPP) == 6
+    assert lines.python_lines(PYTHON) == 5
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    (folder / "a.cu").write_text(CPP)
+    (folder / "b.py").write_text(PYTHON + "x = 1" + " " * 100)
+    (folder / "c.txt").write_text("text\n")
+    lines.main([str(folder), str(folder / "a.cu")])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 files 12 lines of more than 100 columns: 1" in printed
+    assert printed.endswith("b.py:16: 105")
+    with pytest.raises(SystemExit, match=r"c\.txt: expected a folder or a file in"):
+        lines.main([str(folder / "c.txt")])
