@@ -172,10 +172,8 @@ def _broadcast(a: Sequence[int], b: Sequence[int]) -> bool:
 def _fits(shape: Sequence[int], x_shape: Sequence[int]) -> bool:
     if len(shape) == len(x_shape):
         return all(map(_divides, shape, x_shape))
-    inner = x_shape[len(x_shape) - len(shape) :]
-    return len(shape) < len(x_shape) and not any(
-        _surely((p != 1) & (p != n)) for p, n in zip(shape, inner, strict=True)
-    )
+    pairs = zip(reversed(shape), reversed(x_shape), strict=False)
+    return len(shape) < len(x_shape) and not any(_surely((p != 1) & (p != n)) for p, n in pairs)
 
 
 def parameters(x_name: str, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
@@ -210,6 +208,11 @@ def blocks(block_size: Sequence[int], shape: Sequence[int]) -> None:
             raise ValueError(
                 f"block_size: {shown(b)} does not divide {n}, the size of dimension {dim} of x"
             )
+
+
+def _same(kind, name, what, got, expected, whose=""):
+    if got != expected:
+        raise wrong(kind, name, f"{what} {expected}{whose}", got)
 
 
 # ---- the operators, with their arguments --------------------------------------------------------------
@@ -252,12 +255,9 @@ def dequantize(q, scale, zero_point):
 def fake_quantize_backward(grad, x, scale, zero_point, q_min, q_max):
     quantize(x, scale, zero_point, q_min, q_max)
     tensor("grad", grad, FLOAT_DTYPES)
-    if grad.dtype != x.dtype:
-        raise wrong(TypeError, "grad", f"dtype {x.dtype}, that of x", grad.dtype)
-    if tuple(grad.shape) != tuple(x.shape):
-        raise wrong(ValueError, "grad", f"shape {tuple(x.shape)}", tuple(grad.shape))
-    if grad.device != x.device:
-        raise wrong(RuntimeError, "grad", f"device {x.device}, that of x", grad.device)
+    _same(TypeError, "grad", "dtype", grad.dtype, x.dtype, ", that of x")
+    _same(ValueError, "grad", "shape", tuple(grad.shape), tuple(x.shape))
+    _same(RuntimeError, "grad", "device", grad.device, x.device, ", that of x")
 
 
 # ---- out= ---------------------------------------------------------------------------------------------
@@ -280,12 +280,9 @@ def outputs(
     """
     for (name, out), result in zip(outs.items(), results, strict=True):
         tensor(name, out)
-        if out.dtype != result.dtype:
-            raise wrong(TypeError, name, f"dtype {result.dtype}", out.dtype)
-        if out.device != result.device:
-            raise wrong(ValueError, name, f"device {result.device}", out.device)
-        if tuple(out.shape) != tuple(result.shape):
-            raise wrong(ValueError, name, f"shape {tuple(result.shape)}", tuple(out.shape))
+        _same(TypeError, name, "dtype", out.dtype, result.dtype)
+        _same(ValueError, name, "device", out.device, result.device)
+        _same(ValueError, name, "shape", tuple(out.shape), tuple(result.shape))
     every = (*outs.values(), *inputs.values())
     if not any(t.device.type == "meta" or _torch.is_fake(t) for t in every):
         _overlaps(outs, inputs, in_place)

@@ -41,7 +41,7 @@ def _dequantized(q, scale, zero_point):
     return _like(q, torch.float32)
 
 
-def _codes_and_parameters(x, block_size, q_min, q_max, eps, symmetric, dtype, include_zero=False):
+def _codes_and_parameters(x, block_size, q_min, q_max, eps, symmetric, dtype, *_):
     return _like(x, dtype), *_parameters(x, block_size, q_min, q_max)
 
 
@@ -52,6 +52,10 @@ def _codes_numbers_and_parameters(*args):
 
 def _numbers(x, *_):
     return _like(x, x.dtype if x.is_floating_point() else torch.float32)
+
+
+def _gradient(grad, x, *_):
+    return _like(x, x.dtype)
 
 
 # ---- the table --------------------------------------------------------------------------------------
@@ -74,33 +78,21 @@ _GIVEN = "Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max"
 _FAKE = Operator(_GIVEN, ("out",), reference.fake_quantize_op, _checks.quantize, _numbers)
 
 OPERATORS = {
-    "choose_qparams": Operator(
-        _CHOOSE.format(dtype=""), ("scale", "zero_point"),
-        reference.choose_qparams_op, _checks.choose_qparams, _parameters,
-    ),
-    "quantize": Operator(
-        _GIVEN + ", ScalarType dtype", ("out",),
-        reference.quantize_op, _checks.quantize, _codes,
-    ),
-    "dequantize": Operator(
-        "Tensor q, Tensor scale, Tensor zero_point", ("out",),
-        reference.dequantize_op, _checks.dequantize, _dequantized,
-    ),
-    "dynamic_quantize": Operator(
-        _DYNAMIC, ("q", "scale", "zero_point"),
-        reference.dynamic_quantize_op, _checks.dynamic_quantize, _codes_and_parameters,
-    ),
-    "quantize_dequantize": Operator(
-        _DYNAMIC, ("q", "x_hat", "scale", "zero_point"),
-        reference.quantize_dequantize_op, _checks.dynamic_quantize, _codes_numbers_and_parameters,
-    ),
+    "choose_qparams": Operator(_CHOOSE.format(dtype=""), ("scale", "zero_point"),
+        reference.choose_qparams_op, _checks.choose_qparams, _parameters),
+    "quantize": Operator(_GIVEN + ", ScalarType dtype", ("out",),
+        reference.quantize_op, _checks.quantize, _codes),
+    "dequantize": Operator("Tensor q, Tensor scale, Tensor zero_point", ("out",),
+        reference.dequantize_op, _checks.dequantize, _dequantized),
+    "dynamic_quantize": Operator(_DYNAMIC, ("q", "scale", "zero_point"),
+        reference.dynamic_quantize_op, _checks.dynamic_quantize, _codes_and_parameters),
+    "quantize_dequantize": Operator(_DYNAMIC, ("q", "x_hat", "scale", "zero_point"),
+        reference.quantize_dequantize_op, _checks.dynamic_quantize, _codes_numbers_and_parameters),
     "fake_quantize": _FAKE,
-    "_fake_quantize": _FAKE,  # without a gradient: an Autograd kernel costs every call
-    "_fake_quantize_backward": Operator(  # the gradient
-        "Tensor grad, " + _GIVEN, ("out",),
-        reference.fake_quantize_backward_op, _checks.fake_quantize_backward,
-        lambda grad, x, *_: _like(x, x.dtype),
-    ),
+    # The same without a gradient (an Autograd kernel costs every call), and the gradient itself.
+    "_fake_quantize": _FAKE,
+    "_fake_quantize_backward": Operator("Tensor grad, " + _GIVEN, ("out",),
+        reference.fake_quantize_backward_op, _checks.fake_quantize_backward, _gradient),
 }  # fmt: skip
 
 

@@ -190,10 +190,8 @@ def _channel(x: torch.Tensor, channel_dim: int, block_size: Sequence[int] | None
     if rank == 0:
         return None
     if not -rank <= channel_dim < rank:
-        raise IndexError(
-            f"channel_dim: expected a value in [{-rank}, {rank - 1}] "
-            f"for x of shape {tuple(x.shape)}, got {_checks.shown(channel_dim)}"
-        )
+        expected = f"a value in [{-rank}, {rank - 1}] for x of shape {tuple(x.shape)}"
+        raise _checks.wrong(IndexError, "channel_dim", expected, _checks.shown(channel_dim))
     blocks = [-1] * rank
     if rank > 1:  # a vector is one channel: quant_tool reduces over it whole
         blocks[channel_dim] = 1
