@@ -77,7 +77,7 @@ def get_symmetric_qparams(
 
     docs/numerics.md has the formula, docs/options.md helps to choose.
     """
-    blocks, q_min, q_max, eps, *_ = choice(
+    blocks, q_min, q_max, eps, _, _, _ = choice(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, True, False
     )
     scale, zero_point = operators.choose_qparams(x, blocks, q_min, q_max, eps, True)
@@ -165,7 +165,8 @@ def dequantize_tensor(q: torch.Tensor, qparams: QuantizationParams) -> torch.Ten
 
     docs/numerics.md has the formula.
     """
-    return operators.dequantize(q, *unpack(qparams)[:2])
+    scale, zero_point, _, _, _ = unpack(qparams)
+    return operators.dequantize(q, scale, zero_point)
 
 
 def quantize_dequant(
@@ -236,4 +237,5 @@ def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
 
     Arguments and errors are those of :func:`quantize_tensor`.
     """
-    return operators.fake_quantize(x, *unpack(qparams)[:4])
+    scale, zero_point, q_min, q_max, _ = unpack(qparams)
+    return operators.fake_quantize(x, scale, zero_point, q_min, q_max)
