@@ -81,7 +81,7 @@ OPS = "csrc/ops.cpp"
 CHECKS = "csrc/checks.cpp"
 TENSOR = "csrc/tensor.cpp"
 OVERLAP = "csrc/overlap.cpp"
-FAKE = "quantkit/_fake.py"
+FAKE = "quantkit/operators.py"
 
 MUTANTS = (
     Mutant(
@@ -298,10 +298,10 @@ MUTANTS = (
     Mutant("claimed before a check", OPS, "  check_out(out, g.x.sizes, g.x.dim, dtype, g.x);\n  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point});\n",
            "  claim_outs({&out}, {&g.x, &g.scale, &g.zero_point});\n  check_out(out, g.x.sizes, g.x.dim, dtype, g.x);\n", OUT),
     # What compilers are told.
-    Mutant("fake kernels: parameters in x's dtype", FAKE, "first_dtype(x, q_min, q_max)", "first_dtype(x, -128, 127)", GENERATED),
+    Mutant("fake kernels: parameters in x's dtype", FAKE, "reference.first_dtype(x, q_min, q_max)", "reference.first_dtype(x, -128, 127)", GENERATED),
     Mutant("fake kernels: integer zero points in float32", FAKE, "else scale.dtype\n", "else torch.float32\n", GENERATED),
-    Mutant("fake kernels: contiguous results", FAKE, "return torch.empty_like(like, dtype=dtype, requires_grad=False)",
-           "return like.new_empty(like.shape, dtype=dtype)", GENERATED),
+    Mutant("fake kernels: contiguous results", FAKE, "return torch.empty_like(t, dtype=dtype, requires_grad=False)",
+           "return t.new_empty(t.shape, dtype=dtype)", GENERATED),
     # Each check of an output, removed.
     Mutant("no check of an output's dtype", CHECKS, "if (out.dtype != dtype)", "if (false)", OUT),
     Mutant("no check of an output's shape", CHECKS, "if (!std::equal(out.sizes, out.sizes + out.dim, sizes, sizes + dim))", "if (false)", OUT),

@@ -18,56 +18,11 @@ from typing import Any
 
 import torch
 
-from . import _autograd, _checks, _fake, reference
+from . import _autograd, _checks, ops
+from .operators import OPERATORS, fake, schemas
 
 CONTRACT = 1
-
-_CHOOSE = (
-    "Tensor x, int[]? block_size, int q_min, int q_max, float eps, bool symmetric, "
-    "{dtype}bool include_zero=False"
-)
-_DYNAMIC = _CHOOSE.format(dtype="ScalarType dtype, ")
-_GIVEN = "Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max"
-
-# name: (arguments, results, reference, fake); csrc/ops.cpp has the same schemas.
-_OPERATORS: dict[str, tuple[str, tuple[str, ...], Callable[..., Any], Callable[..., Any]]] = {
-    "choose_qparams": (
-        _CHOOSE.format(dtype=""),
-        ("scale", "zero_point"),
-        reference.choose_qparams_op,
-        _fake.choose_qparams,
-    ),
-    "quantize": (
-        _GIVEN + ", ScalarType dtype", ("out",), reference.quantize_op, _fake.quantize,
-    ),
-    "dequantize": (
-        "Tensor q, Tensor scale, Tensor zero_point",
-        ("out",),
-        reference.dequantize_op,
-        _fake.dequantize,
-    ),
-    "dynamic_quantize": (
-        _DYNAMIC,
-        ("q", "scale", "zero_point"),
-        reference.dynamic_quantize_op,
-        _fake.dynamic_quantize,
-    ),
-    "quantize_dequantize": (
-        _DYNAMIC,
-        ("q", "x_hat", "scale", "zero_point"),
-        reference.quantize_dequantize_op,
-        _fake.quantize_dequantize,
-    ),
-    "fake_quantize": (_GIVEN, ("out",), reference.fake_quantize_op, _fake.fake_quantize),
-    # The same without a gradient (an Autograd kernel costs every call), and the gradient itself.
-    "_fake_quantize": (_GIVEN, ("out",), reference.fake_quantize_op, _fake.fake_quantize),
-    "_fake_quantize_backward": (
-        "Tensor grad, " + _GIVEN,
-        ("out",),
-        reference.fake_quantize_backward_op,
-        _fake.fake_quantize_backward,
-    ),
-}  # fmt: skip
+_ops = torch.ops.quantkit
 
 
 @dataclass(frozen=True)
@@ -148,16 +103,47 @@ def _load():
     return module, ""
 
 
-def _schemas(name: str) -> tuple[str, str]:
-    """The functional schema and that of the ``out`` overload."""
-    arguments, results, *_ = _OPERATORS[name]
-    returns = "Tensor" if len(results) == 1 else f"({', '.join(['Tensor'] * len(results))})"
-    outs = ", ".join(f"Tensor({chr(97 + i)}!) {result}" for i, result in enumerate(results))
-    return f"{name}({arguments}) -> {returns}", f"{name}.out({arguments}, *, {outs}) -> ()"
+# ---- kernels around those of an operator ------------------------------------------------------------
 
 
-def _as_operator(function):
-    """An operator raises RuntimeError where the Python functions raise the exact type, as from C++."""
+def _out_overload(name: str, function: Callable[..., Any], write: bool) -> Callable[..., Any]:
+    """The ``out`` overload of a functional implementation (or, without writing, of a fake one)."""
+    operator = OPERATORS[name]
+    names = inspect.signature(operator.reference).parameters
+
+    def kernel(*args, **kwargs):
+        outs = {name: kwargs.pop(name) for name in operator.results}
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        results = function(*arguments.values())
+        results = results if isinstance(results, tuple) else (results,)
+        inputs = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+        in_place = "x" if name.endswith("fake_quantize") else None
+        _checks.outputs(outs, results, inputs, in_place)
+        if write:
+            _checks.claim(outs)
+            for out, result in zip(outs.values(), results, strict=True):
+                out.copy_(result)
+
+    return kernel
+
+
+def _negative(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """For a lazy negation (``z.conj().imag``) among the arguments: torch's own fallback loses ``out``."""
+
+    def kernel(*args, **outs):
+        for name, out in outs.items():
+            if isinstance(out, torch.Tensor) and out.is_neg():
+                raise RuntimeError(
+                    f"{name}: expected a tensor that is not lazily negated; pass a clone"
+                )
+        plain = (a.resolve_neg() if isinstance(a, torch.Tensor) else a for a in args)
+        return operator(*plain, **outs)
+
+    return kernel
+
+
+def _raising_runtime_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As C++ does: operators raise RuntimeError where the functions raise the exact type."""
 
     def kernel(*args, **kwargs):
         try:
@@ -168,83 +154,64 @@ def _as_operator(function):
     return kernel
 
 
-def _out_overload(name: str, function, write: bool):
-    """The ``out`` overload of a functional implementation (or, without writing, of a fake one)."""
-    _, names, *_ = _OPERATORS[name]
-    signature = inspect.signature(function)
+def _raising_exact_errors(
+    operator: Callable[..., Any], check: Callable[..., Any]
+) -> Callable[..., Any]:
+    """operator for the public functions; where it raises, check(*args) names the error."""
 
-    def kernel(*args, **kwargs):
-        outs = {name: kwargs.pop(name) for name in names}
-        arguments = signature.bind(*args, **kwargs).arguments
-        results = function(**arguments)
-        results = results if isinstance(results, tuple) else (results,)
-        inputs = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor)}
-        _checks.outputs(
-            outs,
-            [(r.shape, r.dtype, r.device) for r in results],
-            inputs,
-            in_place="x" if name.endswith("fake_quantize") else None,
-        )
-        _checks.outside_of_graphs(outs)
-        if write:
-            _checks.claim(outs)
-            for out, result in zip(outs.values(), results, strict=True):
-                out.copy_(result)
+    def call(*args):
+        try:
+            return operator(*args)
+        except Exception as error:  # torch's own of foreign arguments are of any type
+            raised = error
+        try:
+            check(*args)
+        except Exception as explained:
+            raise explained from None
+        raise raised
 
-    return kernel
+    return call
 
 
-def _negative_kernel(operator):
-    """For a lazy negation (``z.conj().imag``) among the arguments: torch's own fallback loses ``out``."""
-
-    def kernel(*args, **outs):
-        for name, out in outs.items():
-            if isinstance(out, torch.Tensor) and out.is_neg():
-                raise RuntimeError(
-                    f"{name}: expected a tensor that is not lazily negated; pass a clone"
-                )
-        return operator(
-            *(a.resolve_neg() if isinstance(a, torch.Tensor) else a for a in args), **outs
-        )
-
-    return kernel
+# ---- registration -----------------------------------------------------------------------------------
 
 
-def _register_fallback(library: torch.library.Library) -> None:
-    for name, (_, _, function, _) in _OPERATORS.items():
-        for schema in _schemas(name):
-            library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        out = _out_overload(name, function, write=True)
-        library.impl(name, _as_operator(function), "CompositeExplicitAutograd")
-        library.impl(f"{name}.out", _as_operator(out), "CompositeExplicitAutograd")
-
-
-def _register_shared(library: torch.library.Library) -> None:
-    """Fake kernels and autograd: the same for the extension and the fallback."""
-    for name, (_, _, _, fake) in _OPERATORS.items():
-        torch.library.register_fake(f"quantkit::{name}", _as_operator(fake), lib=library)
-        torch.library.register_fake(
-            f"quantkit::{name}.out",
-            _as_operator(_out_overload(name, fake, write=False)),
-            lib=library,
-        )
-        # Without a kernel on this key results would claim requires_grad=True.
-        if name != "fake_quantize":
-            library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-        library.impl(f"{name}.out", torch.library.fallthrough_kernel, "Autograd")
-        out = getattr(torch.ops.quantkit, name).out
-        for operator in (getattr(torch.ops.quantkit, name).default, out):
-            if torch.Tag.pt2_compliant_tag not in operator.tags:  # from C++ only since torch 2.12
-                operator.tags.append(torch.Tag.pt2_compliant_tag)
-        library.impl(f"{name}.out", _negative_kernel(out), "Negative")
-    library.impl("fake_quantize", _autograd.kernel, "Autograd")
+def _register(library: torch.library.Library) -> None:
+    """The operators where there is no extension; fake kernels and autograd, the same for both."""
+    for name, operator in OPERATORS.items():
+        functional, out = operator.reference, _out_overload(name, operator.reference, write=True)
+        for kernel, schema in zip((functional, out), schemas(name), strict=True):
+            if extension is None:
+                library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+                kernel = _raising_runtime_errors(kernel)
+                library.impl(schema.partition("(")[0], kernel, "CompositeExplicitAutograd")
+        fakes = fake(name), _out_overload(name, fake(name), write=False)
+        overloads = getattr(_ops, name).default, getattr(_ops, name).out
+        for kernel, overload in zip(fakes, overloads, strict=True):
+            torch.library.register_fake(overload, _raising_runtime_errors(kernel), lib=library)
+            if torch.Tag.pt2_compliant_tag not in overload.tags:  # from C++ only since torch 2.12
+                overload.tags.append(torch.Tag.pt2_compliant_tag)
+            # Without a kernel on this key results would claim requires_grad=True.
+            if str(overload) != "quantkit.fake_quantize.default":
+                library.impl(overload, torch.library.fallthrough_kernel, "Autograd")
+        library.impl(overloads[1], _negative(overloads[1]), "Negative")
 
 
 extension, reason = _load()
 _library = torch.library.Library("quantkit", "DEF" if extension is None else "FRAGMENT")
+_register(_library)
 if extension is None:
-    _register_fallback(_library)
     warnings.warn(
         f"quantkit runs its slow pure-torch reference: {reason}", UserWarning, stacklevel=3
     )
-_register_shared(_library)
+
+_plain = _ops._fake_quantize.default
+_straight_through = _autograd.straight_through(_plain, _ops._fake_quantize_backward.default)
+_library.impl("fake_quantize", _autograd.kernel(_straight_through, _plain), "Autograd")
+_called = {name: getattr(_ops, name).default for name in OPERATORS if name[0] != "_"}
+_called["fake_quantize"] = _autograd.by_mode(
+    _called["fake_quantize"], _straight_through.apply, _plain
+)
+ops.operators = ops.Operators(
+    **{name: _raising_exact_errors(call, OPERATORS[name].check) for name, call in _called.items()}
+)

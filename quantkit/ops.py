@@ -1,39 +1,29 @@
-"""The public functions: each calls one operator of ``torch.ops.quantkit``, opaque to compilers."""
+"""The public functions, written once over operators: torch.ops.quantkit's, opaque to compilers, here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from . import _autograd, _checks, _load, _torch  # noqa: F401  (_load registers the operators)
-from ._checks import NUMBER
 from .params import QuantizationParams, choice, unpack
 
-_ops = torch.ops.quantkit
-_choose_qparams = _ops.choose_qparams.default
-_quantize = _ops.quantize.default
-_dequantize = _ops.dequantize.default
-_dynamic_quantize = _ops.dynamic_quantize.default
-_quantize_dequantize = _ops.quantize_dequantize.default
-_fake_quantize = _ops.fake_quantize.default
-_fake_quantize_without_gradient = _ops._fake_quantize.default
-_is_compiling, _is_tracing = torch.compiler.is_compiling, _torch.is_tracing
-_may_be_transformed = _torch.may_be_transformed
+
+@dataclass
+class Operators:
+    """What the functions call. Each raises the contract's exact errors."""
+
+    choose_qparams: Callable[..., Any]
+    quantize: Callable[..., Any]
+    dequantize: Callable[..., Any]
+    dynamic_quantize: Callable[..., Any]
+    quantize_dequantize: Callable[..., Any]
+    fake_quantize: Callable[..., Any]
 
 
-def _call(operator: Callable[..., Any], check: Callable[..., None], *args: object) -> Any:
-    """operator(*args); where it refuses, check(*args) names the error by the contract's type."""
-    try:
-        return operator(*args)
-    except Exception as error:  # torch's own refusals of foreign arguments are of any type
-        refused = error
-    try:
-        check(*args)
-    except Exception as explained:
-        raise explained from None
-    raise refused
+operators: Any = None  # Operators, from _load, which registers them; quantkit.reference has its own
 
 
 def get_symmetric_qparams(
@@ -87,12 +77,10 @@ def get_symmetric_qparams(
 
     docs/numerics.md has the formula, docs/options.md helps to choose.
     """
-    blocks, q_min, q_max, eps, *_ = choice(
-        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, True
+    blocks, q_min, q_max, eps, _, _, _ = choice(
+        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, True, False
     )
-    scale, zero_point = _call(
-        _choose_qparams, _checks.choose_qparams, x, blocks, q_min, q_max, eps, True
-    )
+    scale, zero_point = operators.choose_qparams(x, blocks, q_min, q_max, eps, True)
     return QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
 
@@ -131,13 +119,10 @@ def get_asymmetric_qparams(
 
     docs/numerics.md has the formula, docs/options.md helps to choose.
     """
-    blocks, q_min, q_max, eps, _, include_zero = choice(
+    blocks, q_min, q_max, eps, _, include_zero, _ = choice(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, False, include_zero
     )
-    scale, zero_point = _call(
-        _choose_qparams, _checks.choose_qparams,
-        x, blocks, q_min, q_max, eps, False, include_zero,
-    )  # fmt: skip
+    scale, zero_point = operators.choose_qparams(x, blocks, q_min, q_max, eps, False, include_zero)
     return QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
 
@@ -162,9 +147,7 @@ def quantize_tensor(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tenso
 
     docs/numerics.md has the formula.
     """
-    scale, zero_point, q_min, q_max, dtype = unpack(qparams)
-    number = NUMBER.get(dtype, dtype)
-    return _call(_quantize, _checks.quantize, x, scale, zero_point, q_min, q_max, number)
+    return operators.quantize(x, *unpack(qparams))
 
 
 def dequantize_tensor(q: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
@@ -182,8 +165,8 @@ def dequantize_tensor(q: torch.Tensor, qparams: QuantizationParams) -> torch.Ten
 
     docs/numerics.md has the formula.
     """
-    scale, zero_point, *_ = unpack(qparams)
-    return _call(_dequantize, _checks.dequantize, q, scale, zero_point)
+    scale, zero_point, _, _, _ = unpack(qparams)
+    return operators.dequantize(q, scale, zero_point)
 
 
 def quantize_dequant(
@@ -209,13 +192,12 @@ def quantize_dequant(
             has values on both sides of 0.
         The other arguments, results, errors and warnings: those of the three functions.
     """
-    blocks, q_min, q_max, eps, sym, include_zero = choice(
+    blocks, q_min, q_max, eps, sym, include_zero, code = choice(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero
     )
-    q, x_hat, scale, zero_point = _call(
-        _quantize_dequantize, _checks.dynamic_quantize,
-        x, blocks, q_min, q_max, eps, sym, NUMBER.get(dtype, dtype), include_zero,
-    )  # fmt: skip
+    q, x_hat, scale, zero_point = operators.quantize_dequantize(
+        x, blocks, q_min, q_max, eps, sym, code, include_zero
+    )
     return q, x_hat, QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
 
@@ -236,13 +218,12 @@ def dynamic_quantize(
 
     This is :func:`quantize_dequant` without the reconstruction.
     """
-    blocks, q_min, q_max, eps, sym, include_zero = choice(
+    blocks, q_min, q_max, eps, sym, include_zero, code = choice(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero
     )
-    q, scale, zero_point = _call(
-        _dynamic_quantize, _checks.dynamic_quantize,
-        x, blocks, q_min, q_max, eps, sym, NUMBER.get(dtype, dtype), include_zero,
-    )  # fmt: skip
+    q, scale, zero_point = operators.dynamic_quantize(
+        x, blocks, q_min, q_max, eps, sym, code, include_zero
+    )
     return q, QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
 
 
@@ -257,13 +238,4 @@ def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     Arguments and errors are those of :func:`quantize_tensor`.
     """
     scale, zero_point, q_min, q_max, _ = unpack(qparams)
-    operator: Callable[..., Any]
-    if _is_compiling() or _is_tracing():
-        operator = _fake_quantize  # a graph may be differentiated later, and read by others
-    elif _may_be_transformed() and _torch.is_transformed() is not False:
-        operator = _autograd.FakeQuantize.apply
-    elif _autograd.is_differentiable(x):
-        operator = _fake_quantize
-    else:
-        operator = _fake_quantize_without_gradient
-    return _call(operator, _checks.quantize, x, scale, zero_point, q_min, q_max)
+    return operators.fake_quantize(x, scale, zero_point, q_min, q_max)

@@ -78,7 +78,7 @@ def _same(a: Any, b: Any) -> bool:
     """Whether two tensors, or numbers that stand for them, have the same contents."""
     if a is b:
         return True
-    pair = [_number("scale", t) if _is_number(t) else t for t in (a, b)]
+    pair = [_as_tensor("scale", t) for t in (a, b)]
     for t in pair:
         if not isinstance(t, torch.Tensor) or t.is_meta or _torch.is_fake(t):
             return False
@@ -134,87 +134,90 @@ _torch.register_pytree_node(
 )
 
 
+# ---- from the arguments of functions to those of operators --------------------------------------------
+
+
 def _is_number(value: object) -> bool:
     return isinstance(_checks.number(value), (int, float))
 
 
-def _number(name: str, value: float) -> torch.Tensor:
-    # On the CPU, whatever the default device.
+def _as_tensor(name: str, value: Any) -> Any:
+    """A number as a 0-dim tensor on the CPU, whatever the default device; anything else as it is."""
+    if isinstance(value, torch.Tensor) or not _is_number(value):
+        return value
     value = _checks.to_float(name, _checks.number(value))
     return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
-def unpack(
-    qparams: QuantizationParams,
-) -> tuple[torch.Tensor, torch.Tensor, int, int, torch.dtype]:
-    """scale and zero_point as tensors, the limits, and the integer dtype spelled out."""
+# Where a type is compared here the usual case is spared a call.
+
+
+def unpack(qparams: QuantizationParams) -> tuple[torch.Tensor, torch.Tensor, int, int, int]:
+    """scale and zero_point as tensors, the limits, and torch's number of the codes' dtype."""
     try:
         scale, zero_point = qparams.scale, qparams.zero_point
         q_min, q_max = qparams.q_min, qparams.q_max
     except AttributeError:
-        raise TypeError(
-            f"qparams: expected a QuantizationParams, got {type(qparams).__name__}"
+        raise _checks.wrong(
+            TypeError, "qparams", "a QuantizationParams", type(qparams).__name__
         ) from None
-    if not isinstance(scale, torch.Tensor) and _is_number(scale):
-        scale = _number("scale", scale)
-    if not isinstance(zero_point, torch.Tensor) and _is_number(zero_point):
-        zero_point = _number("zero_point", zero_point)
+    if type(scale) is not torch.Tensor:
+        scale = _as_tensor("scale", scale)
+    if type(zero_point) is not torch.Tensor:
+        zero_point = _as_tensor("zero_point", zero_point)
     dtype = getattr(qparams, "dtype", None)  # quant_tool's parameters have none
     if dtype is None:
         q_min, q_max = _checks.number(q_min), _checks.number(q_max)
-        dtype = _checks.smallest_dtype(q_min, q_max)
-    else:
-        _checks.limits(dtype)
+        return scale, zero_point, q_min, q_max, _checks.smallest_format(q_min, q_max).number
+    code = _checks.format_of(dtype).number
+    if type(q_min) is not int or type(q_max) is not int:
         q_min, q_max = _checks.integer("q_min", q_min), _checks.integer("q_max", q_max)
-    return scale, zero_point, q_min, q_max, dtype
+    return scale, zero_point, q_min, q_max, code
 
 
-def block_size_of(
-    x: torch.Tensor, per_channel: bool, channel_dim: int, block_size: Sequence[int] | None
-) -> Sequence[int] | None:
-    """The operators' ``block_size`` for the public arguments."""
-    if not _checks.flag("per_channel", per_channel):
-        return _checks.block_sizes(block_size)
+def _channel(x: torch.Tensor, channel_dim: int, block_size: Sequence[int] | None) -> Any:
+    """The operators' block_size for per_channel=True."""
     if block_size is not None:
         raise ValueError(
             "block_size: cannot be given together with per_channel=True, "
             f"got {_checks.shown_sizes(block_size)}"
         )
-    _checks.tensor("x", x)
-    channel_dim = _checks.integer("channel_dim", channel_dim)
+    if type(x) is not torch.Tensor:
+        _checks.tensor("x", x)
+    if type(channel_dim) is not int:
+        channel_dim = _checks.integer("channel_dim", channel_dim)
     rank = x.dim()
     if rank == 0:
         return None
     if not -rank <= channel_dim < rank:
-        raise IndexError(
-            f"channel_dim: expected a value in [{-rank}, {rank - 1}] "
-            f"for x of shape {tuple(x.shape)}, got {_checks.shown(channel_dim)}"
-        )
+        expected = f"a value in [{-rank}, {rank - 1}] for x of shape {tuple(x.shape)}"
+        raise _checks.wrong(IndexError, "channel_dim", expected, _checks.shown(channel_dim))
     blocks = [-1] * rank
     if rank > 1:  # a vector is one channel: quant_tool reduces over it whole
         blocks[channel_dim] = 1
     return blocks
 
 
-def limits(dtype: torch.dtype, q_min: int | None, q_max: int | None) -> tuple[int, int]:
-    """[q_min, q_max] within dtype's limits, which stand where none was given."""
-    low, high = _checks.limits(dtype)
-    if q_min is None and q_max is None:
-        return low, high
-    low = low if q_min is None else _checks.integer("q_min", q_min)
-    high = high if q_max is None else _checks.integer("q_max", q_max)
-    _checks.q_range(low, high, dtype)
-    return low, high
-
-
 def choice(
     x: torch.Tensor, per_channel: bool, channel_dim: int, block_size: Sequence[int] | None,
     dtype: torch.dtype, q_min: int | None, q_max: int | None,
-    eps: float, symmetric: bool, include_zero: bool = False,
-) -> tuple[Sequence[int] | None, int, int, float, bool, bool]:  # fmt: skip
-    """The operators' arguments from block_size to include_zero, for the public ones."""
-    q_min, q_max = limits(dtype, q_min, q_max)
-    blocks = block_size_of(x, per_channel, channel_dim, block_size)
-    symmetric = _checks.flag("symmetric (sym)", symmetric)
-    include_zero = _checks.flag("include_zero", include_zero)
-    return blocks, q_min, q_max, _checks.real("eps", eps), symmetric, include_zero
+    eps: float, symmetric: bool, include_zero: bool,
+) -> tuple[Sequence[int] | None, int, int, float, bool, bool, int]:  # fmt: skip
+    """The operators' arguments from block_size to include_zero, and torch's number of dtype."""
+    code = _checks.format_of(dtype)
+    if q_min is None and q_max is None:
+        low, high = code.low, code.high
+    else:
+        low = code.low if q_min is None else _checks.integer("q_min", q_min)
+        high = code.high if q_max is None else _checks.integer("q_max", q_max)
+        _checks.q_range(low, high, dtype)
+    if per_channel is not False and _checks.flag("per_channel", per_channel):
+        block_size = _channel(x, channel_dim, block_size)
+    elif block_size is not None:
+        block_size = _checks.block_sizes(block_size)
+    if type(symmetric) is not bool or type(include_zero) is not bool:
+        symmetric = _checks.flag("symmetric (sym)", symmetric)
+        include_zero = _checks.flag("include_zero", include_zero)
+    if type(eps) is not float:
+        eps = _checks.real("eps", eps)
+    return block_size, low, high, eps, symmetric, include_zero, code.number

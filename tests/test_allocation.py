@@ -14,7 +14,7 @@ from lib.backends import EMULATOR, daily, running_on
 from lib.cases import assert_same, bits_of
 
 import quantkit
-from quantkit import _load
+from quantkit.operators import OPERATORS
 
 ops = torch.ops.quantkit
 TESTS = Path(__file__).resolve().parent
@@ -64,7 +64,7 @@ def test_results_that_no_memory_can_hold(which, isa):
     assert resident() - before < 1 << 18
     assert [uses(t) for t in ones] == held
     assert all(map(torch.equal, map(bits_of, ones), bits))
-    assert_same(getattr(ops, name)(*args), _load._OPERATORS[name][2](*args))
+    assert_same(getattr(ops, name)(*args), OPERATORS[name].reference(*args))
 
 
 @pytest.mark.parametrize("shape", [(2**61,), (2**31, 2**31), (2**62,)], ids=str)
@@ -138,4 +138,4 @@ def test_every_small_allocation_refused(tmp_path):
     command = [*compiler.split(), "-O1", "-shared", "-fPIC", "-o", library, source]
     subprocess.run(command, check=True)
     made = in_another_process(f"refused_one_by_one({str(library)!r})", LD_PRELOAD=str(library))
-    assert len(made) == len(_load._OPERATORS) and all(n > 10 for n in made.values()), made
+    assert len(made) == len(OPERATORS) and all(n > 10 for n in made.values()), made

@@ -31,6 +31,7 @@ from lib.cases import assert_same
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quantkit import QuantizationParams, _checks, _load, reference
+from quantkit.operators import OPERATORS
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [
@@ -38,10 +39,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning"),
 ]
 
-OPERATORS = pytest.mark.parametrize("name", _load._OPERATORS)
+EVERY_OPERATOR = pytest.mark.parametrize("name", OPERATORS)
 
 
-@OPERATORS
+@EVERY_OPERATOR
 def test_each_argument_of_each_operator(name):
     operator = getattr(ops, name)
     for argument in arguments_of(name):
@@ -64,7 +65,7 @@ def test_numbers_of_other_dtypes_or_of_none(number, name="quantize"):
         refused((RuntimeError,), ("dtype", "ScalarType"), call, tensors)
 
 
-@OPERATORS
+@EVERY_OPERATOR
 def test_limits_and_flags_that_exclude_each_other(name):
     arguments = arguments_of(name)
     cases = [{"q_min": 5, "q_max": 4}, {"q_min": 2**63 - 1, "q_max": -(2**63)}]
@@ -97,7 +98,7 @@ def test_empty_tensors_have_no_parameters_to_choose(name):
             )  # fmt: skip
 
 
-@OPERATORS
+@EVERY_OPERATOR
 def test_calls_that_do_not_fit_the_schema(name):
     arguments, outs = arguments_of(name), outs_of(name)
     operator, positional = getattr(ops, name), list(arguments.values())
@@ -113,7 +114,7 @@ def test_calls_that_do_not_fit_the_schema(name):
         refused((RuntimeError,), (named, name), call, tensors)
 
 
-@OPERATORS
+@EVERY_OPERATOR
 def test_meta_tensors_beside_real_ones(name):
     tensors = [k for k, v in arguments_of(name).items() if isinstance(v, torch.Tensor)]
     for argument in tensors:
@@ -131,7 +132,7 @@ def test_meta_tensors_beside_real_ones(name):
         )  # fmt: skip
 
 
-@OPERATORS
+@EVERY_OPERATOR
 def test_fake_tensors_beside_real_ones_are_torchs_own_error(name):
     every = {k: v for k, v in arguments_of(name).items() if isinstance(v, torch.Tensor)}
     operator = getattr(ops, name)
@@ -151,7 +152,7 @@ def test_fake_tensors_beside_real_ones_are_torchs_own_error(name):
             )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [n for n in _load._OPERATORS if not n.startswith("_")])
+@pytest.mark.parametrize("name", [n for n in OPERATORS if not n.startswith("_")])
 def test_meta_tensors_are_refused_as_real_ones_are(name):
     """Where all tensors are meta the checks are those of the fake kernels."""
     operator = getattr(ops, name)
@@ -168,7 +169,7 @@ def test_meta_tensors_are_refused_as_real_ones_are(name):
         assert repr(caught_on_meta.value) == repr(caught.value)
 
 
-@OPERATORS
+@EVERY_OPERATOR
 def test_lazily_negated_tensors_change_no_refusal(name):
     """Torch hands such calls to a kernel in Python first."""
     operator = getattr(ops, name)
@@ -190,9 +191,7 @@ def test_lazily_negated_tensors_change_no_refusal(name):
 
 # ---- out= -----------------------------------------------------------------------------------------
 
-RESULTS = [
-    (name, result) for name, (_, results, *_) in _load._OPERATORS.items() for result in results
-]
+RESULTS = [(name, result) for name, (_, results, *_) in OPERATORS.items() for result in results]
 EVERY_RESULT = pytest.mark.parametrize(("name", "result"), RESULTS)
 
 
@@ -253,7 +252,7 @@ def pairs_in_one_memory(name):
         yield from ((result, other) for other in [*inputs, *results[:i]])
 
 
-@OPERATORS
+@EVERY_OPERATOR
 def test_outputs_in_the_memory_of_another_tensor(name):
     for result, other in pairs_in_one_memory(name):
         with described(result, other):

@@ -13,7 +13,8 @@ from lib.cases import FLOATS, assert_same, given, values
 from torch._dynamo.utils import counters
 
 import quantkit
-from quantkit import _fake, _load, reference
+from quantkit import operators, reference
+from quantkit.operators import OPERATORS
 
 ROOT = Path(__file__).resolve().parent.parent
 ops = torch.ops.quantkit
@@ -205,7 +206,7 @@ def test_aot_inductor_package(tmp_path):
     example = values((4, 6), torch.bfloat16)
     program = torch.export.export(Everything(), (example,), dynamic_shapes=(free,))
     file = str(tmp_path / "model.pt2")
-    if _fake._AOT_CHANGES_DTYPES:
+    if operators._AOT_CHANGES_DTYPES:
         with pytest.raises(Exception, match=r"AOTInductor before torch 2\.12 changes the dtype"):
             torch._inductor.aoti_compile_and_package(program, package_path=file)
         return
@@ -225,16 +226,16 @@ def test_an_aot_inductor_that_changes_dtypes_meets_a_refusal_in_every_operator_w
     from torch._inductor.virtualized import V
 
     refused = []
-    for name in _load._OPERATORS:
+    for name in OPERATORS:
         arguments, outs = arguments_of(name), outs_of(name)
         far = {k: a.to("meta") if isinstance(a, torch.Tensor) else a for k, a in arguments.items()}
         calls = [(getattr(ops, name).default, {})]
         calls += [(getattr(ops, name).out, {k: t.to("meta") for k, t in outs.items()})]
         for operator, outs in calls:
             with V.set_aot_compilation(True):
-                monkeypatch.setattr(_fake, "_AOT_CHANGES_DTYPES", False)
+                monkeypatch.setattr(operators, "_AOT_CHANGES_DTYPES", False)
                 operator(**far, **outs)
-                monkeypatch.setattr(_fake, "_AOT_CHANGES_DTYPES", True)
+                monkeypatch.setattr(operators, "_AOT_CHANGES_DTYPES", True)
                 if "dtype" not in far:
                     operator(**far, **outs)
                     continue

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import quantkit
-from quantkit import _load
+from quantkit.operators import OPERATORS, schemas
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md")])
@@ -52,8 +52,8 @@ def test_the_api_page_is_that_of_the_docstrings():
 
 def test_every_schema_is_documented():
     page = (ROOT / "docs" / "operators.md").read_text()
-    for name in (name for name in _load._OPERATORS if not name.startswith("_")):
-        assert f"## {name}" in page and _load._schemas(name)[0] in page, name
+    for name in (name for name in OPERATORS if not name.startswith("_")):
+        assert f"## {name}" in page and schemas(name)[0] in page, name
 
 
 def test_every_environment_variable_is_documented():

@@ -8,7 +8,8 @@ from lib.cases import FLOATS, assert_same, assert_same_kind, flat, ops
 from torch._dynamo.utils import counters
 
 import quantkit
-from quantkit import _load, reference
+from quantkit import reference
+from quantkit.operators import OPERATORS
 
 pytestmark = pytest.mark.fallback
 CHOOSERS = ("choose_qparams", "dynamic_quantize", "quantize_dequantize")
@@ -47,7 +48,7 @@ def test_choosers_without_blocks(backend):
     for (shape, blocks, expected), name in itertools.product(CASES, CHOOSERS):
         for dtype in dtypes if shape == (0, 8) else dtypes[:1]:
             args = arguments(name, torch.zeros(shape, dtype=dtype), blocks, dtype.itemsize < 3)
-            _, names, function, _ = _load._OPERATORS[name]
+            _, names, function, *_ = OPERATORS[name]
             operator = getattr(ops, name)
             meta = (args[0].to("meta"), *args[1:])
             if expected is None:

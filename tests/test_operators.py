@@ -8,7 +8,7 @@ from lib.backends import daily
 from lib.cases import NAMES, flat, inputs
 
 import quantkit
-from quantkit import _load
+from quantkit.operators import OPERATORS
 
 ops = torch.ops.quantkit
 PACKAGE = Path(quantkit.__file__).parent
@@ -27,7 +27,7 @@ def test_opcheck(name, which):
 @EACH
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck_out(name, which):
-    _, results, *_ = _load._OPERATORS[name]
+    _, results, *_ = OPERATORS[name]
     args = list(inputs(name))[which]
     args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
     made = flat(getattr(ops, name).default(*args))

@@ -25,6 +25,7 @@ from lib.bad import (
 from lib.cases import assert_same
 
 from quantkit import QuantizationParams, _load, reference
+from quantkit.operators import OPERATORS
 
 pytestmark = [
     pytest.mark.fallback,
@@ -90,7 +91,7 @@ def flat(result):
 @st.composite
 def spoiled_calls(draw):
     """An operator, with one to three of its arguments or outputs replaced by anything."""
-    name = draw(st.sampled_from(list(_load._OPERATORS)))
+    name = draw(st.sampled_from(list(OPERATORS)))
     arguments, outs = arguments_of(name), outs_of(name)
     every = [(arguments, k) for k in arguments] + [(outs, k) for k in outs]
     for i in draw(st.lists(st.integers(0, len(every) - 1), min_size=1, max_size=3, unique=True)):
@@ -118,7 +119,7 @@ def plain(everything):
 @settings(max_examples=100, deadline=None, print_blob=True)
 def test_operators_do_as_the_reference_or_refuse(spoiled):
     name, arguments, outs = spoiled
-    function = _load._OPERATORS[name][2]
+    function = OPERATORS[name].reference
     operator = getattr(ops, name)
     fits = all(isinstance(v, int) for k, v in arguments.items() if KIND_OF.get(k) == "flag")
     if fits:  # else the schema refuses it, which the reference's function does not have

@@ -10,6 +10,7 @@ import torch
 from lib.cases import assert_same, bits_of
 
 from quantkit import _load
+from quantkit.operators import OPERATORS
 
 ops = torch.ops.quantkit
 NEVER = 2**45  # elements: more than an address space holds
@@ -66,7 +67,7 @@ def limited_calls(isa):
     """(what is tried, operator, arguments, outputs or None)."""
     emulated = isa == "cuda_emu"
     n = 1 << (10 if emulated else 11)
-    for name, (_, names, function, _) in _load._OPERATORS.items():
+    for name, (_, names, function, *_) in OPERATORS.items():
         if emulated and "zero_point" not in names:
             continue  # slow, and with no scratch of its own
         args = given(name, n, True)
@@ -110,7 +111,7 @@ def refused_step_by_step(isa):
 
 
 def refusals(name, args, outs, step):
-    right = tuple_of(_load._OPERATORS[name][2](*args))
+    right = tuple_of(OPERATORS[name].reference(*args))
     inputs = tensors_of(args)
     bits, held = [bits_of(t) for t in inputs], [uses(t) for t in inputs]
 
@@ -164,7 +165,7 @@ def refused_one_by_one(library):
     """Every call of operator new fails once, in each operator; prints how many there were."""
     new, written = ctypes.PyDLL(library), []
     torch.set_num_threads(1)
-    for name, (_, names, function, _) in _load._OPERATORS.items():
+    for name, (_, names, function, *_) in OPERATORS.items():
         args = given(name, 6, True)
         right = tuple_of(function(*args))
         outs = dict(zip(names, map(strided, right), strict=True))

@@ -10,6 +10,7 @@ from lib.cases import assert_same, ops
 
 import quantkit
 from quantkit import _load
+from quantkit.operators import OPERATORS
 
 EMULATOR = "cuda_emu"
 BACKENDS = ("reference",) if _load.extension is None else quantkit.backend().isas
@@ -56,7 +57,7 @@ def with_results(calls):
     with contextlib.suppress(StopIteration):
         while True:
             name, args = calls.send(right)
-            right = _load._OPERATORS[name][2](*args)
+            right = OPERATORS[name].reference(*args)
             yield name, args, right
 
 

@@ -16,7 +16,8 @@ from lib.cases import bits_of, flat, values
 from torch._subclasses.fake_tensor import FakeTensor
 
 import quantkit
-from quantkit import QuantizationParams, _checks, _load, reference
+from quantkit import QuantizationParams, _checks, reference
+from quantkit.operators import OPERATORS
 
 ops = torch.ops.quantkit
 MODULES = {"quantkit": quantkit, "reference": reference}
@@ -50,7 +51,7 @@ def arguments_of(name):
 
 @functools.cache
 def results_of(name):
-    _, names, function, _ = _load._OPERATORS[name]
+    _, names, function, *_ = OPERATORS[name]
     return dict(zip(names, flat(function(**arguments_of(name))), strict=True))
 
 

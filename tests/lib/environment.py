@@ -15,6 +15,7 @@ import torch
 from lib.cases import FLOATS, STRIDES, assert_same, ops, parameter_shape, values
 
 from quantkit import _load
+from quantkit.operators import OPERATORS
 
 MACHINE = platform.machine()
 
@@ -116,7 +117,7 @@ class Case:
 
     def __init__(self, name, args, right=None, out=False):
         self.name, self.args = name, args
-        _, names, function, _ = _load._OPERATORS[name]
+        _, names, function, *_ = OPERATORS[name]
         self.right = (function(*args) if right is None else right,)
         if isinstance(self.right[0], tuple):
             (self.right,) = self.right

@@ -1,0 +1,132 @@
+"""The operators of ``torch.ops.quantkit``: one table of schemas, references, checks and results.
+
+A new operator is a row of OPERATORS, a function in reference.py and its errors in _checks.py.
+csrc/ops.cpp has the same schemas; tests/test_operators.py compares them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from . import _checks, _torch, reference
+
+_Function = Callable[..., Any]
+
+# ---- results without values -----------------------------------------------------------------------
+
+
+def _like(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_like(t, dtype=dtype, requires_grad=False)
+
+
+def _parameters(x, block_size, q_min, q_max, *_):
+    shape = reference.parameter_shape(x.shape, block_size)
+    dtype = reference.first_dtype(x, q_min, q_max)
+    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+
+
+def _codes(x, scale, zero_point, q_min, q_max, dtype):
+    return _like(x, dtype)
+
+
+def _dequantized(q, scale, zero_point):
+    zero_dtype = zero_point.dtype if zero_point.is_floating_point() else scale.dtype
+    for p, dtype in ((scale, scale.dtype), (zero_point, zero_dtype)):
+        if dtype == torch.float64 and (p.dim() > 0 or q.dim() == 0):
+            return _like(q, torch.float64)
+    return _like(q, torch.float32)
+
+
+def _codes_and_parameters(x, block_size, q_min, q_max, eps, symmetric, dtype, *_):
+    return _like(x, dtype), *_parameters(x, block_size, q_min, q_max)
+
+
+def _codes_numbers_and_parameters(*args):
+    q, *parameters = _codes_and_parameters(*args)
+    return q, _dequantized(q, *parameters), *parameters
+
+
+def _numbers(x, *_):
+    return _like(x, x.dtype if x.is_floating_point() else torch.float32)
+
+
+def _gradient(grad, x, *_):
+    return _like(x, x.dtype)
+
+
+# ---- the table --------------------------------------------------------------------------------------
+
+
+class Operator(NamedTuple):
+    arguments: str  # of the schema
+    results: tuple[str, ...]  # their names, which are also those of the `out=` arguments
+    reference: _Function
+    check: _Function  # raises the contract's exact errors
+    shaped: _Function  # the results without values: for torch.compile, export and meta tensors
+
+
+_CHOOSE = (
+    "Tensor x, int[]? block_size, int q_min, int q_max, float eps, bool symmetric, "
+    "{dtype}bool include_zero=False"
+)
+_DYNAMIC = _CHOOSE.format(dtype="ScalarType dtype, ")
+_GIVEN = "Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max"
+_FAKE = Operator(_GIVEN, ("out",), reference.fake_quantize_op, _checks.quantize, _numbers)
+
+OPERATORS = {
+    "choose_qparams": Operator(_CHOOSE.format(dtype=""), ("scale", "zero_point"),
+        reference.choose_qparams_op, _checks.choose_qparams, _parameters),
+    "quantize": Operator(_GIVEN + ", ScalarType dtype", ("out",),
+        reference.quantize_op, _checks.quantize, _codes),
+    "dequantize": Operator("Tensor q, Tensor scale, Tensor zero_point", ("out",),
+        reference.dequantize_op, _checks.dequantize, _dequantized),
+    "dynamic_quantize": Operator(_DYNAMIC, ("q", "scale", "zero_point"),
+        reference.dynamic_quantize_op, _checks.dynamic_quantize, _codes_and_parameters),
+    "quantize_dequantize": Operator(_DYNAMIC, ("q", "x_hat", "scale", "zero_point"),
+        reference.quantize_dequantize_op, _checks.dynamic_quantize, _codes_numbers_and_parameters),
+    "fake_quantize": _FAKE,
+    # The same without a gradient (an Autograd kernel costs every call), and the gradient itself.
+    "_fake_quantize": _FAKE,
+    "_fake_quantize_backward": Operator("Tensor grad, " + _GIVEN, ("out",),
+        reference.fake_quantize_backward_op, _checks.fake_quantize_backward, _gradient),
+}  # fmt: skip
+
+
+def schemas(name: str) -> tuple[str, str]:
+    """The functional schema and that of the ``out`` overload."""
+    arguments, results, *_ = OPERATORS[name]
+    returns = "Tensor" if len(results) == 1 else f"({', '.join(['Tensor'] * len(results))})"
+    outs = ", ".join(f"Tensor({chr(97 + i)}!) {result}" for i, result in enumerate(results))
+    return f"{name}({arguments}) -> {returns}", f"{name}.out({arguments}, *, {outs}) -> ()"
+
+
+# ---- fake kernels -----------------------------------------------------------------------------------
+
+_AOT_CHANGES_DTYPES = _torch.RELEASE < (2, 12)
+
+
+def _check_compiler() -> None:
+    """AOTInductor before torch 2.12 hands operators another dtype than was asked for (pytorch#169157)."""
+    virtualized = sys.modules.get("torch._inductor.virtualized")
+    if _AOT_CHANGES_DTYPES and virtualized and virtualized.V.aot_compilation:
+        raise RuntimeError(
+            "AOTInductor before torch 2.12 changes the dtype of operators' results; "
+            "remedy: package with torch 2.12 or newer, or use torch.export alone"
+        )
+
+
+def fake(name: str) -> _Function:
+    """The fake kernel: the checks, then results without values."""
+    operator = OPERATORS[name]
+
+    def kernel(*args):
+        if "ScalarType" in operator.arguments:
+            _check_compiler()
+        operator.check(*args)
+        return operator.shaped(*args)
+
+    return kernel
