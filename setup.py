@@ -79,8 +79,9 @@ def find_compiler():
     return command
 
 
-# GPUs since Turing; the PTX of the oldest lets later ones compile the kernels for themselves.
-CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
+# GPUs since Turing, where 8.6 and 8.7 run code for 8.0; the PTX of the oldest lets later ones compile the
+# kernels for themselves.
+CUDA_ARCHS = ("75", "80", "89", "90", "100", "120")
 # As torch's own builds read them.
 GENERATIONS = {
     "Turing": "7.5",
@@ -96,7 +97,7 @@ ISAS_X86 = {
 
 
 LIBRARY = "libquantkit.so"
-COMMON_FLAGS = "-O3 -fPIC -fvisibility=hidden -Wall -Wextra"
+COMMON_FLAGS = "-O3 -fPIC -fvisibility=hidden -Wall -Wextra -Werror=switch"
 # The contract: no contraction, no reassociation; errno and traps do not matter, so loops vectorise.
 KERNEL_FLAGS = "-std=c++17 -ffp-contract=off -fno-math-errno -fno-trapping-math"
 
@@ -108,7 +109,8 @@ def kernel_sources(machine, emulated=False):
     return {
         "cpu/dispatch.cpp": f"{KERNEL_FLAGS} {have} {'-DQUANTKIT_CUDA_EMU' if emulated else ''}",
         "cpu/forks.cpp": KERNEL_FLAGS,
-        "cpu/run.cpp": KERNEL_FLAGS,
+        "cpu/parallel.cpp": KERNEL_FLAGS,
+        "layout.cpp": KERNEL_FLAGS,
         # Without exceptions the object needs no weak symbol of the C++ runtime.
         **{
             f"cpu/{isa}.cpp": f"{KERNEL_FLAGS} -fno-exceptions {flags}"
@@ -250,12 +252,14 @@ def write_ninja(ninja, compiler, torch, pybind11_include, library, module):
         f"-isystem {shlex.quote(pybind11_include)}"
     )
     sources = {
-        "ops.cpp": f"{torch_flags} {has_cuda}",
-        "device.cpp": f"{torch_flags} {has_cuda}",
-        "tensor.cpp": torch_flags,
-        "checks.cpp": torch_flags,
-        "overlap.cpp": torch_flags,
-        "levels.cpp": KERNEL_FLAGS,
+        "ops/library.cpp": f"{torch_flags} {has_cuda}",
+        "ops/ops.cpp": torch_flags,
+        "ops/static.cpp": torch_flags,
+        "ops/dynamic.cpp": torch_flags,
+        "torch/device.cpp": f"{torch_flags} {has_cuda}",
+        "torch/tensor.cpp": torch_flags,
+        "torch/checks.cpp": torch_flags,
+        "torch/overlap.cpp": torch_flags,
         "module.cpp": f"{python_flags} {names}",
         **kernel_sources(platform.machine(), emulated),
     }

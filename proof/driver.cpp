@@ -1,11 +1,12 @@
 // The CPU kernels without torch: for other compilers, machines, sanitizers and valgrind (proof).
 //
-// driver cases FILE [isa=NAME] [threads=N] [every=K] [streams=1] [environment=NAME]
-//   runs recorded calls again: the memory of every operand, gaps included, must be that of the file.
+// driver cases FILE [isa=NAME] [threads=N] [every=K] [nontemporal=1] [environment=NAME]
+//   runs recorded calls again: the memory of every operand, gaps included, must be that of the
+//   file.
 // driver guard [isa=NAME] [step=K]
-//   every kind of loop at every length from 1 to 512, and at some from where other loops take over, and
-//   every misalignment, between unreadable pages. AddressSanitizer guards the bytes up to them, too.
-//   Lengths from 64 on go in steps of K, those below in steps of 1 + K / 64.
+//   every kind of loop at every length from 1 to 512, and at some from where other loops take over,
+//   and every misalignment, between unreadable pages. AddressSanitizer guards the bytes up to them,
+//   too. Lengths from 64 on go in steps of K, those below in steps of 1 + K / 64.
 #include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -27,7 +28,7 @@
 #include <xmmintrin.h>
 #endif
 
-#include "../csrc/cpu/run.h"
+#include "../csrc/cpu/parallel.h"
 #include "recorded.h"
 
 using namespace quantkit;
@@ -43,7 +44,7 @@ int64_t number(const Options& options, const char* name, int64_t otherwise) {
   return found == options.end() ? otherwise : std::atoll(found->second.c_str());
 }
 
-// ---- running a call -------------------------------------------------------------------------------
+// ---- running a call -----------------------------------------------------------------------------
 
 // Threads that ThreadSanitizer sees all of.
 Pool pool_of(int64_t threads) {
@@ -56,12 +57,11 @@ Pool pool_of(int64_t threads) {
 }
 
 void run_call(const Call& call, const Pool& pool) {
-  if (call.kind == Kind::elementwise) run(range_of(call.operation), call.elementwise, pool);
-  if (call.kind == Kind::dynamic) run(call.dynamic, range_of(call.operation), pool);
-  if (call.kind == Kind::conversion) run(call.conversion, pool);
+  if (call.kind == Kind::elementwise) run_on_cpu(call.elementwise, pool);
+  if (call.kind == Kind::dynamic) run_on_cpu(call.dynamic, pool);
 }
 
-// ---- the caller's floating-point environment ------------------------------------------------------
+// ---- the caller's floating-point environment ----------------------------------------------------
 
 uint64_t control() {
 #if defined(__x86_64__)
@@ -92,17 +92,19 @@ uint64_t environment(const std::string& name) {
 #elif defined(__aarch64__)
   const uint64_t flush = 1 << 24, rounding[] = {2 << 22, 1 << 22, 3 << 22}, usual = 0;
 #else
-  const uint64_t flush = 0, rounding[] = {FE_DOWNWARD, FE_UPWARD, FE_TOWARDZERO}, usual = FE_TONEAREST;
+  const uint64_t flush = 0, rounding[] = {FE_DOWNWARD, FE_UPWARD, FE_TOWARDZERO},
+                 usual = FE_TONEAREST;
 #endif
   if (name == "usual") return usual;
   if (name == "flushing") return usual | flush;
   if (name == "downward") return usual | rounding[0];
   if (name == "upward") return usual | rounding[1] | flush;
   if (name == "to zero") return usual | rounding[2];
-  throw std::runtime_error("environment: expected usual, flushing, downward, upward or to zero, got " + name);
+  throw std::runtime_error(
+      "environment: expected usual, flushing, downward, upward or to zero, got " + name);
 }
 
-// ---- recorded calls -------------------------------------------------------------------------------
+// ---- recorded calls -----------------------------------------------------------------------------
 
 struct File {
   std::FILE* file;
@@ -169,19 +171,16 @@ int run_cases(const char* name, const Options& options) {
   File file(name);
   const Pool pool = pool_of(number(options, "threads", 3));
   const int64_t every = number(options, "every", 1);
-  const bool streams = number(options, "streams", 0) != 0;
+  const bool nontemporal = number(options, "nontemporal", 0) != 0;
   const auto named = options.find("environment");
-  const uint64_t caller = environment(named == options.end() ? "usual" : named->second), own = control();
+  const uint64_t caller = environment(named == options.end() ? "usual" : named->second),
+                 own = control();
   int64_t calls = 0, elements = 0, differing = 0;
   Hash hash;
   Kind kind;
   for (int64_t at = 0; file.get(&kind, sizeof(kind)); ++at) {
-    Call call{kind, Operation::none};
-    file.need(&call.operation, sizeof(Operation));
-    std::vector<Level> levels[2];
-    recorded::parts_of(call, levels, [&](void* to, size_t bytes) { file.need(to, bytes); });
-    recorded::shape_of(call).levels = levels[0].data();
-    call.dynamic.parameters.levels = levels[1].data();
+    Call call(kind);
+    recorded::parts_of(call, [&](void* to, size_t bytes) { file.need(to, bytes); });
     const std::vector<recorded::Field> fields = recorded::fields_of(call);
     std::vector<int32_t> index(fields.size());
     file.need(index.data(), index.size() * sizeof(int32_t));
@@ -207,16 +206,17 @@ int run_cases(const char* name, const Options& options) {
     if (at % every != 0) continue;
     for (size_t i = 0; i < fields.size(); ++i)
       *fields[i].pointer = index[i] < 0 ? nullptr : blocks[size_t(index[i])].data;
-    if (streams) call.elementwise.streams = call.dynamic.elements.streams = true;
+    call.elements().nontemporal |= nontemporal;
 
     set_control(caller);
     run_call(call, pool);
     const uint64_t left = control();
     set_control(own);
-    if (left != caller) throw std::runtime_error("the caller's floating-point environment was not restored");
+    if (left != caller)
+      throw std::runtime_error("the caller's floating-point environment was not restored");
 
     ++calls;
-    elements += recorded::shape_of(call).numel;
+    elements += call.layout.numel;
     for (size_t i = 0; i < buffers.size(); ++i) {
       const recorded::Buffer& b = buffers[i];
       const std::vector<char> now(blocks[i].data, blocks[i].data + b.bytes);
@@ -227,20 +227,21 @@ int run_cases(const char* name, const Options& options) {
       const std::vector<char> result = canonical(now, Type(b.type));
       if (result != canonical(b.after, Type(b.type))) {
         ++differing;
-        std::printf("call %" PRId64 ", operation %d, memory %zu differs\n", at, int(call.operation), i);
+        std::printf("call %" PRId64 ", operation %d, memory %zu differs\n", at,
+                    int(call.elements().operation), i);
       }
       hash.add(result.data(), result.size());
     }
   }
-  std::printf("calls %" PRId64 " elements %" PRId64 " differing %" PRId64 " hash %016" PRIx64 "\n", calls,
-              elements, differing, hash.value);
+  std::printf("calls %" PRId64 " elements %" PRId64 " differing %" PRId64 " hash %016" PRIx64 "\n",
+              calls, elements, differing, hash.value);
   return differing != 0 || calls == 0;
 }
 
-// ---- between unreadable pages ---------------------------------------------------------------------
+// ---- between unreadable pages -------------------------------------------------------------------
 
 constexpr int64_t kLongest = 512, kRows = 3, kLine = 64;
-// From 1,024 and 4,096 elements on under one scale there are other loops (csrc/cpu/table.h).
+// From 1,024 and 4,096 elements on under one scale there are other loops (csrc/cpu/kernels.h).
 constexpr int64_t kLongRuns[] = {1024, 4096}, kMore = 17;
 constexpr uint8_t kCanary = 0xa5;
 std::string now_running;
@@ -250,9 +251,11 @@ struct Arena {
   char *begin, *end;
 
   explicit Arena(int64_t bytes) {
-    const int64_t page = sysconf(_SC_PAGESIZE), inside = (bytes + 2 * kLine + page - 1) / page * page;
-    char* const all = static_cast<char*>(mmap(nullptr, size_t(inside + 2 * page), PROT_READ | PROT_WRITE,
-                                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    const int64_t page = sysconf(_SC_PAGESIZE),
+                  inside = (bytes + 2 * kLine + page - 1) / page * page;
+    char* const all =
+        static_cast<char*>(mmap(nullptr, size_t(inside + 2 * page), PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (all == MAP_FAILED || mprotect(all, size_t(page), PROT_NONE) != 0 ||
         mprotect(all + page + inside, size_t(page), PROT_NONE) != 0)
       throw std::runtime_error("mmap failed");
@@ -288,7 +291,9 @@ struct Arena {
 
   // Eight bytes at a time: what begins within eight is poisoned from the next eight on.
 #ifdef __SANITIZE_ADDRESS__
-  static void poison(const char* from, const char* to) { __asan_poison_memory_region(from, size_t(to - from)); }
+  static void poison(const char* from, const char* to) {
+    __asan_poison_memory_region(from, size_t(to - from));
+  }
   static void unpoison(const char* from, const char* to) {
     __asan_unpoison_memory_region(from, size_t(to - from));
   }
@@ -304,138 +309,166 @@ struct Kernel {
   std::string name;
 };
 
-// How elements and parameters lie: one scale, a scale for each element, the same in steps, rows under a scale
-// each, many short ones, columns (a scale for each of the inner elements), scales of rows beside zero points of
-// columns, and steps of x or of what is written.
-enum class Layout { shared, each, each_steps, rows, short_rows, columns, crossed, x_steps, out_steps };
-constexpr Layout kLayouts[] = {Layout::shared,  Layout::each,    Layout::each_steps, Layout::rows,     Layout::short_rows,
-                               Layout::columns, Layout::crossed, Layout::x_steps,    Layout::out_steps};
+// How elements and parameters lie: one scale, a scale for each element, the same in steps, rows
+// under a scale each, many short ones, columns (a scale for each of the inner elements), scales of
+// rows beside zero points of columns, and steps of x or of what is written.
+enum class Lie { shared, each, each_steps, rows, short_rows, columns, crossed, x_steps, out_steps };
+constexpr Lie kLies[] = {Lie::shared,  Lie::each,       Lie::each_steps,
+                         Lie::rows,    Lie::short_rows, Lie::columns,
+                         Lie::crossed, Lie::x_steps,    Lie::out_steps};
 
-std::vector<Level> levels_for(Layout layout, int64_t n) {
-  switch (layout) {
-    case Layout::each: return {{n, {1, 1, 1, 1, 1}}};
-    case Layout::each_steps: return {{n, {1, 1, 1, 2, 3}}};
-    case Layout::rows: return {{kRows, {n, n, n, 1, 1}}, {n, {1, 1, 1, 0, 0}}};
-    case Layout::short_rows: return {{n, {kRows, kRows, kRows, 1, 1}}, {kRows, {1, 1, 1, 0, 0}}};
-    case Layout::columns: return {{kRows, {n, n, n, 0, 0}}, {n, {1, 1, 1, 1, 1}}};
-    case Layout::crossed: return {{kRows, {n, n, n, 1, 0}}, {n, {1, 1, 1, 0, 1}}};
-    case Layout::x_steps: return {{n, {3, 1, 1, 0, 0}}};
-    case Layout::out_steps: return {{n, {1, 2, 2, 0, 0}}};
-    default: return {{n, {1, 1, 1, 0, 0}}};
+Layout layout_for(Lie lie, int64_t n) {
+  const auto layout_of = [](const std::vector<Dim>& dims) {
+    Layout layout{};
+    layout.numel = 1;
+    for (const Dim& dim : dims) {
+      layout.dims[layout.count++] = dim;
+      layout.numel *= dim.size;
+    }
+    return layout;
+  };
+  switch (lie) {
+    case Lie::each: return layout_of({{n, {1, 1, 1, 1, 1}}});
+    case Lie::each_steps: return layout_of({{n, {1, 1, 1, 2, 3}}});
+    case Lie::rows: return layout_of({{kRows, {n, n, n, 1, 1}}, {n, {1, 1, 1, 0, 0}}});
+    case Lie::short_rows:
+      return layout_of({{n, {kRows, kRows, kRows, 1, 1}}, {kRows, {1, 1, 1, 0, 0}}});
+    case Lie::columns: return layout_of({{kRows, {n, n, n, 0, 0}}, {n, {1, 1, 1, 1, 1}}});
+    case Lie::crossed: return layout_of({{kRows, {n, n, n, 1, 0}}, {n, {1, 1, 1, 0, 1}}});
+    case Lie::x_steps: return layout_of({{n, {3, 1, 1, 0, 0}}});
+    case Lie::out_steps: return layout_of({{n, {1, 2, 2, 0, 0}}});
+    case Lie::shared: break;
   }
+  return layout_of({{n, {1, 1, 1, 0, 0}}});
 }
 
-bool of_each(Layout layout) { return layout == Layout::each || layout == Layout::each_steps; }
+bool of_each(Lie lie) { return lie == Lie::each || lie == Lie::each_steps; }
 
-// Whether such a kernel can be called so, with loops that no other layout has: chosen parameters lie without
-// gaps, scales and zero points alike; conversions have none.
-bool takes(const Kernel& kernel, Layout layout) {
-  if (of_each(layout) || layout == Layout::crossed) return kernel.call.kind == Kind::elementwise;
-  return kernel.call.kind != Kind::conversion || (layout != Layout::columns && layout != Layout::short_rows);
+// Whether such a kernel can be called so, with loops that no other lie has: chosen parameters lie
+// without gaps, scales and zero points alike; conversions and masks have none.
+bool takes(Kernel& kernel, Lie lie) {
+  const Elementwise& e = kernel.call.elements();
+  if (of_each(lie) || lie == Lie::crossed)
+    return kernel.call.kind == Kind::elementwise && e.scale.data != nullptr;
+  return kernel.call.kind == Kind::dynamic || e.scale.data != nullptr ||
+         (lie != Lie::columns && lie != Lie::short_rows);
 }
 
 const char* name_of(Type type) {
-  constexpr const char* names[] = {"f16", "bf16", "f32", "f64", "i8", "u8", "i16",
-                                   "u16", "i32", "u32", "i64", "u64", "bool"};
+  constexpr const char* names[] = {"f16", "bf16", "f32", "f64", "i8",  "u8",  "i16",
+                                   "u16", "i32",  "u32", "i64", "u64", "bool"};
   return names[int(type)];
 }
 
 constexpr Type kFloats[] = {Type::f16, Type::bf16, Type::f32, Type::f64};
-constexpr Type kCodes[] = {Type::i8, Type::u8, Type::i16};
+constexpr Format kFormats[] = {Format::i8, Format::u8, Format::i16};
+constexpr const char* kFormatNames[] = {"i8", "u8", "i16", "f32"};
 
 void* const kUsed = &now_running;  // a field that is not null
 
-void set_limits(Elementwise& e, Type code) {
-  e.q_type = code;
-  e.q_min = code == Type::u8 ? 0 : code == Type::i8 ? -128 : -300;
-  e.q_max = code == Type::u8 ? 255 : code == Type::i8 ? 127 : 300;
+void set_limits(Elementwise& e, Format format) {
+  e.format = format;
+  e.q_min = format == Format::u8 ? 0 : format == Format::i8 ? -128 : -300;
+  e.q_max = format == Format::u8 ? 255 : format == Format::i8 ? 127 : 300;
+}
+
+// The steps of data of this type, its parameters' type and the dtype of its steps.
+Elementwise elementwise_of(Type x, Type parameter, Type step) {
+  Elementwise e{};
+  e.x = kUsed;
+  e.x_type = x;
+  e.scale = {kUsed, parameter, false};
+  e.add = e.subtract = {kUsed, parameter, false};
+  const Type back = x == Type::f64 ? x : Type::f32;
+  e.steps = {step, step, back, back};
+  e.y_type = back;
+  return e;
 }
 
 std::vector<Kernel> kernels_to_guard() {
   std::vector<Kernel> kernels;
-  const auto add = [&](const Call& call, std::string name) { kernels.push_back({call, std::move(name)}); };
-  const auto is_half = [](Type t) { return t == Type::f16 || t == Type::bf16; };
+  const auto add = [&](const Elementwise& e, std::string name) {
+    Call call(Kind::elementwise);
+    call.elementwise = e;
+    kernels.push_back({call, std::move(name)});
+  };
   for (const Type x : kFloats) {
     std::vector<Type> parameter_types = {x};
     if (x != Type::f64) parameter_types.push_back(is_half(x) ? Type::f32 : Type::f64);
     for (const Type parameter : parameter_types) {
       // Parameters of another type leave x's, as those without dimensions do, or promote it.
       for (const Type step : {x, parameter}) {
-        const Type back = x == Type::f64 ? x : Type::f32;
-        Elementwise e{};
-        e.x = kUsed;
-        e.x_type = x;
-        e.scale = {kUsed, parameter, false};
-        e.add_zero_point = e.subtract_zero_point = {kUsed, parameter, false};
-        e.divide_type = e.add_type = step;
-        e.subtract_type = e.scale_type = back;
-        const std::string name = std::string(" ") + name_of(x) + " by " + name_of(parameter) + " in " + name_of(step);
-        for (const Type code : kCodes) {
-          Call call{Kind::elementwise, Operation::quantize};
-          call.elementwise = e;
-          call.elementwise.q = kUsed;
-          set_limits(call.elementwise, code);
-          add(call, "quantize" + name + " to " + name_of(code));
+        const std::string name =
+            std::string(" ") + name_of(x) + " by " + name_of(parameter) + " in " + name_of(step);
+        for (const Format format : kFormats) {
+          Elementwise e = elementwise_of(x, parameter, step);
+          e.operation = Operation::quantize;
+          e.q = kUsed;
+          set_limits(e, format);
+          add(e, "quantize" + name + " to " + kFormatNames[int(format)]);
         }
-        for (const Operation o : {Operation::fake_quantize, Operation::fake_quantize_backward}) {
-          Call call{Kind::elementwise, o};
-          call.elementwise = e;
-          call.elementwise.y = kUsed;
-          call.elementwise.y_type = x;
-          set_limits(call.elementwise, Type::i8);
-          if (o == Operation::fake_quantize_backward) call.elementwise.q_in = kUsed;
-          add(call, (o == Operation::fake_quantize ? "fake_quantize" : "fake_quantize_backward") + name);
+        for (const Operation o : {Operation::fake_quantize, Operation::fake_quantize_masked,
+                                  Operation::fake_quantize_backward}) {
+          Elementwise e = elementwise_of(x, parameter, step);
+          e.operation = o;
+          e.y = kUsed;
+          e.y_type = x;
+          set_limits(e, Format::i16);
+          if (o == Operation::fake_quantize_backward) e.q_in = kUsed;
+          if (o == Operation::fake_quantize_masked) e.q = kUsed;
+          add(e, "operation " + std::to_string(int(o)) + name);
         }
         if (step == x && parameter == x) break;
       }
     }
     for (const bool symmetric : {true, false})
-      for (const Operation fused : {Operation::none, Operation::quantize, Operation::quantize_dequantize}) {
-        Call call{Kind::dynamic, fused};
+      for (const Operation o :
+           {Operation::choose, Operation::quantize, Operation::quantize_dequantize}) {
+        Call call(Kind::dynamic);
         Dynamic& d = call.dynamic;
+        d.elements = elementwise_of(x, x, x);
         Elementwise& e = d.elements;
+        e.operation = o;
         d.scale = d.zero_point = kUsed;
         d.p_type = x;
-        e.x = kUsed;
-        e.x_type = x;
-        if (fused != Operation::none) {
-          e.q = kUsed;
-          e.scale = {kUsed, x, false};
-          e.add_zero_point = e.subtract_zero_point = {kUsed, x, false};
-          e.divide_type = e.add_type = x;
-          e.subtract_type = e.scale_type = e.y_type = x == Type::f64 ? x : Type::f32;
-          e.chosen = true;
-          e.symmetric = symmetric;
-          if (fused == Operation::quantize_dequantize) e.y = kUsed;
-        }
-        set_limits(e, symmetric ? Type::i8 : Type::u8);
+        e.chosen = true;
+        e.symmetric = symmetric;
+        if (o != Operation::choose) e.q = kUsed;
+        if (o == Operation::quantize_dequantize) e.y = kUsed;
+        set_limits(e, symmetric ? Format::i8 : Format::u8);
         d.scheme = {e.q_min, e.q_max, symmetric, false, 1e-8};
-        add(call, std::string(symmetric ? "symmetric" : "asymmetric") + " operation " +
-                      std::to_string(int(fused)) + " " + name_of(x));
+        kernels.push_back({call, std::string(symmetric ? "symmetric" : "asymmetric") +
+                                     " operation " + std::to_string(int(o)) + " " + name_of(x)});
       }
+    Elementwise gradient{};
+    gradient.operation = Operation::masked_gradient;
+    gradient.x = gradient.q_in = gradient.y = kUsed;
+    gradient.x_type = gradient.y_type = x;
+    add(gradient, std::string("masked gradient ") + name_of(x));
   }
   const auto wide = [](Type t) { return t == Type::f64 ? t : Type::f32; };
-  for (const Type q : {Type::i8, Type::u8, Type::i16, Type::f32})
+  for (const Format q : {Format::i8, Format::u8, Format::i16, Format::numbers})
     for (const Type scale : kFloats)
       for (const Type zero_point : {Type::f32, Type::f64}) {
-        Call call{Kind::elementwise, Operation::dequantize};
-        Elementwise& e = call.elementwise;
+        Elementwise e{};
+        e.operation = Operation::dequantize;
         e.q_in = e.y = kUsed;
-        e.q_type = q;
+        e.format = q;
         e.scale = {kUsed, scale, false};
-        e.add_zero_point = e.subtract_zero_point = {kUsed, zero_point, false};
-        e.subtract_type = zero_point;
-        e.scale_type = e.y_type = zero_point == Type::f64 ? zero_point : wide(scale);
-        add(call, std::string("dequantize ") + name_of(q) + " by " + name_of(scale) + " and " + name_of(zero_point));
+        e.add = e.subtract = {kUsed, zero_point, false};
+        e.steps.subtract = zero_point;
+        e.steps.multiply = e.y_type = zero_point == Type::f64 ? zero_point : wide(scale);
+        add(e, std::string("dequantize ") + kFormatNames[int(q)] + " by " + name_of(scale) +
+                   " and " + name_of(zero_point));
       }
   for (int from = 0; from <= int(Type::boolean); ++from)
     for (const Type to : kFloats) {
-      Call call{Kind::conversion, Operation::none};
-      call.conversion.x = kUsed;
-      call.conversion.y = kUsed;
-      call.conversion.x_type = Type(from);
-      call.conversion.y_type = to;
-      add(call, std::string("convert ") + name_of(Type(from)) + " to " + name_of(to));
+      Elementwise e{};
+      e.operation = Operation::convert;
+      e.x = e.y = kUsed;
+      e.x_type = Type(from);
+      e.y_type = to;
+      add(e, std::string("convert ") + name_of(Type(from)) + " to " + name_of(to));
     }
   return kernels;
 }
@@ -466,7 +499,8 @@ void fill(std::vector<char>& bytes, Type type, Operand kind, uint32_t seed) {
   });
 }
 
-// What a call of `n` must leave: by the baseline, element by element where no parameters are chosen.
+// What a call of `n` must leave: by the baseline, element by element where no parameters are
+// chosen.
 std::vector<std::vector<char>> expected_of(Call& call, const std::vector<int32_t>& index,
                                            const std::vector<std::vector<char>>& contents) {
   std::vector<std::vector<char>> memory = contents;
@@ -475,30 +509,19 @@ std::vector<std::vector<char>> expected_of(Call& call, const std::vector<int32_t
     if (index[i] >= 0) *fields[i].pointer = memory[size_t(index[i])].data();
   const std::string isa_in_use = isa();
   set_isa("baseline");
-  const int64_t n = recorded::shape_of(call).numel;
+  const int64_t n = call.layout.numel;
   if (call.kind == Kind::dynamic) run_call(call, pool_of(1));
-  for (int64_t i = 0; i < n && call.kind != Kind::dynamic; ++i) {
-    if (call.kind == Kind::conversion)
-      kernels().convert(call.conversion, i, i + 1);
-    else
-      range_of(call.operation)(call.elementwise, i, i + 1);
-  }
+  for (int64_t i = 0; i < n && call.kind != Kind::dynamic; ++i)
+    kernels().elementwise(call.elementwise, i, i + 1);
   set_isa(isa_in_use);
   return memory;
 }
 
-int64_t guard_kernel(Kernel& kernel, Layout layout, int64_t n, const std::vector<Arena>& arenas, int64_t& wrong) {
+int64_t guard_kernel(Kernel& kernel, Lie lie, int64_t n, const std::vector<Arena>& arenas,
+                     int64_t& wrong) {
   Call& call = kernel.call;
-  std::vector<Level> levels = levels_for(layout, n), kept;
-  int64_t numel = 1;
-  for (const Level& level : levels) numel *= level.size;
-  recorded::shape_of(call) = {levels.data(), int32_t(levels.size()), numel};
-  for (const Level& level : levels)
-    if (level.step[kScale] != 0) kept.push_back(level);
-  if (kept.empty()) kept.push_back(Level{1, {1, 1, 1, 0, 0}});
-  int64_t parameters = 1;
-  for (const Level& level : kept) parameters *= level.size;
-  call.dynamic.parameters = {kept.data(), int32_t(kept.size()), parameters};
+  call.layout = layout_for(lie, n);
+  call.elements().layout = &call.layout;
 
   // Each field has memory of its own, but the chosen parameters are those that the elements take.
   const std::vector<recorded::Field> fields = recorded::fields_of(call);
@@ -508,7 +531,8 @@ int64_t guard_kernel(Kernel& kernel, Layout layout, int64_t n, const std::vector
     if (*fields[i].pointer == nullptr) continue;
     if (call.kind == Kind::dynamic && (i == 4 || i == 5 || i == 6)) continue;
     int64_t last = 0;
-    for (const Level& level : levels) last += (level.size - 1) * level.step[fields[i].operand];
+    for (int32_t k = 0; k < call.layout.count; ++k)
+      last += (call.layout.dims[k].size - 1) * call.layout.dims[k].stride[fields[i].operand];
     index[i] = int32_t(sizes.size());
     sizes.push_back((last + 1) * size_of(fields[i].type));
   }
@@ -534,16 +558,18 @@ int64_t guard_kernel(Kernel& kernel, Layout layout, int64_t n, const std::vector
       if (turn >= kLine / *std::min_element(unit.begin(), unit.end())) break;
       std::vector<char*> place(sizes.size());
       for (size_t i = 0; i < sizes.size(); ++i) {
-        // The first at every misalignment of its type; the others at one of theirs that moves with it.
+        // The first at every misalignment of its type; the others at one of theirs that moves with
+        // it.
         const int64_t places = kLine / unit[i], which = i == 0 ? turn : turn * 3 + n * int64_t(i);
         place[i] = arenas[i].place(sizes[i], at_end, which % places * unit[i]);
         std::memcpy(place[i], contents[i].data(), contents[i].size());
       }
       for (size_t i = 0; i < fields.size(); ++i)
         if (index[i] >= 0) *fields[i].pointer = place[size_t(index[i])];
-      now_running = kernel.name + ", layout " + std::to_string(int(layout)) + ", length " + std::to_string(n) +
-                    (at_end ? ", at the end, " : ", at the beginning, ") + std::to_string(turn);
-      call.elementwise.streams = call.dynamic.elements.streams = (turn + n) % 2 != 0;
+      now_running = kernel.name + ", lie " + std::to_string(int(lie)) + ", length " +
+                    std::to_string(n) + (at_end ? ", at the end, " : ", at the beginning, ") +
+                    std::to_string(turn);
+      call.elements().nontemporal = (turn + n) % 2 != 0;
       run_call(call, pool);
       ++calls;
       bool right = true;
@@ -557,7 +583,8 @@ int64_t guard_kernel(Kernel& kernel, Layout layout, int64_t n, const std::vector
 
 void report_fault(int) {
   const auto say = [](const char* text, size_t n) { return write(STDERR_FILENO, text, n) >= 0; };
-  const bool said = say("reads or writes outside: ", 25) && say(now_running.data(), now_running.size()) && say("\n", 1);
+  const bool said = say("reads or writes outside: ", 25) &&
+                    say(now_running.data(), now_running.size()) && say("\n", 1);
   _exit(said ? 3 : 4);
 }
 
@@ -570,13 +597,15 @@ int run_guard(const Options& options) {
   std::vector<Kernel> kernels = kernels_to_guard();
   int64_t calls = 0, wrong = 0;
   for (Kernel& kernel : kernels)
-    for (const Layout layout : kLayouts) {
-      if (!takes(kernel, layout)) continue;
+    for (const Lie lie : kLies) {
+      if (!takes(kernel, lie)) continue;
       for (int64_t n = 1; n <= kLongest; n += n < 64 ? 1 + step / 64 : step)
-        calls += guard_kernel(kernel, layout, n, arenas, wrong);
+        calls += guard_kernel(kernel, lie, n, arenas, wrong);
       for (const int64_t run : kLongRuns)
-        for (int64_t n = run; n < run + kMore && !of_each(layout); n += step > 100 ? kMore : step > 8 ? 8 : 1)
-          calls += guard_kernel(kernel, layout, n, arenas, wrong);
+        for (int64_t n = run; n < run + kMore && !of_each(lie); n += step > 100 ? kMore
+                                                                     : step > 8 ? 8
+                                                                                : 1)
+          calls += guard_kernel(kernel, lie, n, arenas, wrong);
     }
   std::printf("kernels %zu calls %" PRId64 " wrong %" PRId64 "\n", kernels.size(), calls, wrong);
   return wrong != 0;
@@ -591,7 +620,8 @@ int main(int argc, char** argv) {
     for (int i = 2; i < argc; ++i) {
       const std::string argument = argv[i];
       const size_t equals = argument.find('=');
-      if (equals != std::string::npos) options[argument.substr(0, equals)] = argument.substr(equals + 1);
+      if (equals != std::string::npos)
+        options[argument.substr(0, equals)] = argument.substr(equals + 1);
     }
     if (options.count("isa") != 0) set_isa(options["isa"]);
     if (mode == "cases" && argc > 2) return run_cases(argv[2], options);

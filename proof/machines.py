@@ -173,9 +173,9 @@ def machine(name, short):
     build.check()
     driver = (*build.runner, folder_of(name) / "driver")
     usual, *others = ({"environment": e} for e in build.environments)
-    runs = [usual, *others, {"streams": 1}]
+    runs = [usual, *others, {"nontemporal": 1}]
     if short:
-        runs = [usual, {"environment": build.environments[-1], "streams": 1}]
+        runs = [usual, {"environment": build.environments[-1], "nontemporal": 1}]
     every, step = build.every[short], build.guard[short]
     hashes, calls, guarded = {}, 0, 0
     for isa in run(*driver, "isas").split():
@@ -195,7 +195,7 @@ def machine(name, short):
         "guarded": guarded,
         "step": step,
         "callers": ", ".join(
-            r.get("environment", "usual") + " past the caches" * ("streams" in r) for r in runs
+            r.get("environment", "usual") + " past the caches" * ("nontemporal" in r) for r in runs
         ),
         "hashes": hashes,
         "compiler": version(build.compiler),

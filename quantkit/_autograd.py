@@ -11,19 +11,25 @@ from . import _torch
 
 _is_compiling, _is_tracing = torch.compiler.is_compiling, _torch.is_tracing
 _may_be_transformed = _torch.may_be_transformed
-_Function = type[torch.autograd.Function]
 
 
-def straight_through(fake_quantize: Callable[..., Any], gradient: Callable[..., Any]) -> _Function:
-    """fake_quantize with its gradient with respect to x, forward and reverse."""
+def straight_through(
+    masked: Callable[..., Any], gradient: Callable[..., Any]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """fake_quantize with its gradient with respect to x, forward and reverse: for transforms, and fast.
 
-    def save(ctx, given):
-        *tensors, ctx.q_min, ctx.q_max = given
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+    Only the mask is saved: what is changed in place afterwards does not matter.
+    """
+
+    def save(ctx, mask):
+        ctx.save_for_backward(mask)
+        ctx.save_for_forward(mask)
 
     def derivative(ctx, grad):
-        return Gradient.apply(grad, *ctx.saved_tensors, ctx.q_min, ctx.q_max)
+        (mask,) = ctx.saved_tensors
+        if grad is None:
+            return torch.zeros_like(mask, dtype=ctx.dtype)
+        return Gradient.apply(grad, mask)
 
     class Gradient(torch.autograd.Function):
         """Linear in grad: its own gradient with respect to grad is itself."""
@@ -33,11 +39,11 @@ def straight_through(fake_quantize: Callable[..., Any], gradient: Callable[..., 
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            save(ctx, inputs[1:])
+            save(ctx, inputs[1])
 
         @staticmethod
         def backward(ctx, *grads):
-            return derivative(ctx, *grads), *[None] * 5
+            return derivative(ctx, *grads), None
 
         @staticmethod
         def jvp(ctx, *tangents):
@@ -45,21 +51,25 @@ def straight_through(fake_quantize: Callable[..., Any], gradient: Callable[..., 
 
     class FakeQuantize(torch.autograd.Function):
         generate_vmap_rule = True
-        forward = staticmethod(fake_quantize)
+        forward = staticmethod(masked)
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            save(ctx, inputs)
+            ctx.mark_non_differentiable(output[1])
+            ctx.set_materialize_grads(False)  # zeros for the mask, in every backward
+            ctx.dtype = output[0].dtype
+            save(ctx, output[1])
 
         @staticmethod
         def backward(ctx, *grads):
-            return derivative(ctx, *grads), *[None] * 4
+            return derivative(ctx, grads[0]), *[None] * 4
 
         @staticmethod
         def jvp(ctx, *tangents):
-            return derivative(ctx, tangents[0])
+            return derivative(ctx, tangents[0]), None
 
-    return FakeQuantize
+    apply, fast_apply = FakeQuantize.apply, _torch.fast_apply(FakeQuantize)
+    return lambda *args: apply(*args)[0], lambda *args: fast_apply(*args)[0]
 
 
 def is_differentiable(x: torch.Tensor) -> bool:
@@ -85,9 +95,8 @@ def by_mode(
     return fake_quantize
 
 
-def kernel(function: _Function, plain: Callable[..., Any]) -> Callable[..., Any]:
+def kernel(differentiable: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     """The operator's Autograd kernel."""
-    apply = _torch.fast_apply(function)
 
     def fake_quantize(x, scale, zero_point, q_min, q_max):
         if _torch.is_transformed():  # a kernel sees one level of them, a Function all
@@ -95,7 +104,7 @@ def kernel(function: _Function, plain: Callable[..., Any]) -> Callable[..., Any]
                 "torch.ops.quantkit.fake_quantize: torch.func's derivatives do not reach operators; "
                 "call quantkit.fake_quantize, outside of torch.compile"
             )
-        call = apply if is_differentiable(x) else plain
+        call = differentiable if is_differentiable(x) else plain
         return call(x, scale, zero_point, q_min, q_max)
 
     return fake_quantize

@@ -38,7 +38,12 @@ def shown_sizes(value: object) -> str:
 # ---- one argument -------------------------------------------------------------------------------------
 
 
-def tensor(name: str, value: object, dtypes: Sequence[torch.dtype] = REAL_DTYPES) -> None:
+REAL = (REAL_DTYPES, "a real dtype of at least 16 bits if floating")
+FLOATING = (FLOAT_DTYPES, "a floating dtype of at least 16 bits if floating")
+MASK = ((torch.bool,), "torch.bool")
+
+
+def tensor(name: str, value: object, kind: tuple[Sequence[torch.dtype], str] = REAL) -> None:
     dense = "a dense (strided) tensor"
     if not isinstance(value, torch.Tensor):
         raise wrong(TypeError, name, "a torch.Tensor", type(value).__name__)
@@ -49,9 +54,9 @@ def tensor(name: str, value: object, dtypes: Sequence[torch.dtype] = REAL_DTYPES
         raise wrong(TypeError, name, dense, "a nested tensor")
     if value.layout is not torch.strided:
         raise wrong(TypeError, name, dense, f"layout {value.layout}")
+    dtypes, expected = kind
     if value.dtype not in dtypes:
-        kinds = "a floating dtype" if dtypes is FLOAT_DTYPES else "a real dtype"
-        raise wrong(TypeError, name, f"{kinds} of at least 16 bits if floating", value.dtype)
+        raise wrong(TypeError, name, expected, value.dtype)
 
 
 def format_of(dtype: object, numbered: bool = False) -> Format:
@@ -179,7 +184,7 @@ def _fits(shape: Sequence[int], x_shape: Sequence[int]) -> bool:
 def parameters(x_name: str, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
     """scale and zero_point against the tensor they belong to: kind, device, shape."""
     tensor(x_name, x)
-    tensor("scale", scale, FLOAT_DTYPES)
+    tensor("scale", scale, FLOATING)
     tensor("zero_point", zero_point)
     for name, p in (("scale", scale), ("zero_point", zero_point)):
         if p.device != x.device and not (p.dim() == 0 and p.device.type == "cpu"):
@@ -254,10 +259,17 @@ def dequantize(q, scale, zero_point):
 
 def fake_quantize_backward(grad, x, scale, zero_point, q_min, q_max):
     quantize(x, scale, zero_point, q_min, q_max)
-    tensor("grad", grad, FLOAT_DTYPES)
+    tensor("grad", grad, FLOATING)
     _same(TypeError, "grad", "dtype", grad.dtype, x.dtype, ", that of x")
     _same(ValueError, "grad", "shape", tuple(grad.shape), tuple(x.shape))
     _same(RuntimeError, "grad", "device", grad.device, x.device, ", that of x")
+
+
+def masked_gradient(grad, mask):
+    tensor("grad", grad, FLOATING)
+    tensor("mask", mask, MASK)
+    _same(ValueError, "grad", "shape", tuple(grad.shape), tuple(mask.shape), ", that of mask")
+    _same(RuntimeError, "grad", "device", grad.device, mask.device, ", that of mask")
 
 
 # ---- out= ---------------------------------------------------------------------------------------------

@@ -206,12 +206,12 @@ if extension is None:
     )
 
 _plain = _ops._fake_quantize.default
-_straight_through = _autograd.straight_through(_plain, _ops._fake_quantize_backward.default)
-_library.impl("fake_quantize", _autograd.kernel(_straight_through, _plain), "Autograd")
-_called = {name: getattr(_ops, name).default for name in OPERATORS if name[0] != "_"}
-_called["fake_quantize"] = _autograd.by_mode(
-    _called["fake_quantize"], _straight_through.apply, _plain
+_transformed, _differentiable = _autograd.straight_through(
+    _ops._fake_quantize_masked.default, _ops._masked_gradient.default
 )
+_library.impl("fake_quantize", _autograd.kernel(_differentiable, _plain), "Autograd")
+_called = {name: getattr(_ops, name).default for name in OPERATORS if name[0] != "_"}
+_called["fake_quantize"] = _autograd.by_mode(_called["fake_quantize"], _transformed, _plain)
 ops.operators = ops.Operators(
     **{name: _raising_exact_errors(call, OPERATORS[name].check) for name, call in _called.items()}
 )

@@ -1,7 +1,7 @@
 """The operators of ``torch.ops.quantkit``: one table of schemas, references, checks and results.
 
 A new operator is a row of OPERATORS, a function in reference.py and its errors in _checks.py.
-csrc/ops.cpp has the same schemas; tests/test_operators.py compares them.
+csrc has the same schemas, literally; tests/test_operators.py compares them.
 """
 
 from __future__ import annotations
@@ -54,8 +54,12 @@ def _numbers(x, *_):
     return _like(x, x.dtype if x.is_floating_point() else torch.float32)
 
 
-def _gradient(grad, x, *_):
-    return _like(x, x.dtype)
+def _numbers_and_mask(x, *_):
+    return _numbers(x), _like(x, torch.bool)
+
+
+def _gradient(grad, like, *_):
+    return _like(like, grad.dtype)
 
 
 # ---- the table --------------------------------------------------------------------------------------
@@ -89,8 +93,13 @@ OPERATORS = {
     "quantize_dequantize": Operator(_DYNAMIC, ("q", "x_hat", "scale", "zero_point"),
         reference.quantize_dequantize_op, _checks.dynamic_quantize, _codes_numbers_and_parameters),
     "fake_quantize": _FAKE,
-    # The same without a gradient (an Autograd kernel costs every call), and the gradient itself.
+    # The same without a gradient (an Autograd kernel costs every call), with its mask, and the gradient.
     "_fake_quantize": _FAKE,
+    "_fake_quantize_masked": Operator(_GIVEN, ("out", "mask"),
+        reference.fake_quantize_masked_op, _checks.quantize, _numbers_and_mask),
+    "_masked_gradient": Operator("Tensor grad, Tensor mask", ("out",),
+        reference.masked_gradient_op, _checks.masked_gradient, _gradient),
+    # The gradient from x and the parameters: programs that contract 1 exported hold it.
     "_fake_quantize_backward": Operator("Tensor grad, " + _GIVEN, ("out",),
         reference.fake_quantize_backward_op, _checks.fake_quantize_backward, _gradient),
 }  # fmt: skip

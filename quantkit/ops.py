@@ -233,7 +233,7 @@ def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     The values are those of ``dequantize_tensor(quantize_tensor(x, qparams), qparams)``, cast to x's dtype
     (float32 for integer x). No tensor of codes is made. The gradient of x is the incoming one where
     ``q_min <= round(x / scale + zero_point) <= q_max``. It is 0 elsewhere and at NaN. scale and
-    zero_point get none.
+    zero_point get none. For the gradient autograd keeps a mask of one byte an element.
 
     Arguments and errors are those of :func:`quantize_tensor`.
     """

@@ -181,23 +181,41 @@ def fake_quantize_op(
     return _like(x, rounded(dequantize_op(q, scale, zero_point), dtype))
 
 
+def _mask(x: _Tensor, scale: _Tensor, zero_point: _Tensor, q_min: int, q_max: int) -> _Tensor:
+    """Whether q_min <= round(x / scale + zero_point) <= q_max: False at NaN."""
+    v = torch.round(_before_rounding(x, scale, zero_point, q_min, q_max))
+    return _like(x, (v >= q_min) & (v <= q_max))
+
+
+def fake_quantize_masked_op(
+    x: _Tensor, scale: _Tensor, zero_point: _Tensor, q_min: int, q_max: int
+) -> tuple[_Tensor, _Tensor]:
+    """fake_quantize, and the mask of its gradient."""
+    given = (x, scale, zero_point, q_min, q_max)
+    return fake_quantize_op(*given), _mask(*given)
+
+
+def masked_gradient_op(grad: _Tensor, mask: _Tensor) -> _Tensor:
+    """grad where mask is, 0 elsewhere."""
+    _checks.masked_gradient(grad, mask)
+    zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
+    return _like(mask, torch.where(mask, grad.detach(), zero))
+
+
 def fake_quantize_backward_op(
     grad: _Tensor, x: _Tensor, scale: _Tensor, zero_point: _Tensor, q_min: int, q_max: int
 ) -> _Tensor:
-    """grad where q_min <= round(x / scale + zero_point) <= q_max, 0 elsewhere and at NaN."""
+    """The same gradient without a mask, for programs that contract 1 exported."""
     _checks.fake_quantize_backward(grad, x, scale, zero_point, q_min, q_max)
-    v = torch.round(_before_rounding(x, scale, zero_point, q_min, q_max))
-    inside = (v >= q_min) & (v <= q_max)
-    zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
-    return _like(x, torch.where(inside, grad.detach(), zero))
+    return masked_gradient_op(grad, _mask(x, scale, zero_point, q_min, q_max))
 
 
 # ---- the public functions: those of quantkit/ops.py over the operators above ------------------------
 
-_straight_through = _autograd.straight_through(fake_quantize_op, fake_quantize_backward_op)
+_differentiable, _ = _autograd.straight_through(fake_quantize_masked_op, masked_gradient_op)
 _OPERATORS = ops.Operators(
     choose_qparams_op, quantize_op, dequantize_op, dynamic_quantize_op, quantize_dequantize_op,
-    _autograd.by_mode(_straight_through.apply, _straight_through.apply, fake_quantize_op),
+    _autograd.by_mode(_differentiable, _differentiable, fake_quantize_op),
 )  # fmt: skip
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -41,6 +41,8 @@ WITHOUT_END = {
     "dequantize, q converted": (INTEGER, *P),
     "fake_quantize": (X, *P, -128, 127),
     "fake_quantize, zero_point converted": (X, P[0], INTEGER, -128, 127),
+    "_fake_quantize_masked": (X, *P, -128, 127),
+    "_masked_gradient": (X, X > 0),
     "_fake_quantize_backward": (X, X, *P, -128, 127),
     "choose_qparams, x converted": (INTEGER, *CHOSEN),
     "choose_qparams, as many parameters": (X, [1], *CHOSEN[1:]),

@@ -1,5 +1,8 @@
 """fake_quantize's gradient in every mode of autograd, and what autograd learns of the other operators."""
 
+import dataclasses
+import itertools
+
 import pytest
 import torch
 from lib.cases import FLOATS, STRIDES, assert_same, given, values
@@ -24,8 +27,8 @@ def direct(x, p):
 
 
 NAMES = (
-    "quantize", "dequantize", "fake_quantize", "_fake_quantize_backward", "choose_qparams",
-    "dynamic_quantize", "quantize_dequantize",
+    "quantize", "dequantize", "fake_quantize", "_fake_quantize_masked", "_masked_gradient",
+    "_fake_quantize_backward", "choose_qparams", "dynamic_quantize", "quantize_dequantize",
 )  # fmt: skip
 
 
@@ -40,6 +43,8 @@ def outs_of(name, x):
         "quantize": ((*given, torch.int8), {"out": q}),
         "dequantize": ((q + 1, p.scale, p.zero_point), {"out": torch.zeros_like(x)}),
         "fake_quantize": (given, {"out": torch.zeros_like(x)}),
+        "_fake_quantize_masked": (given, {"out": torch.zeros_like(x), "mask": x > 0}),
+        "_masked_gradient": ((x.detach(), x > 0), {"out": torch.zeros_like(x)}),
         "_fake_quantize_backward": ((x.detach(), *given), {"out": torch.zeros_like(x)}),
         "choose_qparams": (choice, parameter),
         "dynamic_quantize": ((*choice, torch.int8), {"q": q} | parameter),
@@ -108,23 +113,59 @@ def test_scale_and_zero_point_get_no_gradient(fake_quantize):
 
 
 @EVERY
-def test_x_changed_in_place_before_backward_is_refused(fake_quantize):
+def test_what_is_changed_in_place_afterwards_does_not_matter(fake_quantize):
     leaf = values((4, 6), torch.float32).requires_grad_()
-    x = leaf * 1
-    y = fake_quantize(x, parameters(torch.float32))
-    x.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
+    p = parameters(torch.float32, [1, -1])
+    (expected,) = torch.autograd.grad(fake_quantize(leaf, p).sum(), leaf)
+    assert 0 < expected.sum() < 24
+    for changed in ("x", "scale", "zero_point"):
+        x, p = leaf * 1, parameters(torch.float32, [1, -1])
+        y = fake_quantize(x, p)
+        with torch.no_grad():
+            ({"x": x} | vars(p))[changed].mul_(1000).add_(1)
+        assert_same(torch.autograd.grad(y.sum(), leaf)[0], expected)
 
 
-def test_the_mask_is_made_again_not_kept():
-    """What waits for the backward pass are the inputs, which are there anyway."""
+@EVERY
+def test_parameters_made_in_inference_mode(fake_quantize):
     x, p = values((4, 6), torch.float32).requires_grad_(), parameters(torch.float32)
+    fake_quantize(x, p).sum().backward()
+    with torch.inference_mode():
+        same = dataclasses.replace(p, scale=p.scale.clone(), zero_point=p.zero_point.clone())
+    leaf = x.detach().clone().requires_grad_()
+    fake_quantize(leaf, same).sum().backward()
+    assert_same(leaf.grad, x.grad)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_one_byte_an_element_is_saved(fake_quantize, dtype):
+    x, p = values((4, 6), dtype).t().requires_grad_(), parameters(dtype, shape=(6, 4))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        quantkit.fake_quantize(x, p)
-    given = {t.data_ptr() for t in (x, p.scale, p.zero_point)}
-    assert {t.data_ptr() for t in saved} == given
+        fake_quantize(x, p)
+        fake_quantize(x.detach(), p)
+        with torch.no_grad():
+            fake_quantize(x, p)
+    (mask,) = saved
+    assert mask.dtype == torch.bool and mask.shape == x.shape and mask.stride() == x.stride()
+    assert mask.untyped_storage().nbytes() == x.numel()
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_the_gradient_has_the_bits_of_contract_1(dtype):
+    for (layout, blocks), seed in itertools.product(itertools.product(STRIDES, BLOCKS), range(2)):
+        x = STRIDES[layout](values((4, 6), dtype, seed, special=True))
+        p, grad = parameters(dtype, blocks), values((4, 6), dtype, seed + 5, special=True)
+        given = (x, p.scale, p.zero_point, *LIMITS)
+        expected = ops._fake_quantize_backward(grad, *given)
+        y, mask = ops._fake_quantize_masked(*given)
+        assert_same(y, ops._fake_quantize(*given))
+        assert_same(ops._masked_gradient(grad, mask), expected)
+        leaf = x.detach().requires_grad_()
+        (found,) = torch.autograd.grad(quantkit.fake_quantize(leaf, p), leaf, grad)
+        assert_same(found, expected)
 
 
 def test_hooks_and_a_graph_that_is_kept():
@@ -191,6 +232,30 @@ def test_checkpointed_segment_has_the_same_gradient():
 
 
 # ---- forward mode and torch.func ------------------------------------------------------------------
+
+
+@EVERY
+def test_derivatives_that_nobody_gives_are_zeros(fake_quantize):
+    """A tangent of the scale alone; a gradient that the next function leaves out."""
+
+    class Dropped(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return y * 1
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return None
+
+    for dtype in (torch.float32, torch.bfloat16):
+        x, p = values((4, 6), dtype), parameters(dtype)
+        with forward_ad.dual_level():
+            scale = forward_ad.make_dual(p.scale, torch.ones((), dtype=dtype))
+            y = fake_quantize(x, dataclasses.replace(p, scale=scale))
+            assert_same(forward_ad.unpack_dual(y).tangent, torch.zeros((4, 6), dtype=dtype))
+        leaf = x.requires_grad_()
+        Dropped.apply(fake_quantize(leaf, p)).sum().backward()
+        assert_same(leaf.grad, torch.zeros((4, 6), dtype=dtype))
 
 
 @pytest.mark.parametrize("fake_quantize", [quantkit.fake_quantize, direct])

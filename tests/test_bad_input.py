@@ -48,6 +48,8 @@ def test_each_argument_of_each_operator(name):
     for argument in arguments_of(name):
         names = (argument, "ScalarType") if argument == "dtype" else (argument,)  # torch's word
         for label, b in BAD[argument].items():
+            if (name, label) == ("_masked_gradient", "double"):
+                continue  # a mask has no dtype that a gradient must have
             arguments, outs = arguments_of(name) | {argument: b.make()}, outs_of(name)
             tensors = [*arguments.values(), *outs.values()]
             with described(argument, label):

@@ -264,6 +264,8 @@ OPERATOR_CALLS = [
      lambda: reference.fake_quantize_backward_op(X.double(), X, P.scale, P.zero_point, -1, 3)),
     (RuntimeError, lambda: ops._fake_quantize_backward(X[:2], X, P.scale, P.zero_point, -1, 3),
      lambda: reference.fake_quantize_backward_op(X[:2], X, P.scale, P.zero_point, -1, 3)),
+    *((RuntimeError, lambda v=v: ops._masked_gradient(*v), lambda v=v: reference.masked_gradient_op(*v))
+      for v in ((X.int(), X > 0), (X, X), (X[:2], X > 0), (X, (X > 0).to("meta")))),
     *((RuntimeError, lambda v=v: ops.quantize(X, P.scale, P.zero_point, *v),
        lambda v=v: reference.quantize_op(X, P.scale, P.zero_point, *v))
       for v in ((-129, 0, torch.int8), (0, 128, torch.int8), (-1, 9, torch.uint8))),

@@ -43,7 +43,9 @@ def given_calls(x, scale, zero_point, q_min, q_max, code):
     yield "fake_quantize", args
     grad = torch.linspace(-2, 2, max(x.numel(), 1), dtype=x.dtype)[: x.numel()].view(x.shape)
     expanded = torch.ones((), dtype=x.dtype).expand(x.shape)
+    _, mask = yield "_fake_quantize_masked", args
     for g in (grad, expanded, grad.flip(0) if x.dim() else grad):
+        yield "_masked_gradient", (g, mask)
         yield "_fake_quantize_backward", (g, *args)
 
 
@@ -265,6 +267,41 @@ def test_long_rows_of_any_strides(dtype):
         for blocks in (None, [1, -1], [-1, 1], [1, 50]):
             yield from given_calls(x, *given(x.shape, blocks, dtype, 14), -128, 127, torch.int8)
             yield from chosen_calls(x, blocks, -128, 127, name < "p", torch.int8)
+
+
+# A shape, and the dimensions along which x has stride 0.
+REPEATED = [
+    ((3, 4, 5, 40), (0,)),
+    ((3, 4, 5, 40), (1,)),
+    ((3, 4, 5, 40), (2,)),
+    ((3, 4, 5, 40), (3,)),
+    ((3, 4, 5, 40), (0, 2)),
+    ((3, 4, 5, 40), (1, 3)),
+    ((3, 4, 5, 40), (0, 1, 2, 3)),
+    ((2, 3, 1, 1300), (1,)),
+    ((1, 1, 3, 1300), (3,)),
+    ((300, 1, 3, 4), (2, 3)),
+]
+
+
+def repeated(shape, dims, dtype, transposed, seed=17):
+    small = values([1 if d in dims else n for d, n in enumerate(shape)], dtype, seed, spread=9)
+    if transposed:
+        small = small.transpose(0, -1).contiguous().transpose(0, -1)
+    return small.expand(shape)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@on_every_backend
+def test_x_that_repeats_itself(dtype):
+    for i, (shape, dims) in enumerate(REPEATED):
+        x = repeated(shape, dims, dtype, i % 3 == 1)
+        granularities = [None, *([1 if d == c else -1 for d in range(4)] for c in range(4))]
+        granularities += [[1, 1, 1, -1], [1, 1, 1, shape[3] // 2], [1, 1, -1, shape[3] // 4]]
+        for k, blocks in enumerate(granularities):
+            parameters = given(shape, blocks, dtype, 18 + k, integral=k % 2 == 0)
+            yield from given_calls(x, *parameters, -128, 127, torch.int8)
+            yield from chosen_calls(x, blocks, -128, 127, (i + k) % 2 == 0, torch.int8)
 
 
 @pytest.mark.parametrize("limits", [(-128, 255), (-129, 255), (-128, 256)], ids=str)

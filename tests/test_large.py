@@ -72,6 +72,8 @@ def calls(x, scale, zero_point, q, grad):
         "quantize": (x, scale, zero_point, *LIMITS, torch.int8),
         "dequantize": (q, scale, zero_point),
         "fake_quantize": (x, scale, zero_point, *LIMITS),
+        "_fake_quantize_masked": (x, scale, zero_point, *LIMITS),
+        "_masked_gradient": (grad, x > 0),
         "_fake_quantize_backward": (grad, x, scale, zero_point, *LIMITS),
         "choose_qparams": (x, blocks, *LIMITS, 1e-8, False),
         "dynamic_quantize": (x, None, *LIMITS, 1e-8, False, torch.int8),

@@ -16,6 +16,8 @@ CALLS = {
     "quantize": (X, SCALE, ZERO, -128, 127, torch.int8),
     "dequantize": (X.to(torch.int8), SCALE, ZERO),
     "fake_quantize": (X, SCALE, ZERO, -128, 127),
+    "_fake_quantize_masked": (X, SCALE, ZERO, -128, 127),
+    "_masked_gradient": (X, X > 0),
     "_fake_quantize_backward": (X + 1, X, SCALE, ZERO, -128, 127),
     "choose_qparams": CHOOSE,
     "dynamic_quantize": (*CHOOSE, torch.int8),
@@ -68,7 +70,7 @@ def test_results_in_any_strides(name):
             assert_same(outs[k].contiguous(), t)
             around, out = gaps[k]
             out.fill_(77)
-            assert (around == 77).all(), "written outside of the output"
+            assert (around == around.new_tensor(77)).all(), "written outside of the output"
         assert outs[k].stride() == strides
 
 
@@ -190,6 +192,69 @@ def test_long_results_in_other_strides_than_x():
         call(name, outs, args)
         for k, t in results.items():
             assert_same(outs[k].contiguous(), t)
+
+
+@pytest.mark.parametrize(
+    "shape, blocks",
+    [
+        ((6, 8), [1, 2]),
+        ((40, 1100), [1, -1]),
+        ((40, 1100), [-1, 1]),
+        ((40, 1100), [1, 10]),
+        ((40, 1100), [4, 10]),
+        ((4, 6, 1100), [1, 1, 550]),
+        ((9000, 4), [-1, 1]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_scale_and_zero_point_in_strides_of_their_own(shape, blocks, layout, several_threads):
+    x = STRIDES[layout](values(shape, torch.float32, 6))
+    for i, kind in enumerate(("strided", "transposed", "every other row", "misaligned")):
+        args = (x, blocks, -128, 127, 1e-8, False, torch.int8)
+        results = expected("quantize_dequantize", args)
+        layouts = {"scale": kind, "zero_point": ("transposed", "strided")[i % 2], "q": "contiguous"}
+        outs = {
+            k: STRIDES[layouts.get(k, "sliced")](torch.zeros(t.shape, dtype=t.dtype))
+            for k, t in results.items()
+        }
+        call("quantize_dequantize", outs, args)
+        for k, t in results.items():
+            assert_same(outs[k].contiguous(), t.contiguous())
+
+
+@pytest.mark.parametrize("repeated", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
+def test_results_of_x_that_repeats_itself(repeated):
+    """In any strides of `out=`."""
+    shape = (4, 6, 90)
+    x = values([1 if d in repeated else n for d, n in enumerate(shape)], torch.float32, 7)
+    x = x.expand(shape)
+    for blocks in (None, [1, -1, -1], [-1, -1, 1], [1, 1, -1], [1, 1, 30]):
+        scale, zero_point = given(shape, blocks, torch.float32, 8)
+        args = (x, scale, zero_point, -128, 127)
+        choose = (x, blocks, -128, 127, 1e-8, False)
+        q = values(shape, torch.float32, 9)[:1].to(torch.int8).expand(shape)
+        for name, given_args in {
+            "quantize": (*args, torch.int8),
+            "dequantize": (q, scale, zero_point),
+            "fake_quantize": args,
+            "_fake_quantize_masked": args,
+            "_masked_gradient": (x, x > 0),
+            "choose_qparams": choose,
+            "dynamic_quantize": (*choose, torch.int8),
+            "quantize_dequantize": (*choose, torch.int8),
+        }.items():
+            results = expected(name, given_args)
+            for layout in ("contiguous", "transposed", "strided"):
+                outs = {
+                    k: STRIDES[layout if t.dim() else "contiguous"](
+                        torch.zeros(t.shape, dtype=t.dtype)
+                    )
+                    for k, t in results.items()
+                }
+                call(name, outs, given_args)
+                for k, t in results.items():
+                    assert_same(outs[k].contiguous(), t.contiguous())
 
 
 def test_a_refused_out_counts_as_unwritten():

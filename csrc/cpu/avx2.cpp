@@ -1,3 +1,3 @@
-#include "table.h"
+#include "kernels.h"
 
 QUANTKIT_EXPORT_TABLE(avx2)

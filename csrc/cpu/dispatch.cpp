@@ -43,12 +43,14 @@ std::vector<Candidate> candidates() {
   return {
       {"baseline", &baseline_table, true},
 #ifdef QUANTKIT_AVX2
-      {"avx2", &avx2_table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c()},
+      {"avx2", &avx2_table,
+       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c()},
 #endif
 #ifdef QUANTKIT_AVX512
-      {"avx512", &avx512_table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                          __builtin_cpu_supports("fma") && supports_f16c()},
+      {"avx512", &avx512_table,
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("fma") && supports_f16c()},
 #endif
 #ifdef QUANTKIT_CUDA_EMU
       {"cuda_emu", &baseline_table, true, &cuda_emu_table},

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "../kernels.h"
+#include "../calls.h"
 
 // What the Python module calls in the library.
 #define QK_EXPORT __attribute__((visibility("default")))
@@ -15,7 +15,8 @@ namespace quantkit {
 // std::runtime_error where the machine or the build lacks that one.
 const KernelTable& kernels();
 
-// The CUDA kernels as the emulator runs them, where they are the instruction set in use; else nullptr.
+// The CUDA kernels as the emulator runs them, where they are the instruction set in use; else
+// nullptr.
 const LaunchTable* emulated_launches();
 
 // The name of what is in use.
@@ -27,8 +28,8 @@ QK_EXPORT std::vector<std::string> available_isas();
 // For tests: switches every later call. Throws std::runtime_error as kernels() does.
 QK_EXPORT void set_isa(const std::string& name);
 
-// Whether this process was forked from one whose threads OpenMP may own. They do not survive that: a child that
-// asks for some waits for ever (torch's own operators do), so its kernels run on one.
+// Whether this process was forked from one whose threads OpenMP may own. They do not survive that:
+// a child that asks for some waits for ever (torch's own operators do), so its kernels run on one.
 QK_EXPORT bool forked_from_threads();
 // Says that some are used from here on.
 void use_threads();

@@ -28,8 +28,8 @@ const int at_first = count_threads();
 std::atomic<bool> used{false};
 bool several = false, forked = false;
 
-[[maybe_unused]] const int registered =
-    pthread_atfork([] { several = used || count_threads() > at_first; }, nullptr, [] { forked |= several; });
+[[maybe_unused]] const int registered = pthread_atfork(
+    [] { several = used || count_threads() > at_first; }, nullptr, [] { forked |= several; });
 
 }  // namespace
 

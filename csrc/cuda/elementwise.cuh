@@ -1,8 +1,9 @@
-// Kernels over elements whose parameters are there: quantize, dequantize, fake_quantize and its gradient.
+// Kernels over elements whose parameters are there: quantize, dequantize, fake_quantize and its
+// gradient.
 //
-// The elements are rows: the innermost level, and all others around it. A team of threads takes a part of a
-// row with one set of parameters; where each element has its own, a team takes some columns of many rows
-// and keeps their parameters in registers.
+// The elements are rows: the innermost level, and all others around it. A team of threads takes a
+// part of a row with one set of parameters; where each element has its own, a team takes some
+// columns of many rows and keeps their parameters in registers.
 #pragma once
 
 #include "memory.cuh"
@@ -14,27 +15,33 @@ constexpr int kThreads = 256;
 constexpr int kUnroll = 2;  // vectors that a thread has under way
 
 struct ElementwiseArgs {
-  Level levels[kMaxLevels];  // of the rows, outermost first
-  int32_t count;             // at least one
-  int32_t team;              // threads that share a part of a row: a power of two up to kThreads
-  int64_t rows, n;           // rows of n elements
-  int64_t step[kOperands];   // along a row
-  int64_t parts;             // of a row
-  bool ragged;               // some vectors are not whole
-  int64_t height;            // rows that a team takes at a time where each element has its own parameters
+  Dim dims[kMaxDims];         // of the rows, outermost first
+  int32_t count;              // at least one
+  int32_t team;               // threads that share a part of a row: a power of two up to kThreads
+  int64_t rows, n;            // rows of n elements
+  Offsets start;              // of the first row
+  int64_t stride[kOperands];  // along a row
+  int64_t parts;              // of a row
+  bool ragged;                // some vectors are not whole
+  int64_t height;  // rows that a team takes at a time where each element has its own parameters
   const void* x;
-  const void* q_in;
-  void* q;
+  const void* q_in;  // codes, a gradient or a mask
+  void* q;           // codes or a mask
   void* y;
-  Numbers scale, add, subtract;
-  Type x_type, q_type, y_type;
-  Type divide_type, add_type, subtract_type, scale_type;
+  Values scale, add, subtract;
+  Operation operation;
+  Type x_type, y_type;
+  Format format;
+  Steps steps;
   int32_t q_min, q_max;
 };
 
-// What becomes of x: codes, codes and their reconstruction, the reconstruction in x's type, or the gradient
-// where the code is in range.
-enum class Result { codes, both, fake, gradient };
+// What becomes of x: codes, and their reconstruction if `y` is given; or the reconstruction in x's
+// type, and the mask of codes in range if `q` is given.
+enum class Result { codes, fake };
+
+// The codes of every integer format, until they are stored.
+using Encoder = formats::i16;
 
 // The element type of y.
 template <class X, Result kResult>
@@ -42,19 +49,19 @@ struct Made {
   using type = X;
 };
 template <class X>
-struct Made<X, Result::both> {
+struct Made<X, Result::codes> {
   using type = float;
 };
 
 // The parameters of an element.
 template <class D>
-struct Steps {
+struct Own {
   Wide<D> scale, add;
   float subtract;
   float reciprocal;  // 0: divide
 
-  __device__ __forceinline__ Steps() : scale(0), add(0), subtract(0), reciprocal(0) {}
-  __device__ __forceinline__ Steps(Wide<D> scale_, Wide<D> add_, float subtract_)
+  __device__ __forceinline__ Own() : scale(0), add(0), subtract(0), reciprocal(0) {}
+  __device__ __forceinline__ Own(Wide<D> scale_, Wide<D> add_, float subtract_)
       : scale(scale_), add(add_), subtract(subtract_), reciprocal(0) {
     if constexpr (sizeof(D) == 2) reciprocal = reciprocal_for_code<D>(scale, add);
   }
@@ -62,76 +69,69 @@ struct Steps {
 
 // Those that a whole row shares, of any type.
 template <class D>
-__device__ __forceinline__ Steps<D> shared_steps(const ElementwiseArgs& a, const Offsets& at) {
+__device__ __forceinline__ Own<D> shared_steps(const ElementwiseArgs& a, const Offsets& at) {
   return {number<D, false>(a.scale, at.of[kScale]), number<D, true>(a.add, at.of[kZeroPoint]),
           number<float, false>(a.subtract, at.of[kZeroPoint])};
 }
 // One element's own, of type D.
 template <class D>
-__device__ __forceinline__ Steps<D> own_steps(const ElementwiseArgs& a, const Offsets& at, int64_t i) {
-  const int64_t zero_point = at.of[kZeroPoint] + i * a.step[kZeroPoint];
-  return {same_number<D>(a.scale, at.of[kScale] + i * a.step[kScale]), same_number<D>(a.add, zero_point),
-          same_number<D>(a.subtract, zero_point)};
+__device__ __forceinline__ Own<D> own_steps(const ElementwiseArgs& a, const Offsets& at,
+                                            int64_t i) {
+  const int64_t zero_point = at.of[kZeroPoint] + i * a.stride[kZeroPoint];
+  return {same_number<D>(a.scale, at.of[kScale] + i * a.stride[kScale]),
+          same_number<D>(a.add, zero_point), same_number<D>(a.subtract, zero_point)};
 }
 
 // An element on its way to its results; kMultiply: all of its steps have a reciprocal.
 template <class X, class D, bool kMultiply = false>
 struct Element {
-  Wide<D> v;
-  bool nan;
+  Wide<D> v, judged;  // judged: NaN where the quotient is
 
-  __device__ __forceinline__ Element(X x, const Steps<D>& s) {
+  __device__ __forceinline__ Element(X x, const Own<D>& s) {
     if constexpr (kMultiply) {
       const float quotient = widen(x) * s.reciprocal;
       v = affine_for_code<D, D>(quotient, s.add);
-      nan = quotient != quotient;
+      judged = quotient;
     } else {
       v = affine<D, D>(Wide<D>(widen(x)) / s.scale, s.add);
-      nan = v != v;
+      judged = v;
     }
   }
 
   __device__ __forceinline__ bool inside(const ElementwiseArgs& a) const {
-    return in_range(v, Wide<D>(a.q_min), Wide<D>(a.q_max)) & !nan;
+    return (Encoder::inside(v, Wide<D>(a.q_min), Wide<D>(a.q_max)) != 0) & (judged == judged);
   }
-  __device__ __forceinline__ int16_t code(const ElementwiseArgs& a) const {
-    const Wide<D> shifted = shifted_code(v, Wide<D>(a.q_min), Wide<D>(a.q_max));
-    return nan ? 0 : int16_t(bit_cast<typename Traits<Wide<D>>::Bits>(shifted));
+  __device__ __forceinline__ auto code(const ElementwiseArgs& a) const {
+    return Encoder::encode(v, Wide<D>(a.q_min), Wide<D>(a.q_max), judged);
   }
-  __device__ __forceinline__ float back(const ElementwiseArgs& a, const Steps<D>& s) const {
-    const Wide<D> shifted = shifted_code(v, Wide<D>(a.q_min), Wide<D>(a.q_max));
-    return dequantized<float, float>(nan ? 0.0f : float(shifted - Shifter<Wide<D>>::value), s.subtract,
-                                     s.scale);
+  __device__ __forceinline__ float back(const ElementwiseArgs& a, const Own<D>& s) const {
+    return dequantized<float, float>(Encoder::value<Wide<D>>(code(a)), s.subtract, s.scale);
   }
 };
 
-template <class Y>
-__device__ __forceinline__ Y select(bool inside, Y y) {
-  return inside ? y : bit_cast<Y>(typename Traits<Y>::Bits(0));
-}
-
-// Codes as int16, or the low byte of each as int8 or uint8.
-__device__ __forceinline__ void store_code(void* q, Type type, int64_t i, int16_t code) {
-  if (type == Type::i16)
-    store(static_cast<int16_t*>(q) + i, code);
-  else
-    store(static_cast<int8_t*>(q) + i, int8_t(code));
+// Codes, which are registers of 16 bits until here, in their format.
+__device__ __forceinline__ void store_code(void* q, Format format, int64_t i, int16_t code) {
+  with_codes(format, [&](auto tag) {
+    using F = typename decltype(tag)::type::Encoder;
+    store(static_cast<typename F::Storage*>(q) + i, F::stored(code));
+  });
 }
 template <int V>
-__device__ __forceinline__ void store_codes(void* q, Type type, int64_t first, int64_t step,
+__device__ __forceinline__ void store_codes(void* q, Format format, int64_t first, int64_t step,
                                             const Vector<int16_t, V>& codes) {
-  if (type == Type::i16) {
-    store_vector<int16_t, V>(static_cast<int16_t*>(q) + first, step, codes);
-  } else {
-    Vector<int8_t, V> bytes;
+  with_codes(format, [&](auto tag) {
+    using F = typename decltype(tag)::type::Encoder;
+    using Storage = typename F::Storage;
+    Vector<Storage, V> stored;
 #pragma unroll
-    for (int k = 0; k < V; ++k) bytes.put(k, int8_t(codes.get(k)));
-    store_vector<int8_t, V>(static_cast<int8_t*>(q) + first, step, bytes);
-  }
+    for (int k = 0; k < V; ++k) stored.put(k, F::stored(codes.get(k)));
+    store_vector<Storage, V>(static_cast<Storage*>(q) + first, step, stored);
+  });
 }
 
-// What is done with a row: an operand's address decides where its vectors begin (kLead, that of the most
-// bytes), and vector(steps) and element() make results of V elements and of one; steps(k) gives each its own.
+// What is done with a row: an operand's address decides where its vectors begin (kLead, that of the
+// most bytes), and vector(steps) and element() make results of V elements and of one; steps(k)
+// gives each its own.
 
 template <class X, class D, Result kResult>
 struct Quantize {
@@ -140,54 +140,61 @@ struct Quantize {
   using Y = typename Made<X, kResult>::type;
   static constexpr Operand kLead = kX;
   static constexpr int V = kVectorBytes / sizeof(X);
-  static constexpr bool kCodes = kResult == Result::codes || kResult == Result::both;
-  static constexpr bool kBack = kResult == Result::both || kResult == Result::fake;
-  static constexpr bool kMayMultiply = sizeof(X) == 2 && sizeof(D) == 2 && kResult != Result::gradient;
+  static constexpr bool kCodes = kResult == Result::codes;
+  static constexpr bool kMayMultiply = sizeof(X) == 2 && sizeof(D) == 2;
   using Held = Vector<X, V>;
 
   __device__ static __forceinline__ const X* lead(const ElementwiseArgs& a) {
     return static_cast<const X*>(a.x);
   }
-  __device__ static __forceinline__ Held load_at(const ElementwiseArgs& a, const Offsets& at, int64_t first) {
+  __device__ static __forceinline__ Held load_at(const ElementwiseArgs& a, const Offsets& at,
+                                                 int64_t first) {
     return load_vector<X, V>(lead(a) + at.of[kX] + first);
   }
 
   template <bool kMultiply, class S>
   __device__ static __forceinline__ void vector(const ElementwiseArgs& a, const Held& x, S steps,
                                                 const Offsets& at, int64_t first) {
-    const int64_t q = at.of[kQ] + first * a.step[kQ];
+    const int64_t q = at.of[kQ] + first * a.stride[kQ];
     Vector<int16_t, V> shorts;
-    Vector<Y, V> result, grad;
-    if constexpr (kResult == Result::gradient)
-      grad = load_vector<Y, V>(static_cast<const Y*>(a.q_in) + q, a.step[kQ]);
+    Vector<uint8_t, V> mask;
+    Vector<Y, V> result;
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      const Steps<D> s = steps(k);
+      const Own<D> s = steps(k);
       const Element<X, D, kMultiply> e(x.get(k), s);
-      if constexpr (kCodes) shorts.put(k, e.code(a));
-      if constexpr (kBack) result.put(k, narrow<Y>(e.back(a, s)));
-      if constexpr (kResult == Result::gradient) result.put(k, select(e.inside(a), grad.get(k)));
+      if constexpr (kCodes)
+        shorts.put(k, int16_t(e.code(a)));
+      else if (a.q != nullptr)
+        mask.put(k, e.inside(a));
+      if (a.y != nullptr) result.put(k, narrow<Y>(e.back(a, s)));
     }
-    if constexpr (kCodes) store_codes<V>(a.q, a.q_type, q, a.step[kQ], shorts);
-    if constexpr (kResult != Result::codes)
-      store_vector<Y, V>(static_cast<Y*>(a.y) + at.of[kY] + first * a.step[kY], a.step[kY], result);
+    if constexpr (kCodes)
+      store_codes<V>(a.q, a.format, q, a.stride[kQ], shorts);
+    else if (a.q != nullptr)
+      store_vector<uint8_t, V>(static_cast<uint8_t*>(a.q) + q, a.stride[kQ], mask);
+    if (a.y != nullptr)
+      store_vector<Y, V>(static_cast<Y*>(a.y) + at.of[kY] + first * a.stride[kY], a.stride[kY],
+                         result);
   }
 
-  __device__ static __forceinline__ void element(const ElementwiseArgs& a, const Steps<D>& s,
+  __device__ static __forceinline__ void element(const ElementwiseArgs& a, const Own<D>& s,
                                                  const Offsets& at, int64_t i) {
-    const Element<X, D> e(load(lead(a) + at.of[kX] + i * a.step[kX]), s);
-    const int64_t q = at.of[kQ] + i * a.step[kQ];
-    Y* const y = static_cast<Y*>(a.y) + at.of[kY] + i * a.step[kY];
-    if constexpr (kCodes) store_code(a.q, a.q_type, q, e.code(a));
-    if constexpr (kBack) store(y, narrow<Y>(e.back(a, s)));
-    if constexpr (kResult == Result::gradient)
-      store(y, select(e.inside(a), load(static_cast<const Y*>(a.q_in) + q)));
+    const Element<X, D> e(load(lead(a) + at.of[kX] + i * a.stride[kX]), s);
+    const int64_t q = at.of[kQ] + i * a.stride[kQ];
+    if constexpr (kCodes)
+      store_code(a.q, a.format, q, int16_t(e.code(a)));
+    else if (a.q != nullptr)
+      store(static_cast<uint8_t*>(a.q) + q, uint8_t(e.inside(a)));
+    if (a.y != nullptr)
+      store(static_cast<Y*>(a.y) + at.of[kY] + i * a.stride[kY], narrow<Y>(e.back(a, s)));
   }
 };
 
 // Of the steps only those back count.
-template <class Q>
+template <class F>
 struct Dequantize {
+  using Q = typename F::Storage;
   using Lead = float;
   using Step = float;
   static constexpr Operand kLead = kY;
@@ -198,8 +205,10 @@ struct Dequantize {
   __device__ static __forceinline__ const float* lead(const ElementwiseArgs& a) {
     return static_cast<const float*>(a.y);
   }
-  __device__ static __forceinline__ Held load_at(const ElementwiseArgs& a, const Offsets& at, int64_t first) {
-    return load_vector<Q, V>(static_cast<const Q*>(a.q_in) + at.of[kQ] + first * a.step[kQ], a.step[kQ]);
+  __device__ static __forceinline__ Held load_at(const ElementwiseArgs& a, const Offsets& at,
+                                                 int64_t first) {
+    return load_vector<Q, V>(static_cast<const Q*>(a.q_in) + at.of[kQ] + first * a.stride[kQ],
+                             a.stride[kQ]);
   }
 
   template <bool, class S>
@@ -208,17 +217,17 @@ struct Dequantize {
     Vector<float, V> y;
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      const Steps<float> s = steps(k);
-      y.put(k, dequantized<float, float>(static_cast<float>(q.get(k)), s.subtract, s.scale));
+      const Own<float> s = steps(k);
+      y.put(k, dequantized<float, float>(F::number(q.get(k)), s.subtract, s.scale));
     }
     store_vector<float, V>(static_cast<float*>(a.y) + at.of[kY] + first, y);
   }
 
-  __device__ static __forceinline__ void element(const ElementwiseArgs& a, const Steps<float>& s,
+  __device__ static __forceinline__ void element(const ElementwiseArgs& a, const Own<float>& s,
                                                  const Offsets& at, int64_t i) {
-    const Q q = load(static_cast<const Q*>(a.q_in) + at.of[kQ] + i * a.step[kQ]);
-    store(static_cast<float*>(a.y) + at.of[kY] + i * a.step[kY],
-          dequantized<float, float>(static_cast<float>(q), s.subtract, s.scale));
+    const Q q = load(static_cast<const Q*>(a.q_in) + at.of[kQ] + i * a.stride[kQ]);
+    store(static_cast<float*>(a.y) + at.of[kY] + i * a.stride[kY],
+          dequantized<float, float>(F::number(q), s.subtract, s.scale));
   }
 };
 
@@ -237,31 +246,31 @@ template <class Body>
 __device__ __forceinline__ void for_parts(const ElementwiseArgs& a, const Teams& t, Body body) {
   for (int64_t item = t.first; item < a.rows * a.parts; item += t.stride) {
     const int64_t row = divided(item, a.parts);
-    Offsets at = {};
-    move(at, a.levels, 0, a.count, row);
+    Offsets at = a.start;
+    move(at, a.dims, 0, a.count, row);
     body(at, item - row * a.parts);
   }
 }
 
-// Calls body(offsets, part, height) for each block of rows and part of them; rows of a block lie one step of
-// the innermost level around them apart.
+// Calls body(offsets, part, height) for each block of rows and part of them; rows of a block lie
+// one step of the innermost level around them apart.
 template <class Body>
 __device__ __forceinline__ void for_columns(const ElementwiseArgs& a, const Teams& t, Body body) {
-  const int64_t size = a.levels[a.count - 1].size;
+  const int64_t size = a.dims[a.count - 1].size;
   const int64_t blocks = divided(size + a.height - 1, a.height);
   const int64_t items = divided(a.rows, size) * blocks * a.parts;
   for (int64_t item = t.first; item < items; item += t.stride) {
     const int64_t block = divided(item, a.parts), outer = divided(block, blocks);
     const int64_t top = (block - outer * blocks) * a.height;
-    Offsets at = {};
-    move(at, a.levels, 0, a.count, outer * size + top);
+    Offsets at = a.start;
+    move(at, a.dims, 0, a.count, outer * size + top);
     body(at, item - block * a.parts, size - top < a.height ? size - top : a.height);
   }
 }
 
 __device__ __forceinline__ void step_row(const ElementwiseArgs& a, Offsets& at) {
 #pragma unroll
-  for (int o = kX; o <= kY; ++o) at.of[o] += a.levels[a.count - 1].step[o];
+  for (int o = kX; o <= kY; ++o) at.of[o] += a.dims[a.count - 1].stride[o];
 }
 
 template <class Work, bool kEach>
@@ -271,20 +280,21 @@ __device__ __forceinline__ void walk(const ElementwiseArgs& a) {
   constexpr int V = Work::V;
   const Teams t = teams_of(a.team);
   const Lead* const lead = Work::lead(a);
-  const int64_t step = a.step[Work::kLead];
+  const int64_t step = a.stride[Work::kLead];
   if constexpr (kEach) {
     for_columns(a, t, [&](Offsets at, int64_t part, int64_t height) {
       const Row<Lead, V> row(lead + at.of[Work::kLead], step, a.n);
       const int64_t first = (part * a.team + t.lane) * V - row.lead;
       if (first >= a.n) return;
-      Steps<Step> steps[V];
+      Own<Step> steps[V];
 #pragma unroll
       for (int k = 0; k < V; ++k)
         if (first + k >= 0 && first + k < a.n) steps[k] = own_steps<Step>(a, at, first + k);
       for (int64_t i = 0; i < height; ++i, step_row(a, at)) {
-        if (first >= 0 && first + V <= a.n && is_aligned<Lead, V>(lead + at.of[Work::kLead] + first, step))
-          Work::template vector<false>(a, Work::load_at(a, at, first), [&](int k) { return steps[k]; }, at,
-                                       first);
+        if (first >= 0 && first + V <= a.n &&
+            is_aligned<Lead, V>(lead + at.of[Work::kLead] + first, step))
+          Work::template vector<false>(
+              a, Work::load_at(a, at, first), [&](int k) { return steps[k]; }, at, first);
         else
           for_inside<V>(first, a.n,
                         [&](int64_t k) { Work::element(a, own_steps<Step>(a, at, k), at, k); });
@@ -300,7 +310,7 @@ __device__ __forceinline__ void walk(const ElementwiseArgs& a) {
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u)
         if (row.is_whole(first_of(u))) held[u] = Work::load_at(a, at, first_of(u));
-      const Steps<Step> steps = shared_steps<Step>(a, at);  // while the elements are on their way
+      const Own<Step> steps = shared_steps<Step>(a, at);  // while the elements are on their way
       const auto same = [&](int) { return steps; };
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
@@ -320,16 +330,18 @@ __device__ __forceinline__ void walk(const ElementwiseArgs& a) {
 }
 
 template <class X, class D, Result kResult, bool kEach>
-__global__ void __launch_bounds__(kThreads, 2) quantize_kernel(const __grid_constant__ ElementwiseArgs a) {
+__global__ void __launch_bounds__(kThreads, 2)
+    quantize_kernel(const __grid_constant__ ElementwiseArgs a) {
   walk<Quantize<X, D, kResult>, kEach>(a);
 }
 
-template <class Q, bool kEach>
-__global__ void __launch_bounds__(kThreads, 2) dequantize_kernel(const __grid_constant__ ElementwiseArgs a) {
-  walk<Dequantize<Q>, kEach>(a);
+template <class F, bool kEach>
+__global__ void __launch_bounds__(kThreads, 2)
+    dequantize_kernel(const __grid_constant__ ElementwiseArgs a) {
+  walk<Dequantize<F>, kEach>(a);
 }
 
-// ---- steps of any types: an element at a time -----------------------------------------------------
+// ---- steps of any types: an element at a time ---------------------------------------------------
 
 constexpr int kMixedRun = 8;  // elements of a row that a thread takes
 
@@ -343,31 +355,21 @@ __device__ __forceinline__ void for_elements(const ElementwiseArgs& a, Body body
       if (element >= a.n) return;
       Offsets at;
 #pragma unroll
-      for (int o = 0; o < kOperands; ++o) at.of[o] = row.of[o] + element * a.step[o];
+      for (int o = 0; o < kOperands; ++o) at.of[o] = row.of[o] + element * a.stride[o];
       body(at);
     }
   });
 }
 
-// affine() for types known at run time; every type's values are exact in double.
-__device__ __forceinline__ double mixed_affine(Type divide_type, Type add_type, double x, double scale,
+// x / scale + zero_point for dtypes known at run time.
+__device__ __forceinline__ double mixed_affine(const Steps& steps, double x, double scale,
                                                double zero_point) {
-  return with_float(divide_type, [&](auto tag) -> double {
-    using D = typename decltype(tag)::type;
-    const Wide<D> quotient = Wide<D>(x) / Wide<D>(scale);
-    if constexpr (sizeof(D) < 8)
-      if (add_type == Type::f64) return affine<D, double>(quotient, zero_point);
-    if constexpr (sizeof(D) < 4)
-      if (add_type == Type::f32) return affine<D, float>(quotient, float(zero_point));
-    return affine<D, D>(quotient, rounded<D>(Wide<D>(zero_point)));
+  const double quotient = with_float(steps.divide, [&](auto tag) -> double {
+    return quotient_in<typename decltype(tag)::type>(x, scale);
   });
-}
-
-__device__ __forceinline__ double mixed_dequantized(Type subtract_type, Type scale_type, float q,
-                                                    double zero_point, double scale) {
-  if (subtract_type == Type::f64) return dequantized<double, double>(q, zero_point, scale);
-  if (scale_type == Type::f64) return dequantized<float, double>(q, float(zero_point), scale);
-  return dequantized<float, float>(q, float(zero_point), float(scale));
+  return with_float(steps.add, [&](auto tag) -> double {
+    return sum_in<typename decltype(tag)::type>(quotient, zero_point);
+  });
 }
 
 __device__ __forceinline__ double load_float(const void* data, Type type, int64_t i) {
@@ -383,60 +385,68 @@ __device__ __forceinline__ void store_float(void* data, Type type, int64_t i, do
   });
 }
 
-template <Result kResult>
+// y = inside ? x : 0, for any type: bits, whatever they mean, so that a NaN keeps its own.
+__device__ __forceinline__ void store_selected(bool inside, const void* x, int64_t from, void* y,
+                                               Type type, int64_t to) {
+  const auto select_bits = [&](auto tag) {
+    using Bits = typename decltype(tag)::type;
+    store(static_cast<Bits*>(y) + to, inside ? load(static_cast<const Bits*>(x) + from) : Bits(0));
+  };
+  if (type == Type::f64)
+    select_bits(Tag<int64_t>());
+  else if (type == Type::f32)
+    select_bits(Tag<int32_t>());
+  else
+    select_bits(Tag<int16_t>());
+}
+
 __global__ void __launch_bounds__(kThreads, 2)
     quantize_mixed_kernel(const __grid_constant__ ElementwiseArgs a) {
+  const bool codes =
+      a.operation == Operation::quantize || a.operation == Operation::quantize_dequantize;
   for_elements(a, [&](const Offsets& at) {
     const double scale = exact_number(a.scale, at.of[kScale]);
-    const double v = mixed_affine(a.divide_type, a.add_type, load_float(a.x, a.x_type, at.of[kX]), scale,
+    const double v = mixed_affine(a.steps, load_float(a.x, a.x_type, at.of[kX]), scale,
                                   exact_number(a.add, at.of[kZeroPoint]));
-    const bool nan = v != v;
-    if constexpr (kResult == Result::gradient) {
-      const bool inside = in_range<double>(v, a.q_min, a.q_max) & !nan;
-      // Bits, whatever they mean: a NaN keeps its own.
-      if (a.y_type == Type::f64)
-        store(static_cast<int64_t*>(a.y) + at.of[kY],
-              inside ? load(static_cast<const int64_t*>(a.q_in) + at.of[kQ]) : 0);
-      else if (a.y_type == Type::f32)
-        store(static_cast<int32_t*>(a.y) + at.of[kY],
-              inside ? load(static_cast<const int32_t*>(a.q_in) + at.of[kQ]) : 0);
-      else
-        store(static_cast<int16_t*>(a.y) + at.of[kY],
-              inside ? load(static_cast<const int16_t*>(a.q_in) + at.of[kQ]) : int16_t(0));
-      return;
-    }
-    const double code = shifted_code<double>(v, a.q_min, a.q_max);
-    if constexpr (kResult == Result::codes || kResult == Result::both) {
-      store_code(a.q, a.q_type, at.of[kQ], int16_t(nan ? 0 : bit_cast<int64_t>(code)));
-    }
-    if constexpr (kResult == Result::both || kResult == Result::fake) {
-      const float q = nan ? 0.0f : float(code - Shifter<double>::value);
-      const double y = mixed_dequantized(a.subtract_type, a.scale_type, q,
-                                         exact_number(a.subtract, at.of[kZeroPoint]), scale);
-      store_float(a.y, kResult == Result::fake ? a.y_type : a.scale_type, at.of[kY], y);
-    }
+    const bool inside = Encoder::inside<double>(v, a.q_min, a.q_max) != 0;
+    if (a.q_in != nullptr)
+      return store_selected(inside, a.q_in, at.of[kQ], a.y, a.y_type, at.of[kY]);
+    const auto code = Encoder::encode<double>(v, a.q_min, a.q_max, v);
+    if (codes)
+      store_code(a.q, a.format, at.of[kQ], int16_t(code));
+    else if (a.q != nullptr)
+      store(static_cast<uint8_t*>(a.q) + at.of[kQ], uint8_t(inside));
+    if (a.y != nullptr)
+      store_float(a.y, a.y_type, at.of[kY],
+                  dequantized_in(a.steps, Encoder::value<double>(code),
+                                 exact_number(a.subtract, at.of[kZeroPoint]), scale));
   });
 }
 
 __global__ void __launch_bounds__(kThreads, 2)
     dequantize_mixed_kernel(const __grid_constant__ ElementwiseArgs a) {
   for_elements(a, [&](const Offsets& at) {
-    float q;
-    switch (a.q_type) {
-      case Type::i8: q = load(static_cast<const int8_t*>(a.q_in) + at.of[kQ]); break;
-      case Type::u8: q = load(static_cast<const uint8_t*>(a.q_in) + at.of[kQ]); break;
-      case Type::i16: q = load(static_cast<const int16_t*>(a.q_in) + at.of[kQ]); break;
-      default: q = load(static_cast<const float*>(a.q_in) + at.of[kQ]);
-    }
-    const double y = mixed_dequantized(a.subtract_type, a.scale_type, q,
-                                       exact_number(a.subtract, at.of[kZeroPoint]),
-                                       exact_number(a.scale, at.of[kScale]));
-    store_float(a.y, a.scale_type, at.of[kY], y);
+    const float q = with_format(a.format, [&](auto tag) {
+      using F = typename decltype(tag)::type;
+      return F::number(load(static_cast<const typename F::Storage*>(a.q_in) + at.of[kQ]));
+    });
+    store_float(a.y, a.y_type, at.of[kY],
+                dequantized_in(a.steps, q, exact_number(a.subtract, at.of[kZeroPoint]),
+                               exact_number(a.scale, at.of[kScale])));
+  });
+}
+
+__global__ void __launch_bounds__(kThreads, 2)
+    masked_gradient_kernel(const __grid_constant__ ElementwiseArgs a) {
+  for_elements(a, [&](const Offsets& at) {
+    const bool inside = load(static_cast<const uint8_t*>(a.q_in) + at.of[kQ]) != 0;
+    store_selected(inside, a.x, at.of[kX], a.y, a.y_type, at.of[kY]);
   });
 }
 
 template <class To>
-__global__ void __launch_bounds__(kThreads, 2) convert_kernel(const __grid_constant__ ElementwiseArgs a) {
+__global__ void __launch_bounds__(kThreads, 2)
+    convert_kernel(const __grid_constant__ ElementwiseArgs a) {
   for_elements(a, [&](const Offsets& at) {
     with_real(a.x_type, [&](auto tag) {
       using From = typename decltype(tag)::type;

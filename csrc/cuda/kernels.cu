@@ -3,5 +3,5 @@
 namespace quantkit {
 // The object's one exported symbol.
 extern const LaunchTable cuda_table;
-const LaunchTable cuda_table = {run_elementwise, scratch_bytes, run_dynamic, run_convert};
+const LaunchTable cuda_table = {run_elementwise, scratch_bytes, run_dynamic};
 }  // namespace quantkit

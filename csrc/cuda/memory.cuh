@@ -1,8 +1,10 @@
-// How kernels reach memory: vectors of up to 16 bytes where the address allows, elements elsewhere; every
-// access goes through here, so that the emulator (proof/emu) sees each one.
+// How kernels reach memory: vectors of up to 16 bytes where the address allows, elements elsewhere;
+// every access goes through here, so that the emulator (proof/emu) sees each one.
 #pragma once
 
-#include "../kernels.h"
+#include "../calls.h"
+#include "../numerics/division.h"
+#include "../numerics/reductions.h"
 
 #ifdef QUANTKIT_EMULATE
 #include "emulator.h"
@@ -76,7 +78,8 @@ struct Vector {
     else if constexpr (sizeof(T) == 1)
       words[k / 4] |= uint32_t(bit_cast<uint8_t>(v)) << 8 * (k % 4);
     else
-      words[2 * k] = uint32_t(bit_cast<uint64_t>(v)), words[2 * k + 1] = bit_cast<uint64_t>(v) >> 32;
+      words[2 * k] = uint32_t(bit_cast<uint64_t>(v)),
+                words[2 * k + 1] = bit_cast<uint64_t>(v) >> 32;
   }
 };
 
@@ -134,8 +137,8 @@ __device__ __forceinline__ void for_inside(int64_t first, int64_t n, Body body) 
   for (int64_t i = first < 0 ? 0 : first; i < first + V && i < n; ++i) body(i);
 }
 
-// A row of n elements in vectors: where it begins between two aligned addresses, the first vector begins
-// `lead` elements before it. Vectors that are not whole are left to their elements.
+// A row of n elements in vectors: where it begins between two aligned addresses, the first vector
+// begins `lead` elements before it. Vectors that are not whole are left to their elements.
 template <class T, int V>
 struct Row {
   const T* data;
@@ -153,7 +156,7 @@ struct Row {
   }
 };
 
-// ---- indices --------------------------------------------------------------------------------------
+// ---- indices ------------------------------------------------------------------------------------
 
 // Most indices fit in 32 bits, whose division is many times faster.
 __device__ __forceinline__ int64_t divided(int64_t a, int64_t b) {
@@ -165,46 +168,47 @@ struct Offsets {
   int64_t of[kOperands];
 };
 
-// Adds to `at` where index `i` of the levels [begin, end) lies.
-__device__ __forceinline__ void move(Offsets& at, const Level* levels, int begin, int end, int64_t i) {
+// Adds to `at` where index `i` of the dims [begin, end) lies.
+__device__ __forceinline__ void move(Offsets& at, const Dim* dims, int begin, int end, int64_t i) {
   for (int k = end - 1; k >= begin; --k) {
     int64_t index = i;
     if (k > begin) {
-      i = divided(i, levels[k].size);
-      index -= i * levels[k].size;
+      i = divided(i, dims[k].size);
+      index -= i * dims[k].size;
     }
 #pragma unroll
-    for (int o = 0; o < kOperands; ++o) at.of[o] += levels[k].step[o] * index;
+    for (int o = 0; o < kOperands; ++o) at.of[o] += dims[k].stride[o] * index;
   }
 }
 
 // The same for one operand.
-__device__ __forceinline__ int64_t offset_of(Operand o, const Level* levels, int begin, int end,
+__device__ __forceinline__ int64_t offset_of(Operand o, const Dim* dims, int begin, int end,
                                              int64_t i) {
   int64_t at = 0;
   for (int k = end - 1; k >= begin; --k) {
     int64_t index = i;
     if (k > begin) {
-      i = divided(i, levels[k].size);
-      index -= i * levels[k].size;
+      i = divided(i, dims[k].size);
+      index -= i * dims[k].size;
     }
-    at += levels[k].step[o] * index;
+    at += dims[k].stride[o] * index;
   }
   return at;
 }
 
-// ---- parameters -----------------------------------------------------------------------------------
+// ---- parameters ---------------------------------------------------------------------------------
 
 // A parameter of any floating type in the GPU's memory, or one value, exact in double.
-struct Numbers {
+struct Values {
   const void* data;
   double value;
   Type type;
 };
 
-// As a step of type D takes it. A zero point is rounded to that type first, a scale is taken in full.
+// As a step of type D takes it. A zero point is rounded to that type first, a scale is taken in
+// full.
 template <class D, bool kRound>
-__device__ __forceinline__ Wide<D> number(const Numbers& p, int64_t i) {
+__device__ __forceinline__ Wide<D> number(const Values& p, int64_t i) {
   const auto converted = [](auto wide) {
     const Wide<D> v = static_cast<Wide<D>>(wide);
     return kRound ? rounded<D>(v) : v;
@@ -217,11 +221,11 @@ __device__ __forceinline__ Wide<D> number(const Numbers& p, int64_t i) {
 
 // The same where many have the type of the step, and one value was rounded to it before.
 template <class D>
-__device__ __forceinline__ Wide<D> same_number(const Numbers& p, int64_t i) {
+__device__ __forceinline__ Wide<D> same_number(const Values& p, int64_t i) {
   return p.data == nullptr ? Wide<D>(p.value) : widen(load(static_cast<const D*>(p.data) + i));
 }
 
-__device__ __forceinline__ double exact_number(const Numbers& p, int64_t i) {
+__device__ __forceinline__ double exact_number(const Values& p, int64_t i) {
   return number<double, false>(p, i);
 }
 

@@ -1,4 +1,4 @@
-// From the structs of kernels.h to launches: which kernel, how many threads for what.
+// From the structs of calls.h to launches: which kernel, how many threads for what.
 #pragma once
 
 #include <type_traits>
@@ -25,29 +25,32 @@ int64_t blocks_for(int64_t wanted) {
   return wanted < most ? wanted : most;
 }
 
-// Rows of n elements in vectors of `width`: how many vectors a row takes at most, one more where some rows begin
-// between two aligned addresses, and whether some vectors are not whole. The rows begin at `data`, and the steps
-// of `levels` lie between them.
+// Rows of n elements in vectors of `width`: how many vectors a row takes at most, one more where
+// some rows begin between two aligned addresses, and whether some vectors are not whole. The rows
+// begin at `data`, and the steps of `dims` lie between them.
 struct Vectors {
   int64_t count;
   bool ragged;
 };
-Vectors vectors_of(const void* data, int64_t size, Operand o, const Level* levels, int count,
-                   const Level& row, int64_t width) {
+template <class Args>
+Vectors vectors_of(const void* data, int64_t size, Operand o, const Args& a, int count,
+                   const Dim& row, int64_t width) {
+  const Dim* const dims = a.dims;
   const int64_t n = row.size;
-  if (row.step[o] != 1) return {divided_up(n, width), true};
-  bool aligned = reinterpret_cast<uintptr_t>(data) % (size * width) == 0;
-  for (int k = 0; k < count; ++k) aligned &= levels[k].size == 1 || levels[k].step[o] % width == 0;
+  if (row.stride[o] != 1) return {divided_up(n, width), true};
+  bool aligned = (reinterpret_cast<uintptr_t>(data) + a.start.of[o] * size) % (size * width) == 0;
+  for (int k = 0; k < count; ++k) aligned &= dims[k].size == 1 || dims[k].stride[o] % width == 0;
   return {divided_up(n + (aligned ? 0 : width - 1), width), !aligned || n % width != 0};
 }
 
-// ---- elementwise ----------------------------------------------------------------------------------
+// ---- elementwise --------------------------------------------------------------------------------
 
 // `step` is the type that a step rounds the parameter to first, where it does.
-Numbers numbers_of(const Parameter& p, Type step = Type::f64) {
-  Numbers n{p.data, 0, p.type};
+Values values_of(const Parameter& p, Type step = Type::f64) {
+  Values n{p.data, 0, p.type};
   if (p.on_host) {
-    FloatingPointGuard guard;  // the caller's environment must not flush a denormal or round otherwise
+    FloatingPointGuard
+        guard;  // the caller's environment must not flush a denormal or round otherwise
     n.value = with_float(p.type, [&](auto tag) -> double {
       return widen(*static_cast<const typename decltype(tag)::type*>(p.data));
     });
@@ -60,15 +63,21 @@ Numbers numbers_of(const Parameter& p, Type step = Type::f64) {
   return n;
 }
 
-// The innermost level becomes the row; around it there is one level at least.
-void fill_rows(ElementwiseArgs& a, const Shape& shape) {
-  const Level& inner = shape.levels[shape.count - 1];
-  a.count = shape.count > 1 ? shape.count - 1 : 1;
-  a.levels[0] = Level{1, {}};
-  for (int k = 0; k + 1 < shape.count; ++k) a.levels[k] = shape.levels[k];
-  a.rows = shape.numel / inner.size;
+template <class Args>
+void fill_start(Args& a, const Layout& layout) {
+  for (int o = 0; o < kOperands; ++o) a.start.of[o] = layout.offset[o];
+}
+
+// The innermost dimension becomes the row; around it there is one at least.
+void fill_rows(ElementwiseArgs& a, const Layout& layout) {
+  const Dim& inner = layout.dims[layout.count - 1];
+  fill_start(a, layout);
+  a.count = layout.count > 1 ? layout.count - 1 : 1;
+  a.dims[0] = Dim{1, {}};
+  for (int k = 0; k + 1 < layout.count; ++k) a.dims[k] = layout.dims[k];
+  a.rows = layout.numel / inner.size;
   a.n = inner.size;
-  for (int o = 0; o < kOperands; ++o) a.step[o] = inner.step[o];
+  for (int o = 0; o < kOperands; ++o) a.stride[o] = inner.stride[o];
 }
 
 // Teams for rows in vectors, of which a thread takes `each`; the number of teams.
@@ -79,15 +88,15 @@ int64_t fill_teams(ElementwiseArgs& a, int64_t vectors, int each) {
   return a.rows * a.parts;
 }
 
-// The same where each element has its own parameters: rows that share them are taken together, as many as leave
-// enough teams.
+// The same where each element has its own parameters: rows that share them are taken together, as
+// many as leave enough teams.
 int64_t fill_columns(ElementwiseArgs& a, int64_t vectors) {
   constexpr int64_t kMostRows = 64;
   a.team = static_cast<int32_t>(power_of_two_from(vectors, kWarp));
   a.parts = divided_up(vectors, a.team);
-  const Level& around = a.levels[a.count - 1];
+  const Dim& around = a.dims[a.count - 1];
   a.height = 1;
-  if (around.step[kScale] == 0 && around.step[kZeroPoint] == 0) {
+  if (around.stride[kScale] == 0 && around.stride[kZeroPoint] == 0) {
     const int64_t enough = multiprocessors() * 8 * (kThreads / a.team);
     const int64_t height = a.rows * a.parts / enough;
     a.height = height < 1 ? 1 : height < kMostRows ? height : kMostRows;
@@ -100,25 +109,23 @@ using ElementwiseKernel = void (*)(ElementwiseArgs);
 
 template <Result kResult, class X, class D>
 ElementwiseKernel quantize_kernel_of(bool each) {
-  if constexpr (kResult != Result::gradient)
-    if (each) return quantize_kernel<X, D, kResult, true>;
-  return each ? nullptr : quantize_kernel<X, D, kResult, false>;
+  return each ? quantize_kernel<X, D, kResult, true> : quantize_kernel<X, D, kResult, false>;
 }
 
 // Whether parameters that are many have the type of the steps.
 bool have_type(const Elementwise& e, Type type, bool back) {
   const auto has = [&](const Parameter& p) { return p.on_host || p.type == type; };
-  return has(e.scale) && has(e.add_zero_point) && (!back || has(e.subtract_zero_point));
+  return has(e.scale) && has(e.add) && (!back || has(e.subtract));
 }
 
 // Null where the types of the steps are mixed.
 template <Result kResult>
 ElementwiseKernel quantize_kernel_of(const Elementwise& e, bool each) {
-  const bool back = kResult == Result::both || kResult == Result::fake;
-  if (e.divide_type != e.add_type) return nullptr;
-  if (back && (e.subtract_type != Type::f32 || e.scale_type != Type::f32)) return nullptr;
-  if (each && !have_type(e, e.divide_type, back)) return nullptr;
-  if (e.divide_type == e.x_type) {
+  const Type step = e.steps.divide;
+  const bool back = e.y != nullptr;
+  if (!e.steps.there_in(step) || (back && !e.steps.back_in(Type::f32))) return nullptr;
+  if (each && !have_type(e, step, back)) return nullptr;
+  if (step == e.x_type) {
     switch (e.x_type) {
       case Type::f16: return quantize_kernel_of<kResult, f16, f16>(each);
       case Type::bf16: return quantize_kernel_of<kResult, bf16, bf16>(each);
@@ -126,76 +133,71 @@ ElementwiseKernel quantize_kernel_of(const Elementwise& e, bool each) {
       default: return nullptr;
     }
   }
-  // Parameters chosen from half precision are float only for wide ranges: not worth kernels of their own.
-  if constexpr (kResult != Result::both) {
-    if (e.divide_type != Type::f32) return nullptr;
-    return e.x_type == Type::f16 ? quantize_kernel_of<kResult, f16, float>(each)
-                                 : quantize_kernel_of<kResult, bf16, float>(each);
-  }
-  return nullptr;
+  if (step != Type::f32) return nullptr;
+  return e.x_type == Type::f16 ? quantize_kernel_of<kResult, f16, float>(each)
+                               : quantize_kernel_of<kResult, bf16, float>(each);
 }
 
-template <class Q>
-ElementwiseKernel dequantize_kernel_of(bool each) {
-  return each ? dequantize_kernel<Q, true> : dequantize_kernel<Q, false>;
-}
 ElementwiseKernel dequantize_kernel_of(const Elementwise& e, bool each) {
-  if (e.subtract_type != Type::f32 || e.scale_type != Type::f32) return nullptr;
+  if (!e.steps.back_in(Type::f32) || e.format == Format::numbers) return nullptr;
   if (each && !have_type(e, Type::f32, true)) return nullptr;
-  switch (e.q_type) {
-    case Type::i8: return dequantize_kernel_of<int8_t>(each);
-    case Type::u8: return dequantize_kernel_of<uint8_t>(each);
-    case Type::i16: return dequantize_kernel_of<int16_t>(each);
-    default: return nullptr;
-  }
+  return with_codes(e.format, [&](auto tag) -> ElementwiseKernel {
+    using F = typename decltype(tag)::type;
+    return each ? dequantize_kernel<F, true> : dequantize_kernel<F, false>;
+  });
 }
 
-struct Choice {
-  ElementwiseKernel typed, mixed;
+struct KernelChoice {
+  ElementwiseKernel typed, mixed;  // typed: null where the dtypes of the steps are mixed
 };
-Choice choice_of(Operation operation, const Elementwise& e, bool each) {
-  switch (operation) {
+KernelChoice choice_of(const Elementwise& e, bool each) {
+  switch (e.operation) {
     case Operation::quantize:
-      return {quantize_kernel_of<Result::codes>(e, each), quantize_mixed_kernel<Result::codes>};
     case Operation::quantize_dequantize:
-      return {quantize_kernel_of<Result::both>(e, each), quantize_mixed_kernel<Result::both>};
+      return {quantize_kernel_of<Result::codes>(e, each), quantize_mixed_kernel};
     case Operation::fake_quantize:
-      return {quantize_kernel_of<Result::fake>(e, each), quantize_mixed_kernel<Result::fake>};
-    case Operation::fake_quantize_backward:
-      return {quantize_kernel_of<Result::gradient>(e, each), quantize_mixed_kernel<Result::gradient>};
-    default: return {dequantize_kernel_of(e, each), dequantize_mixed_kernel};
+    case Operation::fake_quantize_masked:
+      return {quantize_kernel_of<Result::fake>(e, each), quantize_mixed_kernel};
+    case Operation::fake_quantize_backward: return {nullptr, quantize_mixed_kernel};
+    case Operation::dequantize: return {dequantize_kernel_of(e, each), dequantize_mixed_kernel};
+    case Operation::masked_gradient: return {nullptr, masked_gradient_kernel};
+    case Operation::convert:
+      return {nullptr, with_float(e.y_type, [](auto tag) -> ElementwiseKernel {
+                return convert_kernel<typename decltype(tag)::type>;
+              })};
+    case Operation::choose: break;
   }
+  return {nullptr, nullptr};
 }
 
-const char* run_elementwise(Operation operation, const Elementwise& e, void* stream) {
+const char* run_elementwise(const Elementwise& e, void* stream) {
+  const Layout& layout = *e.layout;
   ElementwiseArgs a{};
-  fill_rows(a, e.shape);
+  fill_rows(a, layout);
   a.x = e.x;
   a.q_in = e.q_in;
   a.q = e.q;
   a.y = e.y;
-  a.scale = numbers_of(e.scale);
-  a.add = numbers_of(e.add_zero_point, e.add_type);
-  a.subtract = numbers_of(e.subtract_zero_point);
+  a.scale = values_of(e.scale);
+  a.add = values_of(e.add, e.steps.add);
+  a.subtract = values_of(e.subtract);
+  a.operation = e.operation;
   a.x_type = e.x_type;
-  a.q_type = e.q_type;
   a.y_type = e.y_type;
-  a.divide_type = e.divide_type;
-  a.add_type = e.add_type;
-  a.subtract_type = e.subtract_type;
-  a.scale_type = e.scale_type;
+  a.format = e.format;
+  a.steps = e.steps;
   a.q_min = e.q_min;
   a.q_max = e.q_max;
-  const bool each = a.step[kScale] != 0 || a.step[kZeroPoint] != 0;
-  const Choice choice = choice_of(operation, e, each);
+  const bool each = a.stride[kScale] != 0 || a.stride[kZeroPoint] != 0;
+  const KernelChoice choice = choice_of(e, each);
   int64_t teams;
   if (choice.typed == nullptr) {
     teams = fill_teams(a, a.n, kMixedRun);
   } else {
-    const Operand lead = operation == Operation::dequantize ? kY : kX;
+    const Operand lead = e.operation == Operation::dequantize ? kY : kX;
     const int64_t size = size_of(lead == kY ? Type::f32 : e.x_type);
-    const Vectors v = vectors_of(lead == kY ? e.y : e.x, size, lead, a.levels, a.count,
-                                 e.shape.levels[e.shape.count - 1], kVectorBytes / size);
+    const Vectors v = vectors_of(lead == kY ? e.y : e.x, size, lead, a, a.count,
+                                 layout.dims[layout.count - 1], kVectorBytes / size);
     a.ragged = v.ragged;
     teams = each ? fill_columns(a, v.count) : fill_teams(a, v.count, kUnroll);
   }
@@ -203,44 +205,26 @@ const char* run_elementwise(Operation operation, const Elementwise& e, void* str
   return launch(choice.typed != nullptr ? choice.typed : choice.mixed, blocks, kThreads, stream, a);
 }
 
-const char* run_convert(const Conversion& c, void* stream) {
-  ElementwiseArgs a{};
-  fill_rows(a, c.shape);
-  a.x = c.x;
-  a.y = c.y;
-  a.x_type = c.x_type;
-  a.y_type = c.y_type;
-  const int64_t teams = fill_teams(a, a.n, kMixedRun);
-  const ElementwiseKernel kernel = with_float(c.y_type, [](auto tag) -> ElementwiseKernel {
-    return convert_kernel<typename decltype(tag)::type>;
-  });
-  return launch(kernel, blocks_for(divided_up(teams, kThreads / a.team)), kThreads, stream, a);
-}
-
-// ---- choosing parameters --------------------------------------------------------------------------
+// ---- choosing parameters ------------------------------------------------------------------------
 
 using SetKernel = void (*)(SetArgs);
 
-int64_t key_bytes(const Dynamic& d) { return d.elements.x_type == Type::f64 ? 8 : 4; }
-
-// Levels that step from parameter to parameter first, then those within a set.
-void fill_sets(SetArgs& a, const Dynamic& d) {
-  const Shape& shape = d.elements.shape;
+// Dimensions that step from parameter to parameter first, then those within a set.
+void fill_sets(SetArgs& a, const Layout& layout) {
+  fill_start(a, layout);
   a.count = 0;
   a.sets = a.n = 1;
-  for (int k = 0; k < shape.count; ++k)
-    if (shape.levels[k].step[kScale] != 0) {
-      a.sets *= shape.levels[k].size;
-      a.levels[a.count++] = shape.levels[k];
+  for (const bool outer : {true, false}) {
+    int64_t& product = outer ? a.sets : a.n;
+    const int before = a.count;
+    for (int k = 0; k < layout.count; ++k) {
+      if ((layout.dims[k].stride[kScale] != 0) != outer) continue;
+      product *= layout.dims[k].size;
+      a.dims[a.count++] = layout.dims[k];
     }
-  if (a.count == 0) a.levels[a.count++] = Level{1, {}};
-  a.outer = a.count;
-  for (int k = 0; k < shape.count; ++k)
-    if (shape.levels[k].step[kScale] == 0) {
-      a.n *= shape.levels[k].size;
-      a.levels[a.count++] = shape.levels[k];
-    }
-  if (a.count == a.outer) a.levels[a.count++] = Level{1, {}};
+    if (a.count == before) a.dims[a.count++] = Dim{1, {}};
+    if (outer) a.outer = a.count;
+  }
 }
 
 // As many parts of each of `sets` as fill the device, of no fewer elements than `least`.
@@ -252,7 +236,7 @@ int64_t parts_of(int64_t n, int64_t least, int64_t sets) {
 
 template <class X>
 void fill_vectors(SetArgs& a, int row, int outer) {
-  const Vectors v = vectors_of(a.x, sizeof(X), kX, a.levels, outer, a.levels[row], kVectorBytes / sizeof(X));
+  const Vectors v = vectors_of(a.x, sizeof(X), kX, a, outer, a.dims[row], kVectorBytes / sizeof(X));
   a.vectors = v.count;
   a.ragged = v.ragged;
 }
@@ -270,7 +254,8 @@ const char* run_rows(SetArgs& a, void* stream) {
     a.team = block = static_cast<int>(whole < kMostThreads ? whole : kMostThreads);
   }
   const int64_t blocks = blocks_for(divided_up(a.sets, block / a.team));
-  const SetKernel kernel = a.scheme.symmetric ? rows_kernel<X, true> : rows_kernel<X, false>;
+  const SetKernel kernel = with_reduction<X>(
+      a.scheme, [](auto tag) -> SetKernel { return rows_kernel<X, typename decltype(tag)::type>; });
   return launch(kernel, blocks, block, stream, a);
 }
 
@@ -278,7 +263,9 @@ template <class X>
 const char* run_reduce(SetArgs& a, void* stream) {
   constexpr int kWidth = kVectorBytes / sizeof(X);
   a.parts = parts_of(a.n, int64_t(kThreads) * kUnroll * kWidth, a.sets);
-  const SetKernel kernel = a.scheme.symmetric ? reduce_kernel<X, true> : reduce_kernel<X, false>;
+  const SetKernel kernel = with_reduction<X>(a.scheme, [](auto tag) -> SetKernel {
+    return reduce_kernel<X, typename decltype(tag)::type>;
+  });
   return launch(kernel, blocks_for(a.sets * a.parts), kThreads, stream, a);
 }
 
@@ -286,9 +273,11 @@ template <class X>
 const char* run_columns(SetArgs& a, void* stream) {
   fill_vectors<X>(a, a.outer - 1, a.outer - 1);
   a.team = static_cast<int32_t>(power_of_two_from(a.vectors, kWarp));
-  const int64_t pieces = a.sets / a.levels[a.outer - 1].size * divided_up(a.vectors, a.team);
+  const int64_t pieces = a.sets / a.dims[a.outer - 1].size * divided_up(a.vectors, a.team);
   a.parts = parts_of(a.n, int64_t(kThreads / a.team) * 16, pieces);
-  const SetKernel kernel = a.scheme.symmetric ? columns_kernel<X, true> : columns_kernel<X, false>;
+  const SetKernel kernel = with_reduction<X>(a.scheme, [](auto tag) -> SetKernel {
+    return columns_kernel<X, typename decltype(tag)::type>;
+  });
   return launch(kernel, blocks_for(pieces * a.parts), kThreads, stream, a);
 }
 
@@ -303,40 +292,38 @@ auto with_set_types(const SetArgs& a, F f) {
 }
 
 // Whether neighbours in memory belong to different sets.
-bool has_columns(const Shape& shape) { return shape.levels[shape.count - 1].step[kScale] != 0; }
+bool has_columns(const Layout& layout) { return layout.dims[layout.count - 1].stride[kScale] != 0; }
 
 bool takes_rows(const SetArgs& a, const Dynamic& d) {
-  if (has_columns(d.elements.shape) || a.count - a.outer > 1) return false;
+  if (has_columns(*d.elements.layout) || a.count - a.outer > 1) return false;
   if (d.elements.x_type == Type::f64 || d.p_type != d.elements.x_type) return false;
   // Few sets must be split to fill the device, where they are more than a block holds in registers.
   const int64_t held = int64_t(kMostThreads) * kHeld * kVectorBytes / size_of(d.elements.x_type);
   return a.n <= held || a.sets >= 2 * multiprocessors();
 }
 
-// Two keys for each parameter, where they are not kept in registers.
+// States of all parameters, where they are not kept in registers.
 int64_t scratch_bytes(const Dynamic& d) {
   SetArgs a{};
-  fill_sets(a, d);
-  return takes_rows(a, d) ? 0 : 2 * d.parameters.numel * key_bytes(d);
+  fill_sets(a, *d.elements.layout);
+  const int64_t keys = d.scheme.symmetric ? 1 : 2, bytes = d.elements.x_type == Type::f64 ? 8 : 4;
+  return takes_rows(a, d) ? 0 : keys * bytes * d.parameters->numel;
 }
 
-const char* run_dynamic(const Dynamic& d, Operation fused, void* scratch, void* stream) {
+const char* run_dynamic(const Dynamic& d, void* scratch, void* stream) {
+  const Operation fused = d.elements.operation;
   SetArgs a{};
-  fill_sets(a, d);
+  fill_sets(a, *d.elements.layout);
   a.scheme = d.scheme;
   a.x = d.elements.x;
-  a.q = fused != Operation::none ? d.elements.q : nullptr;
-  a.y = fused == Operation::quantize_dequantize ? d.elements.y : nullptr;
+  a.q = d.elements.q;
+  a.y = d.elements.y;
   a.scale = d.scale;
   a.zero_point = d.zero_point;
-  a.low = scratch;
-  a.high = static_cast<char*>(scratch) + d.parameters.numel * key_bytes(d);
+  a.keys = scratch;
   a.x_type = d.elements.x_type;
   a.p_type = d.p_type;
-  a.q_type = d.elements.q_type;
-  const Level& inner = a.levels[a.count - 1];
-  const int width = kVectorBytes / static_cast<int>(size_of(a.x_type));
-  a.gathers = a.count - a.outer > 1 && inner.size % width != 0;
+  a.format = d.elements.format;
   if (takes_rows(a, d)) {
     switch (a.x_type) {
       case Type::f16: return run_rows<f16>(a, stream);
@@ -344,21 +331,31 @@ const char* run_dynamic(const Dynamic& d, Operation fused, void* scratch, void* 
       default: return run_rows<float>(a, stream);
     }
   }
-  const bool columns = has_columns(d.elements.shape);
-  const int64_t parameters = blocks_for(divided_up(d.parameters.numel, kThreads));
+  fill_sets(a, *d.reduced);
+  const Dim& inner = a.dims[a.count - 1];
+  const int width = kVectorBytes / static_cast<int>(size_of(a.x_type));
+  a.gathers = a.count - a.outer > 1 && inner.size % width != 0;
+  const bool columns = has_columns(*d.reduced);
+  const int64_t parameters = blocks_for(divided_up(a.sets, kThreads));
   return with_set_types(a, [&](auto x, auto p) -> const char* {
     using X = typename decltype(x)::type;
     using P = typename decltype(p)::type;
     // Keys are made of bits alone: one kernel serves all types of 16.
     using Bits = typename std::conditional<sizeof(X) == 2, f16, X>::type;
-    const char* error = launch<SetArgs>(clear_kernel<Bits>, parameters, kThreads, stream, a);
-    if (error == nullptr) error = columns ? run_columns<Bits>(a, stream) : run_reduce<Bits>(a, stream);
-    if (error == nullptr) error = launch<SetArgs>(finish_kernel<X, P>, parameters, kThreads, stream, a);
-    if (error == nullptr && fused != Operation::none) error = run_elementwise(fused, d.elements, stream);
+    const SetKernel clear = with_reduction<Bits>(a.scheme, [](auto tag) -> SetKernel {
+      return clear_kernel<Bits, typename decltype(tag)::type>;
+    });
+    const SetKernel finalize = with_reduction<X>(a.scheme, [](auto tag) -> SetKernel {
+      return finalize_kernel<X, P, typename decltype(tag)::type>;
+    });
+    const char* error = launch(clear, parameters, kThreads, stream, a);
+    if (error == nullptr)
+      error = columns ? run_columns<Bits>(a, stream) : run_reduce<Bits>(a, stream);
+    if (error == nullptr) error = launch(finalize, parameters, kThreads, stream, a);
+    if (error == nullptr && fused != Operation::choose) error = run_elementwise(d.elements, stream);
     return error;
   });
 }
 
 }  // namespace
 }  // namespace quantkit
-

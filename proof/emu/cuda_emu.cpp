@@ -7,35 +7,39 @@
 namespace quantkit {
 namespace {
 
-// As a small GPU, where threads take several items in turn, and as a larger one, where sets are split, by turns.
+// As a small GPU, where threads take several items in turn, and as a larger one, where sets are
+// split, by turns.
 constexpr int64_t kBlocksPerProcessor = 4;
 thread_local unsigned turn = 0;
 int64_t multiprocessors() { return turn % 2 != 0 ? 2 : 20; }
 
-// ---- the memory of a launch -----------------------------------------------------------------------
+// ---- the memory of a launch ---------------------------------------------------------------------
 
-void add(emu::Buffers& buffers, const char* name, const void* data, int64_t last, int64_t size, bool writable) {
+void add(emu::Buffers& buffers, const char* name, const void* data, int64_t last, int64_t size,
+         bool writable) {
   if (data == nullptr) return;
   const char* const begin = static_cast<const char*>(data);
   buffers.push_back({name, begin, begin + (last + 1) * size, writable});
 }
 
 // The last element of an operand.
-int64_t last_of(Operand o, const Level* levels, int count) {
+int64_t last_of(Operand o, const Dim* dims, int count) {
   int64_t last = 0;
-  for (int k = 0; k < count; ++k) last += (levels[k].size - 1) * levels[k].step[o];
+  for (int k = 0; k < count; ++k) last += (dims[k].size - 1) * dims[k].stride[o];
   return last;
 }
 
 emu::Buffers buffers_of(const ElementwiseArgs& a) {
   emu::Buffers buffers;
-  const auto last = [&](Operand o) { return last_of(o, a.levels, a.count) + (a.n - 1) * a.step[o]; };
+  const int64_t beside = size_beside(a.operation, a.format, a.y_type);
+  const auto last = [&](Operand o) {
+    return a.start.of[o] + last_of(o, a.dims, a.count) + (a.n - 1) * a.stride[o];
+  };
   add(buffers, "x", a.x, last(kX), a.x == nullptr ? 0 : size_of(a.x_type), false);
-  // What comes in beside x is a gradient in y's type, or codes.
-  add(buffers, "q_in", a.q_in, last(kQ), a.x != nullptr ? size_of(a.y_type) : size_of(a.q_type), false);
-  add(buffers, "q", a.q, last(kQ), size_of(a.q_type), true);
+  add(buffers, "q_in", a.q_in, last(kQ), beside, false);
+  add(buffers, "q", a.q, last(kQ), beside, true);
   add(buffers, "y", a.y, last(kY), size_of(a.y_type), true);
-  for (const Numbers* p : {&a.scale, &a.add, &a.subtract})
+  for (const Values* p : {&a.scale, &a.add, &a.subtract})
     add(buffers, p == &a.scale ? "scale" : "zero_point", p->data,
         last(p == &a.scale ? kScale : kZeroPoint), size_of(p->type), false);
   return buffers;
@@ -43,14 +47,14 @@ emu::Buffers buffers_of(const ElementwiseArgs& a) {
 
 emu::Buffers buffers_of(const SetArgs& a) {
   emu::Buffers buffers;
-  const auto last = [&](Operand o) { return last_of(o, a.levels, a.count); };
+  const auto last = [&](Operand o) { return a.start.of[o] + last_of(o, a.dims, a.count); };
   add(buffers, "x", a.x, last(kX), size_of(a.x_type), false);
-  add(buffers, "q", a.q, last(kQ), size_of(a.q_type), true);
+  add(buffers, "q", a.q, last(kQ), size_of(a.format), true);
   add(buffers, "x_hat", a.y, last(kY), 4, true);
   add(buffers, "scale", a.scale, last(kScale), size_of(a.p_type), true);
-  add(buffers, "zero_point", a.zero_point, last(kScale), size_of(a.p_type), true);
-  add(buffers, "low", a.low, last(kScale), a.x_type == Type::f64 ? 8 : 4, true);
-  add(buffers, "high", a.high, last(kScale), a.x_type == Type::f64 ? 8 : 4, true);
+  add(buffers, "zero_point", a.zero_point, last(kZeroPoint), size_of(a.p_type), true);
+  add(buffers, "keys", a.keys, (a.scheme.symmetric ? 1 : 2) * a.sets - 1,
+      a.x_type == Type::f64 ? 8 : 4, true);
   return buffers;
 }
 
@@ -58,12 +62,14 @@ emu::Buffers buffers_of(const SetArgs& a) {
 char stream_of_call;
 
 template <class Args>
-const char* launch(void (*kernel)(Args), int64_t blocks, int threads, void* stream, const Args& args) {
+const char* launch(void (*kernel)(Args), int64_t blocks, int threads, void* stream,
+                   const Args& args) {
   static_assert(sizeof(Args) <= 4096, "more than a kernel's arguments may be");
   if (stream != &stream_of_call) throw emu::Fault("a launch on another stream");
   // The largest of __launch_bounds__ (tests/test_cuda.py reads each kernel's).
   if (threads > (std::is_same<Args, SetArgs>::value ? kMostThreads : kThreads))
-    throw emu::Fault("a block of " + std::to_string(threads) + " threads, more than its launch bounds");
+    throw emu::Fault("a block of " + std::to_string(threads) +
+                     " threads, more than its launch bounds");
   emu::launch(blocks, threads, buffers_of(args), [&] { kernel(args); });
   return nullptr;
 }
@@ -76,38 +82,31 @@ const char* launch(void (*kernel)(Args), int64_t blocks, int threads, void* stre
 namespace quantkit {
 namespace {
 
-// One value reaches a kernel in memory or, from the host's memory, among its arguments: here by turns.
-const char* run_by_turns(Operation operation, const Elementwise& elements, void*) {
+// One value reaches a kernel in memory or, from the host's memory, among its arguments: here by
+// turns.
+const char* run_by_turns(const Elementwise& elements, void*) {
   Elementwise e = elements;
-  bool scale = true, zero_point = true;
-  for (int k = 0; k < e.shape.count; ++k) {
-    scale &= e.shape.levels[k].step[kScale] == 0;
-    zero_point &= e.shape.levels[k].step[kZeroPoint] == 0;
+  bool scale = e.scale.data != nullptr, zero_point = e.add.data != nullptr;
+  for (int k = 0; k < e.layout->count; ++k) {
+    scale &= e.layout->dims[k].stride[kScale] == 0;
+    zero_point &= e.layout->dims[k].stride[kZeroPoint] == 0;
   }
   ++turn;
   e.scale.on_host = scale && turn / 2 % 2 != 0;
-  e.add_zero_point.on_host = e.subtract_zero_point.on_host = zero_point && turn / 4 % 2 != 0;
-  return recorded::Recorder(recorded::Kind::elementwise, operation)
-      .run(elements, &recorded::Call::elementwise, [&] { return run_elementwise(operation, e, &stream_of_call); });
+  e.add.on_host = e.subtract.on_host = zero_point && turn / 4 % 2 != 0;
+  return recorded::record(elements, [&] { return run_elementwise(e, &stream_of_call); });
 }
 
 int64_t scratch_bytes_by_turns(const Dynamic& d) {
   ++turn;
   return scratch_bytes(d);
 }
-const char* run_dynamic_on_stream(const Dynamic& d, Operation fused, void* scratch, void*) {
-  return recorded::Recorder(recorded::Kind::dynamic, fused)
-      .run(d, &recorded::Call::dynamic, [&] { return run_dynamic(d, fused, scratch, &stream_of_call); });
-}
-
-const char* run_convert_on_stream(const Conversion& c, void*) {
-  return recorded::Recorder(recorded::Kind::conversion, Operation::none)
-      .run(c, &recorded::Call::conversion, [&] { return run_convert(c, &stream_of_call); });
+const char* run_dynamic_on_stream(const Dynamic& d, void* scratch, void*) {
+  return recorded::record(d, [&] { return run_dynamic(d, scratch, &stream_of_call); });
 }
 
 }  // namespace
 
 extern const LaunchTable cuda_emu_table;
-const LaunchTable cuda_emu_table = {run_by_turns, scratch_bytes_by_turns, run_dynamic_on_stream,
-                                    run_convert_on_stream};
+const LaunchTable cuda_emu_table = {run_by_turns, scratch_bytes_by_turns, run_dynamic_on_stream};
 }  // namespace quantkit

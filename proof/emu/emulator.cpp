@@ -29,7 +29,7 @@ constexpr int kMostThreads = 1024, kWarp = 32;
 constexpr int64_t kMostShared = 48 * 1024;
 constexpr size_t kStack = 128 * 1024;
 
-// ---- coroutines -----------------------------------------------------------------------------------
+// ---- coroutines ---------------------------------------------------------------------------------
 
 #ifdef __x86_64__
 extern "C" void quantkit_emu_switch(void** from, void* to);
@@ -134,7 +134,7 @@ class Fiber {
 #endif
 };
 
-// ---- a block --------------------------------------------------------------------------------------
+// ---- a block ------------------------------------------------------------------------------------
 
 enum class Wait { ready, barrier, shuffle, done };
 
@@ -247,9 +247,11 @@ std::string standstill() {
   std::string last;
   for (size_t i = 0; i < machine.threads.size() && told < 6; ++i) {
     const Thread& t = machine.threads[i];
-    const std::string now = t.wait == Wait::done ? "has ended"
-                            : (t.wait == Wait::barrier ? "waits at the barrier of " : "waits in the shuffle of ") +
-                                  where(t.file, t.line);
+    const std::string now =
+        t.wait == Wait::done
+            ? "has ended"
+            : (t.wait == Wait::barrier ? "waits at the barrier of " : "waits in the shuffle of ") +
+                  where(t.file, t.line);
     if (now != last) {
       text += (told++ > 0 ? "; " : "") + who(static_cast<unsigned>(i)) + " " + now;
       last = now;
@@ -307,9 +309,11 @@ void check_access(const void* p, int size, bool write) {
       if (!write && &b == machine.buffers->data()) machine.read += size;
       return;
     }
-  std::string text = std::string("a ") + verb + " of " + std::to_string(size) + " bytes out of bounds";
+  std::string text =
+      std::string("a ") + verb + " of " + std::to_string(size) + " bytes out of bounds";
   for (const Buffer& b : *machine.buffers)
-    text += ", " + std::to_string(at - b.begin) + " of " + std::to_string(b.end - b.begin) + " in " + b.name;
+    text += ", " + std::to_string(at - b.begin) + " of " + std::to_string(b.end - b.begin) +
+            " in " + b.name;
   throw Fault(text);
 }
 
@@ -339,11 +343,12 @@ char* shared_memory(int64_t bytes, const char* file, int line) {
 
 void check_index(int64_t i, int64_t n, const char* file, int line) {
   if (i < 0 || i >= n)
-    throw Fault("index " + std::to_string(i) + " of " + std::to_string(n) + " in the shared memory of " +
-                where(file, line));
+    throw Fault("index " + std::to_string(i) + " of " + std::to_string(n) +
+                " in the shared memory of " + where(file, line));
 }
 
-void launch(int64_t blocks, int threads, const Buffers& buffers, const std::function<void()>& body) {
+void launch(int64_t blocks, int threads, const Buffers& buffers,
+            const std::function<void()>& body) {
   if (blocks < 1 || blocks > kMostBlocks)
     throw Fault("a grid of " + std::to_string(blocks) + " blocks");
   if (threads < kWarp || threads > kMostThreads || threads % kWarp != 0)
@@ -364,7 +369,8 @@ void launch(int64_t blocks, int threads, const Buffers& buffers, const std::func
   }
 }
 
-// For tests: how many bytes of the first buffer (x, or the codes of dequantize) this thread's launches have read since the last call.
+// For tests: how many bytes of the first buffer (x, or the codes of dequantize) this thread's
+// launches have read since the last call.
 extern "C" __attribute__((visibility("default"))) int64_t quantkit_emu_bytes_read() {
   return std::exchange(machine.read, 0);
 }

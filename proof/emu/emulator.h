@@ -1,6 +1,6 @@
-// Runs CUDA kernels on the CPU as a GPU would, and checks what a GPU would not tell: one coroutine for each
-// thread of a block, blocks, warps and threads in random order, each warp at its own pace. What csrc/cuda takes
-// from CUDA, and no more.
+// Runs CUDA kernels on the CPU as a GPU would, and checks what a GPU would not tell: one coroutine
+// for each thread of a block, blocks, warps and threads in random order, each warp at its own pace.
+// What csrc/cuda takes from CUDA, and no more.
 #pragma once
 
 #include <cstdint>

@@ -30,7 +30,8 @@ void store(int* p, int v) {
 void good() {
   QK_SHARED(int, sums, 2);
   int sum = int(threadIdx.x);
-  for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+  for (int distance = 16; distance > 0; distance /= 2)
+    sum += __shfl_xor_sync(0xffffffffu, sum, distance);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
   __syncthreads();
   store(out + threadIdx.x, sums[0] + sums[1] + load(data));
@@ -51,7 +52,10 @@ int main(int, char** argv) {
   int threads = 64;
   std::function<void()> kernel;
   if (name == "good") kernel = good;
-  if (name == "divergent_barrier") kernel = [] { if (threadIdx.x < 40) __syncthreads(); };
+  if (name == "divergent_barrier")
+    kernel = [] {
+      if (threadIdx.x < 40) __syncthreads();
+    };
   if (name == "two_barriers")
     kernel = [] {
       if (threadIdx.x < 32) {
@@ -60,9 +64,13 @@ int main(int, char** argv) {
       }
       __syncthreads();
     };
-  if (name == "stray_shuffle") kernel = [] { if (threadIdx.x != 5) __shfl_xor_sync(0xffffffffu, 1, 1); };
+  if (name == "stray_shuffle")
+    kernel = [] {
+      if (threadIdx.x != 5) __shfl_xor_sync(0xffffffffu, 1, 1);
+    };
   if (name == "some_lanes") kernel = [] { __shfl_xor_sync(0xffffu, 1, 1); };
-  if (name == "read_past_the_end") kernel = [] { load(data + (threadIdx.x < 33 ? threadIdx.x : 0)); };
+  if (name == "read_past_the_end")
+    kernel = [] { load(data + (threadIdx.x < 33 ? threadIdx.x : 0)); };
   if (name == "write_to_an_input") kernel = [] { store(data, 1); };
   if (name == "misaligned") kernel = [] { check_read(out + 1, 16); };
   if (name == "shared_index")

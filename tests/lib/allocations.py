@@ -52,6 +52,8 @@ def given(name, n, converts):
         "dequantize": (q, scale, zero_point),
         "fake_quantize": (x, scale, zero_point, -128, 127),
         "_fake_quantize": (x, scale, zero_point, -128, 127),
+        "_fake_quantize_masked": (x, scale, zero_point, -128, 127),
+        "_masked_gradient": (grad, x > 0),
         "_fake_quantize_backward": (grad, x, scale, zero_point, -128, 127),
         "choose_qparams": (x, [1, 1], *CHOSEN[1:]),
         "dynamic_quantize": (*chosen, torch.int16),

@@ -39,7 +39,7 @@ SCALE, ZERO = torch.full((4, 1), 0.25), torch.full((4, 1), 3.0)
 CHOOSE = {"x": X, "block_size": [1, -1], "q_min": -128, "q_max": 127, "eps": 1e-8}
 CHOOSE |= {"symmetric": False, "dtype": torch.int8, "include_zero": False}
 GIVEN = {"x": X, "grad": X + 1, "scale": SCALE, "zero_point": ZERO, "q_min": -128, "q_max": 127}
-GIVEN |= {"q": X.to(torch.int8), "dtype": torch.int8}
+GIVEN |= {"q": X.to(torch.int8), "dtype": torch.int8, "mask": X > 0}
 
 
 def arguments_of(name):
@@ -138,6 +138,11 @@ BAD = {
     | made(TypeError, double=lambda: X.double(), integers=lambda: X.int())
     | made(ValueError, rows=lambda: X[:2], flat=lambda: X.flatten(), one=lambda: X[0, 0])
     | made(RuntimeError, meta=lambda: X.to("meta")),
+    "mask": TENSORS
+    | NUMBERS
+    | made(TypeError, floats=lambda: X, integers=lambda: X.to(torch.uint8))
+    | made(ValueError, rows=lambda: X[:2] > 0, one=lambda: X[0, 0] > 0)
+    | made(RuntimeError, meta=lambda: (X > 0).to("meta")),
     "scale": TENSORS | NUMBERS | SHAPES | META | META0 | INTEGRAL,
     "zero_point": TENSORS | NUMBERS | SHAPES | META | META0,
     "q_min": LIMITS | bad(ValueError, 128, -32769, 2**31, 2**63 - 1, -(2**63)),

@@ -158,7 +158,8 @@ def given(shape, block_size, dtype, seed=0, scale=None, integral=True):
 
 NAMES = (
     "choose_qparams", "quantize", "dequantize", "dynamic_quantize", "quantize_dequantize",
-    "fake_quantize", "_fake_quantize", "_fake_quantize_backward",
+    "fake_quantize", "_fake_quantize", "_fake_quantize_masked", "_masked_gradient",
+    "_fake_quantize_backward",
 )  # fmt: skip
 
 
@@ -177,6 +178,8 @@ def inputs(name):
             "quantize_dequantize": (x, blocks, -7, 7, 1e-8, symmetric, torch.int16),
             "fake_quantize": (x.clone().requires_grad_(i < 2), scale, zero_point, -128, 127),
             "_fake_quantize": (x, scale, zero_point, -128, 127),
+            "_fake_quantize_masked": (x, scale, zero_point, -128, 127),
+            "_masked_gradient": (torch.ones_like(x), x > 0),
             "_fake_quantize_backward": (torch.ones_like(x), x, scale, zero_point, -128, 127),
         }[name]
 

@@ -183,6 +183,8 @@ def made(dtype, shape, layout):
             ("quantize", (*given, torch.int8)),
             ("dequantize", (q, scale, zero_point)),
             ("fake_quantize", given),
+            ("_fake_quantize_masked", given),
+            ("_masked_gradient", (x.flip(0), x > 0)),
             ("_fake_quantize_backward", (x.flip(0), *given)),
             ("choose_qparams", (x, blocks, -128, 127, eps, i % 2 == 0)),
             ("dynamic_quantize", (x, blocks, 0, 255, eps, False, torch.uint8, i % 3 == 0)),

@@ -95,9 +95,11 @@ class Case:
         yield "dequantize", (x, *parameters)
         yield "quantize", (x, *parameters, *self.limits, self.code)
         yield "_fake_quantize", (x, *parameters, *self.limits)
+        yield "_fake_quantize_masked", (x, *parameters, *self.limits)
         if x.is_floating_point():
             grad = (self.grad or replace(self.x, seed=self.x.seed + 1)).tensor()
             yield "_fake_quantize_backward", (grad, x, *parameters, *self.limits)
+            yield "_masked_gradient", (grad, x > 0)
 
 
 def outcome(call, args):

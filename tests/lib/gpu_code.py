@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+ARCHS = ("sm_75", "sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
 # Registers of a multiprocessor, and the threads it holds (CUDA C++ Programming Guide).
 REGISTERS = 65536
-THREADS = {"sm_75": 1024, "sm_86": 1536, "sm_89": 1536, "sm_120": 1536}
+THREADS = {"sm_75": 1024, "sm_89": 1536, "sm_120": 1536}
 
 
 def output(*command):

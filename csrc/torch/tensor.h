@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernels.h"
+#include "../calls.h"
 
 namespace quantkit {
 
@@ -27,9 +27,22 @@ int type_of(int32_t dtype);
 int32_t dtype_of(Type type);
 std::string dtype_name(int32_t dtype);
 
-constexpr bool is_floating(int type) { return type >= 0 && type <= static_cast<int>(Type::f64); }
+// The formats of codes, and the type that a tensor of them has.
+#define QK_ENTRY(name, storage) Format::name,
+constexpr Format kFormats[] = {QK_FORMATS(QK_ENTRY)};
+#undef QK_ENTRY
+constexpr Type stored_type(Format format) {
+  switch (format) {
+#define QK_CASE(name, storage) \
+  case Format::name: return Type::name;
+    QK_FORMATS(QK_CASE)
+#undef QK_CASE
+    case Format::numbers: break;
+  }
+  return Type::f32;
+}
 
-struct View {
+struct TensorInfo {
   const char* name;
   AtenTensorHandle handle;
   int64_t dim, numel;
@@ -38,10 +51,12 @@ struct View {
   int type;  // a Type, or -1
   char* data;
 
-  View(const char* name, const Tensor& tensor);
+  TensorInfo(const char* name, const Tensor& tensor);
 
   Type kind() const { return static_cast<Type>(type); }
-  bool same_device(const View& other) const {
+  bool floating() const { return type >= 0 && is_floating(kind()); }
+  bool half() const { return type >= 0 && is_half(kind()); }
+  bool same_device(const TensorInfo& other) const {
     return device_type == other.device_type && device_index == other.device_index;
   }
   std::string shape_text() const;
@@ -51,10 +66,11 @@ struct View {
 std::string tuple_text(const int64_t* sizes, int64_t n);
 
 // Fresh tensors; large ones on the CPU get huge pages before they are first written.
-Tensor empty_contiguous(const View& device_of, const int64_t* sizes, int64_t dim, int32_t dtype);
-Tensor empty_like(const View& like, int32_t dtype);  // the strides of torch.empty_like
+Tensor empty_contiguous(const TensorInfo& device_of, const int64_t* sizes, int64_t dim,
+                        int32_t dtype);
+Tensor empty_like(const TensorInfo& like, int32_t dtype);  // the strides of torch.empty_like
 
 // Whether no graph of autograd made t.
-bool is_leaf(const View& t);
+bool is_leaf(const TensorInfo& t);
 
 }  // namespace quantkit

@@ -6,9 +6,9 @@
 namespace quantkit {
 
 // Two elements of t at one address.
-bool overlaps_itself(const View& t);
+bool overlaps_itself(const TensorInfo& t);
 
 // A byte that belongs to elements of both.
-bool overlap(const View& a, const View& b);
+bool overlap(const TensorInfo& a, const TensorInfo& b);
 
 }  // namespace quantkit

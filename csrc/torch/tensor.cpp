@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <vector>
 
@@ -23,8 +24,8 @@ namespace quantkit {
 std::string torch_says() {
   return torch_exception_get_what_without_backtrace != nullptr
              ? torch_exception_get_what_without_backtrace()
-             : "torch refused, as where memory runs out; standard error has its words, which torch 2.13 "
-               "and newer give here";
+             : "torch refused, as where memory runs out; standard error has its words, which torch "
+               "2.13 and newer give here";
 }
 
 namespace {
@@ -68,23 +69,20 @@ int type_of(int32_t dtype) { return dtype >= 0 && dtype < 128 ? dtypes().types[d
 int32_t dtype_of(Type type) { return dtypes().numbers[static_cast<int>(type)]; }
 
 std::string dtype_name(int32_t dtype) {
-  static const char* const names[] = {
-      "uint8",         "int8",            "int16",         "int32",         "int64",
-      "float16",       "float32",         "float64",       "complex32",     "complex64",
-      "complex128",    "bool",            "qint8",         "quint8",        "qint32",
-      "bfloat16",      "quint4x2",        "quint2x4",      "bits1x8",       "bits2x4",
-      "bits4x2",       "bits8",           "bits16",        "float8_e5m2",   "float8_e4m3fn",
-      "float8_e5m2fnuz", "float8_e4m3fnuz", "uint16",      "uint32",        "uint64",
-      "uint1",         "uint2",           "uint3",         "uint4",         "uint5",
-      "uint6",         "uint7",           "int1",          "int2",          "int3",
-      "int4",          "int5",            "int6",          "int7",          "float8_e8m0fnu",
-      "float4_e2m1fn_x2"};
-  constexpr int32_t count = sizeof(names) / sizeof(*names);
-  return dtype >= 0 && dtype < count ? std::string("torch.") + names[dtype]
-                                     : "dtype number " + std::to_string(dtype);
+  // In the order of torch's numbers.
+  std::istringstream names(
+      "uint8 int8 int16 int32 int64 float16 float32 float64 complex32 complex64 complex128 bool "
+      "qint8 quint8 qint32 bfloat16 quint4x2 quint2x4 bits1x8 bits2x4 bits4x2 bits8 bits16 "
+      "float8_e5m2 float8_e4m3fn float8_e5m2fnuz float8_e4m3fnuz uint16 uint32 uint64 uint1 uint2 "
+      "uint3 uint4 uint5 uint6 uint7 int1 int2 int3 int4 int5 int6 int7 float8_e8m0fnu "
+      "float4_e2m1fn_x2");
+  std::string name;
+  for (int32_t i = -1; i < dtype && names >> name;) ++i;
+  return dtype >= 0 && names ? "torch." + name : "dtype number " + std::to_string(dtype);
 }
 
-View::View(const char* name_, const Tensor& tensor) : name(name_), handle(tensor.get()) {
+TensorInfo::TensorInfo(const char* name_, const Tensor& tensor)
+    : name(name_), handle(tensor.get()) {
   int64_t *sizes_ = nullptr, *strides_ = nullptr;
   void* data_ = nullptr;
   check_shim(aoti_torch_get_dtype(handle, &dtype));
@@ -121,9 +119,9 @@ std::string tuple_text(const int64_t* sizes, int64_t n) {
   return text + (n == 1 ? ",)" : ")");
 }
 
-std::string View::shape_text() const { return tuple_text(sizes, dim); }
+std::string TensorInfo::shape_text() const { return tuple_text(sizes, dim); }
 
-std::string View::device_text() const {
+std::string TensorInfo::device_text() const {
   if (device_type == aoti_torch_device_type_cpu()) return "cpu";
   if (device_type == aoti_torch_device_type_meta()) return "meta";
   const bool cuda = device_type == aoti_torch_device_type_cuda();
@@ -131,7 +129,7 @@ std::string View::device_text() const {
          std::to_string(device_index);
 }
 
-// ---- allocation -----------------------------------------------------------------------------------
+// ---- allocation ---------------------------------------------------------------------------------
 
 namespace {
 
@@ -152,8 +150,8 @@ void advise_huge_pages([[maybe_unused]] AtenTensorHandle t, [[maybe_unused]] int
 #endif
 }
 
-Tensor empty_strided(const View& on, const int64_t* sizes, const int64_t* strides, int64_t dim,
-                     int64_t numel, int32_t dtype) {
+Tensor empty_strided(const TensorInfo& on, const int64_t* sizes, const int64_t* strides,
+                     int64_t dim, int64_t numel, int32_t dtype) {
   AtenTensorHandle handle = nullptr;
   check_shim(aoti_torch_empty_strided(dim, sizes, strides, dtype, on.device_type, on.device_index,
                                       &handle));
@@ -164,7 +162,7 @@ Tensor empty_strided(const View& on, const int64_t* sizes, const int64_t* stride
 }
 
 // Dimensions with more than one element by descending stride; the dimension first where they tie.
-std::vector<int64_t> by_stride(const View& t) {
+std::vector<int64_t> by_stride(const TensorInfo& t) {
   std::vector<int64_t> order;
   for (int64_t d = 0; d < t.dim; ++d)
     if (t.sizes[d] != 1) order.push_back(d);
@@ -174,7 +172,7 @@ std::vector<int64_t> by_stride(const View& t) {
 }
 
 // Whether the elements fill one piece of memory, each address once.
-bool is_dense(const View& t) {
+bool is_dense(const TensorInfo& t) {
   bool contiguous = false;
   check_shim(aoti_torch_is_contiguous(t.handle, &contiguous));
   if (contiguous) return true;
@@ -189,7 +187,7 @@ bool is_dense(const View& t) {
 
 }  // namespace
 
-Tensor empty_contiguous(const View& on, const int64_t* sizes, int64_t dim, int32_t dtype) {
+Tensor empty_contiguous(const TensorInfo& on, const int64_t* sizes, int64_t dim, int32_t dtype) {
   std::vector<int64_t> strides(dim);
   int64_t numel = 1;
   for (int64_t d = dim - 1; d >= 0; --d) {
@@ -199,7 +197,7 @@ Tensor empty_contiguous(const View& on, const int64_t* sizes, int64_t dim, int32
   return empty_strided(on, sizes, strides.data(), dim, numel, dtype);
 }
 
-Tensor empty_like(const View& like, int32_t dtype) {
+Tensor empty_like(const TensorInfo& like, int32_t dtype) {
   if (like.numel > 0 && is_dense(like))
     return empty_strided(like, like.sizes, like.strides, like.dim, like.numel, dtype);
   // Which order torch gives to other strides is its own affair: ask it.
@@ -216,7 +214,7 @@ Tensor empty_like(const View& like, int32_t dtype) {
   return tensor;
 }
 
-bool is_leaf(const View& t) {
+bool is_leaf(const TensorInfo& t) {
   AtenTensorHandle self = nullptr;
   check_shim(aoti_torch_new_tensor_handle(t.handle, &self));
   StableIValue value = torch::stable::detail::from(self);

@@ -3,7 +3,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "cpu/run.h"
+#include "../cpu/parallel.h"
 
 namespace quantkit {
 
@@ -32,11 +32,13 @@ Pool torch_pool() {
 // CUDA reports what went wrong at a later call, whoever made the one that failed.
 void check_launch(const char* error) {
   if (error != nullptr)
-    throw std::runtime_error(std::string("quantkit: a CUDA kernel, or an earlier CUDA call, failed: ") + error);
+    throw std::runtime_error(
+        std::string("quantkit: a CUDA kernel, or an earlier CUDA call, failed: ") + error);
 }
 
 #ifdef QUANTKIT_CUDA
-// From the library that holds the tensor's kernels: CPU-only torch has none, and 2.12 has no other way.
+// From the library that holds the tensor's kernels: CPU-only torch has none, and 2.12 has no other
+// way.
 void* current_stream(int32_t device_index) {
   using Get = AOTITorchError (*)(int32_t, void**);
   static const Get get = [] {
@@ -45,16 +47,18 @@ void* current_stream(int32_t device_index) {
                ? nullptr
                : reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
   }();
-  if (get == nullptr) throw std::runtime_error("quantkit: libtorch_cuda.so tells no current stream");
+  if (get == nullptr)
+    throw std::runtime_error("quantkit: libtorch_cuda.so tells no current stream");
   void* stream = nullptr;
   check_shim(get(device_index, &stream));
   return stream;
 }
 #endif
 
-// Calls body(launches, stream) with the GPU's kernels, or with those that are emulated; false: the CPU's turn.
+// Calls body(launches, stream) with the GPU's kernels, or with those that are emulated; false: the
+// CPU's turn.
 template <class Body>
-bool on_gpu([[maybe_unused]] const View& on, Body body) {
+bool on_gpu([[maybe_unused]] const TensorInfo& on, Body body) {
 #ifdef QUANTKIT_CUDA
   if (on.device_type == aoti_torch_device_type_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(on.device_index);
@@ -70,29 +74,28 @@ bool on_gpu([[maybe_unused]] const View& on, Body body) {
 
 }  // namespace
 
-void run(Operation operation, const Elementwise& e, const View& on) {
+void run(const Elementwise& e, const TensorInfo& on) {
   const bool done = on_gpu(on, [&](const LaunchTable& table, void* stream) {
-    check_launch(table.elementwise(operation, e, stream));
+    check_launch(table.elementwise(e, stream));
   });
-  if (!done) run(range_of(operation), e, torch_pool());
+  if (!done) run_on_cpu(e, torch_pool());
 }
 
-void run(const Conversion& c, const View& on) {
+void run(const Dynamic& given, const TensorInfo& on) {
   const bool done = on_gpu(on, [&](const LaunchTable& table, void* stream) {
-    check_launch(table.convert(c, stream));
-  });
-  if (!done) run(c, torch_pool());
-}
-
-void run(const Dynamic& d, Operation fused, const View& on) {
-  const bool done = on_gpu(on, [&](const LaunchTable& table, void* stream) {
+    Dynamic d = given;
+    Layout reduced = given.elements.layout->without_repeats();
+    reduced.number_states();
+    const Layout parameters = reduced.parameters();
+    d.reduced = &reduced;
+    d.parameters = &parameters;
     const int64_t bytes = table.scratch_bytes(d);
-    if (bytes == 0) return check_launch(table.dynamic(d, fused, nullptr, stream));
+    if (bytes == 0) return check_launch(table.dynamic(d, nullptr, stream));
     // From torch's caching allocator, which gives it out again in the stream's order.
     const Tensor scratch = empty_contiguous(on, &bytes, 1, dtype_of(Type::u8));
-    check_launch(table.dynamic(d, fused, View("scratch", scratch).data, stream));
+    check_launch(table.dynamic(d, TensorInfo("scratch", scratch).data, stream));
   });
-  if (!done) run(d, range_of(fused), torch_pool());
+  if (!done) run_on_cpu(given, torch_pool());
 }
 
 }  // namespace quantkit

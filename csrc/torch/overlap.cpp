@@ -8,23 +8,25 @@
 namespace quantkit {
 namespace {
 
-int64_t element_size(const View& t) { return aoti_torch_dtype_element_size(t.dtype); }
+int64_t element_size(const TensorInfo& t) { return aoti_torch_dtype_element_size(t.dtype); }
 
-// Elements of a tensor lie at sums of its strides, each taken from 0 to size - 1 times, so two tensors
-// meet where some sum of the strides of both lies between two bounds. A search over the strides, largest
-// first, decides that at once for all usual layouts. Where it does not (the question is NP-hard), the
-// addresses of the smaller tensor are sorted and the other's looked up. quantkit/_overlap.py does the same.
+// Elements of a tensor lie at sums of its strides, each taken from 0 to size - 1 times, so two
+// tensors meet where some sum of the strides of both lies between two bounds. A search over the
+// strides, largest first, decides that at once for all usual layouts. Where it does not (the
+// question is NP-hard), the addresses of the smaller tensor are sorted and the other's looked up.
+// quantkit/_overlap.py does the same.
 struct Term {
   int64_t stride, most;  // how often it may be taken
 };
 using Terms = std::vector<Term>;
 
 void sort_by_stride(Terms& terms) {
-  std::sort(terms.begin(), terms.end(), [](const Term& s, const Term& t) { return s.stride > t.stride; });
+  std::sort(terms.begin(), terms.end(),
+            [](const Term& s, const Term& t) { return s.stride > t.stride; });
 }
 
 // By descending stride.
-Terms terms_of(const View& t, int64_t unit) {
+Terms terms_of(const TensorInfo& t, int64_t unit) {
   Terms terms;
   for (int64_t d = 0; d < t.dim; ++d)
     if (t.sizes[d] != 1) terms.push_back({t.strides[d] * unit, t.sizes[d] - 1});
@@ -33,7 +35,7 @@ Terms terms_of(const View& t, int64_t unit) {
 }
 
 // From the first element to the last, in elements.
-int64_t reach_of(const View& t) {
+int64_t reach_of(const TensorInfo& t) {
   int64_t reach = 0;
   for (int64_t d = 0; d < t.dim; ++d) reach += t.strides[d] * (t.sizes[d] - 1);
   return reach;
@@ -45,7 +47,8 @@ class Sums {
     for (size_t i = terms.size(); i-- > 0;) {
       const Suffix& rest = suffixes_[i + 1];
       const int64_t stride = terms[i].stride, common = std::gcd(rest.divisor, stride);
-      const bool full = rest.divisor == 0 || (rest.divisor == common && stride <= rest.reach + common);
+      const bool full =
+          rest.divisor == 0 || (rest.divisor == common && stride <= rest.reach + common);
       suffixes_[i] = {rest.reach + stride * terms[i].most, common, rest.full && full};
     }
   }
@@ -59,7 +62,8 @@ class Sums {
 
  private:
   static constexpr int64_t kSteps = 2000;
-  // Of the terms from each on. Full: no multiple of the divisor is left out between 0 and the reach.
+  // Of the terms from each on. Full: no multiple of the divisor is left out between 0 and the
+  // reach.
   struct Suffix {
     int64_t reach, divisor;
     bool full;
@@ -89,7 +93,7 @@ class Sums {
 
 // Calls body(address) for every element until it returns true; whether it did.
 template <class Body>
-bool any_element(const View& t, Body body) {
+bool any_element(const TensorInfo& t, Body body) {
   std::vector<int64_t> index(t.dim, 0);
   intptr_t at = reinterpret_cast<intptr_t>(t.data);
   const int64_t size = element_size(t);
@@ -105,7 +109,7 @@ bool any_element(const View& t, Body body) {
   return false;
 }
 
-std::vector<intptr_t> sorted_addresses(const View& t) {
+std::vector<intptr_t> sorted_addresses(const TensorInfo& t) {
   std::vector<intptr_t> addresses;
   addresses.reserve(t.numel);
   any_element(t, [&](intptr_t at) {
@@ -118,7 +122,7 @@ std::vector<intptr_t> sorted_addresses(const View& t) {
 
 }  // namespace
 
-bool overlaps_itself(const View& t) {
+bool overlaps_itself(const TensorInfo& t) {
   if (t.numel < 2) return false;
   const Terms terms = terms_of(t, 1);
   int64_t reach = reach_of(t);
@@ -140,7 +144,7 @@ bool overlaps_itself(const View& t) {
   return false;
 }
 
-bool overlap(const View& a, const View& b) {
+bool overlap(const TensorInfo& a, const TensorInfo& b) {
   if (a.numel == 0 || b.numel == 0 || !a.same_device(b)) return false;
   if (a.numel > b.numel) return overlap(b, a);
   const int64_t a_size = element_size(a), b_size = element_size(b);

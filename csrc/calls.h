@@ -1,0 +1,97 @@
+// What crosses the border between torch and the kernels: plain structs and tables of functions. No
+// torch.
+#pragma once
+
+#include "layout.h"
+#include "numerics/affine.h"
+#include "numerics/formats.h"
+#include "numerics/scales.h"
+
+namespace quantkit {
+
+struct Parameter {
+  const void* data;
+  Type type;     // any floating type: loops convert what they load
+  bool on_host;  // one value in the host's memory, where x is on a GPU
+};
+
+// Operand:               kX         kQ              kY
+enum class Operation : int32_t {
+  quantize,                // x         q out
+  dequantize,              //           q in            y
+  quantize_dequantize,     // x         q out           y
+  fake_quantize,           // x                         y
+  fake_quantize_masked,    // x         mask out        y
+  fake_quantize_backward,  // x         gradient in     y
+  masked_gradient,         // gradient  mask in         y
+  convert,                 // x of any real type        y of any floating one
+  choose                   // x, parameters alone
+};
+
+namespace {
+
+// Bytes of an element at kQ.
+[[maybe_unused]] int64_t size_beside(Operation operation, Format format, Type y_type) {
+  if (operation == Operation::fake_quantize_backward) return size_of(y_type);
+  if (operation == Operation::fake_quantize_masked || operation == Operation::masked_gradient)
+    return 1;
+  return size_of(format);
+}
+
+}  // namespace
+
+struct Elementwise {
+  Operation operation;
+  const Layout* layout;
+  const void* x;
+  const void* q_in;
+  void* q;
+  void* y;
+  Type x_type, y_type;
+  Format format;
+  Parameter scale;
+  Parameter add, subtract;  // zero_point of each direction: integer ones are rounded differently
+  Steps steps;
+  int32_t q_min, q_max;
+  bool chosen, symmetric;  // scale and zero_point come from x itself, by this scheme
+  bool nontemporal;        // outputs are large and not expected in a cache: write past it
+};
+
+// Parameters chosen from x, then `elements` with them.
+struct Dynamic {
+  Elementwise elements;
+  const Layout* reduced;     // what parameters are chosen from
+  const Layout* parameters;  // each of them once
+  void* scale;
+  void* zero_point;
+  Type p_type;  // of both: x's, or f32
+  Scheme scheme;
+};
+
+// The states of the parameters [first, first + count): each key in an array of its own.
+struct States {
+  void* keys;
+  int64_t first, count;
+};
+
+// One table per instruction set. Ranges count elements (or parameters) in the layout's order, and
+// any split of the work gives the same bits.
+struct KernelTable {
+  void (*elementwise)(const Elementwise&, int64_t begin, int64_t end);
+  int64_t (*state_bytes)(const Dynamic&);
+  void (*first_states)(const Dynamic&, const States&);
+  void (*reduce)(const Dynamic&, int64_t begin, int64_t end, const States&);
+  void (*join)(const Dynamic&, const States& to, const States& from);
+  void (*finalize)(const Dynamic&, int64_t begin, int64_t end, const States&);
+};
+
+// The CUDA kernels. A call puts its work on a stream of the current device, and returns what went
+// wrong, or nullptr. The scratch of `dynamic` may be freed, in the stream's order, when the call
+// returns.
+struct LaunchTable {
+  const char* (*elementwise)(const Elementwise&, void* stream);
+  int64_t (*scratch_bytes)(const Dynamic&);
+  const char* (*dynamic)(const Dynamic&, void* scratch, void* stream);
+};
+
+}  // namespace quantkit

@@ -1,0 +1,53 @@
+// The affine map and its inverse: x / scale + zero_point and (q - zero_point) * scale.
+#pragma once
+
+#include "floats.h"
+
+namespace quantkit {
+
+// The dtypes that the steps round to: two to the code, two back. The last is that of the result.
+struct Steps {
+  Type divide, add, subtract, multiply;
+
+  QK_INLINE bool there_in(Type type) const { return divide == type && add == type; }
+  QK_INLINE bool back_in(Type type) const { return subtract == type && multiply == type; }
+};
+
+namespace {
+
+// x / scale + zero_point: the quotient rounded to D1, the sum to D2 (the dtypes of the two steps).
+template <class D1, class D2>
+QK_INLINE Wide<D2> affine(Wide<D1> quotient, Wide<D2> zero_point) {
+  return rounded<D2>(Wide<D2>(rounded<D1>(quotient)) + zero_point);
+}
+
+// The same where it becomes a code and zero_point is an integer.
+template <class D1, class D2>
+QK_INLINE Wide<D2> affine_for_code(Wide<D1> quotient, Wide<D2> zero_point) {
+  return rounded_for_code<D2>(Wide<D2>(rounded_for_code<D1>(quotient)) + zero_point);
+}
+
+// (q - zero_point) * scale: the difference in E1, the product in E2.
+template <class E1, class E2>
+QK_INLINE E2 dequantized(float q, E1 zero_point, E2 scale) {
+  return E2(E1(q) - zero_point) * scale;
+}
+
+// The steps one by one, for dtypes known at run time: in double, which holds the values of all of
+// them. A zero point is rounded to the dtype of the sum first; a scale is taken in full.
+template <class D>
+QK_INLINE double quotient_in(double x, double scale) {
+  return rounded<D>(Wide<D>(x) / Wide<D>(scale));
+}
+template <class D>
+QK_INLINE double sum_in(double quotient, double zero_point) {
+  return rounded<D>(Wide<D>(quotient) + rounded<D>(Wide<D>(zero_point)));
+}
+QK_INLINE double dequantized_in(const Steps& steps, float q, double zero_point, double scale) {
+  if (steps.subtract == Type::f64) return dequantized<double, double>(q, zero_point, scale);
+  if (steps.multiply == Type::f64) return dequantized<float, double>(q, float(zero_point), scale);
+  return dequantized<float, float>(q, float(zero_point), float(scale));
+}
+
+}  // namespace
+}  // namespace quantkit

@@ -1,0 +1,129 @@
+// What operators share: dtypes of steps, the way from tensors to a layout, results that are made or
+// given.
+//
+// An operator is a call: an object that checks its arguments and says what it returns. `returned`
+// makes the results, `written` takes those of `out=`, and either lets the call fill them.
+// `implement` registers both.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <array>
+#include <tuple>
+#include <utility>
+
+#include "../torch/checks.h"
+#include "../torch/device.h"
+#include "../torch/tensor.h"
+
+namespace quantkit {
+
+// Whether half precision cannot hold the limits.
+inline bool is_wide(int64_t q_min, int64_t q_max) { return q_min < -128 || q_max > 255; }
+
+// What x becomes before the first step.
+Type first_type(const TensorInfo& x, bool wide);
+// The dtype of dequantize's result: zero_point of `zero_type` counts as scale's where it is an
+// integer.
+Type dequantized_type(int64_t dim, Type scale, int64_t scale_dim, const TensorInfo& zero_point);
+// The dtype of a step of torch: a parameter without dimensions leaves that of what has some.
+Type step_type(Type t, int64_t dim, Type parameter, int64_t parameter_dim);
+
+// t in another floating type; where it has that type already, itself.
+Tensor converted(const TensorInfo& t, const Tensor& tensor, Type type);
+// x as a type that kernels load: float16, bfloat16, float32 or float64.
+Tensor loadable(const TensorInfo& x, const Tensor& tensor);
+
+// The geometry of a call: x, what lies beside it and y have one shape; null stands for x.
+Axes axes_of(const TensorInfo& x, const TensorInfo* q, const TensorInfo* y);
+
+// From here on a float output that is given is written past the caches: it will not be in one when
+// it is read. Fresh memory has just been cleared through them; codes are too few bytes to gain, and
+// steps of half precision compute for longer than they write.
+constexpr int64_t kNontemporalBytes = int64_t(32) << 20;
+inline bool nontemporal(bool fresh, const TensorInfo& x, const TensorInfo& y) {
+  return !fresh && !x.half() && y.numel * size_of(y.kind()) >= kNontemporalBytes;
+}
+
+// One result of a call.
+struct Result {
+  const char* name;
+  int32_t dtype;
+  const int64_t* sizes;
+  int64_t dim;
+  const TensorInfo* like;  // with its strides and its device, or
+  bool contiguous;         // contiguous on its device
+};
+
+inline Tensor made(const Result& r, const TensorInfo* codes) {
+  if (r.contiguous) return empty_contiguous(*r.like, r.sizes, r.dim, r.dtype);
+  return empty_like(codes != nullptr ? *codes : *r.like, r.dtype);
+}
+
+template <class Call, size_t... kRest>
+auto returned(const Call& call, std::index_sequence<0, kRest...>) {
+  const Tensor first = made(call.result(0), nullptr);
+  const TensorInfo first_info(call.result(0).name, first);
+  // The strides of an empty_like are cheaper to follow than x's, and the same.
+  const std::array<Tensor, 1 + sizeof...(kRest)> tensors{first,
+                                                         made(call.result(kRest), &first_info)...};
+  const TensorInfo infos[] = {first_info, TensorInfo(call.result(kRest).name, tensors[kRest])...};
+  call.run(infos, true);
+  if constexpr (sizeof...(kRest) == 0)
+    return first;
+  else
+    return std::make_tuple(first, tensors[kRest]...);
+}
+template <class Call>
+auto returned(const Call& call) {
+  return returned(call, std::make_index_sequence<Call::kResults>());
+}
+
+template <class Call, class... Outs>
+void written(const Call& call, const Outs&... outs) {
+  static_assert(sizeof...(Outs) == Call::kResults, "one out for each result");
+  int i = 0;
+  const TensorInfo infos[] = {TensorInfo(call.result(i++).name, outs)...};
+  std::vector<const TensorInfo*> given;
+  for (i = 0; i < Call::kResults; ++i) {
+    const Result r = call.result(i);
+    check_out(infos[i], r.sizes, r.dim, r.dtype, *r.like);
+    given.push_back(&infos[i]);
+  }
+  claim_outs(given, call.inputs(), call.in_place());
+  call.run(infos, false);
+}
+
+template <class T, size_t>
+using Each = T;
+
+template <auto kMake, class Results>
+struct Overloads;
+template <class Call, class... Args, Call (*kMake)(Args...), size_t... kResult>
+struct Overloads<kMake, std::index_sequence<kResult...>> {
+  static auto functional(Args... args) { return returned(kMake(args...)); }
+  static void out(Args... args, Each<const Tensor&, kResult>... outs) {
+    written(kMake(args...), outs...);
+  }
+};
+
+template <class Call, class... Args>
+Call make(Args... args) {
+  return Call(args...);
+}
+
+using Library = torch::stable::detail::StableLibrary;
+
+// Registers an operator, whose arguments are of these types, and its `out` overload.
+template <class Call, class... Args>
+void implement(Library& library, const std::string& name) {
+  using Both = Overloads<&make<Call, Args...>, std::make_index_sequence<Call::kResults>>;
+  library.impl(name.c_str(), TORCH_BOX(&Both::functional));
+  library.impl((name + ".out").c_str(), TORCH_BOX(&Both::out));
+}
+
+// The operators of each file.
+void implement_static(Library& library);
+void implement_dynamic(Library& library);
+
+}  // namespace quantkit

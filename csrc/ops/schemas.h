@@ -1,0 +1,63 @@
+// The schema of every operator; quantkit/operators.py has the same ones, and a test compares them.
+#pragma once
+
+namespace quantkit {
+
+constexpr const char* kSchemas[] = {
+    "choose_qparams(Tensor x, int[]? block_size, int q_min, int q_max, float eps, bool symmetric, "
+    "bool include_zero=False) -> (Tensor, Tensor)",
+    "choose_qparams.out(Tensor x, int[]? block_size, int q_min, int q_max, float eps, bool "
+    "symmetric, "
+    "bool include_zero=False, *, Tensor(a!) scale, Tensor(b!) zero_point) -> ()",
+
+    "quantize(Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max, ScalarType dtype) "
+    "-> Tensor",
+    "quantize.out(Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max, ScalarType "
+    "dtype, *, "
+    "Tensor(a!) out) -> ()",
+
+    "dequantize(Tensor q, Tensor scale, Tensor zero_point) -> Tensor",
+    "dequantize.out(Tensor q, Tensor scale, Tensor zero_point, *, Tensor(a!) out) -> ()",
+
+    "dynamic_quantize(Tensor x, int[]? block_size, int q_min, int q_max, float eps, bool "
+    "symmetric, "
+    "ScalarType dtype, bool include_zero=False) -> (Tensor, Tensor, Tensor)",
+    "dynamic_quantize.out(Tensor x, int[]? block_size, int q_min, int q_max, float eps, bool "
+    "symmetric, "
+    "ScalarType dtype, bool include_zero=False, *, Tensor(a!) q, Tensor(b!) scale, Tensor(c!) "
+    "zero_point) -> ()",
+
+    "quantize_dequantize(Tensor x, int[]? block_size, int q_min, int q_max, float eps, bool "
+    "symmetric, "
+    "ScalarType dtype, bool include_zero=False) -> (Tensor, Tensor, Tensor, Tensor)",
+    "quantize_dequantize.out(Tensor x, int[]? block_size, int q_min, int q_max, float eps, bool "
+    "symmetric, "
+    "ScalarType dtype, bool include_zero=False, *, Tensor(a!) q, Tensor(b!) x_hat, Tensor(c!) "
+    "scale, "
+    "Tensor(d!) zero_point) -> ()",
+
+    "fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max) -> Tensor",
+    "fake_quantize.out(Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max, *, "
+    "Tensor(a!) out) -> ()",
+
+    // The same without a gradient (autograd costs every call), with the mask of its gradient, and
+    // the gradient.
+    "_fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max) -> Tensor",
+    "_fake_quantize.out(Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max, *, "
+    "Tensor(a!) out) -> ()",
+    "_fake_quantize_masked(Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max) -> "
+    "(Tensor, Tensor)",
+    "_fake_quantize_masked.out(Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max, *, "
+    "Tensor(a!) out, Tensor(b!) mask) -> ()",
+    "_masked_gradient(Tensor grad, Tensor mask) -> Tensor",
+    "_masked_gradient.out(Tensor grad, Tensor mask, *, Tensor(a!) out) -> ()",
+
+    // Programs exported by contract 1 hold it: the gradient from x and the parameters.
+    "_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int q_min, "
+    "int q_max) -> Tensor",
+    "_fake_quantize_backward.out(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int "
+    "q_min, int q_max, *, "
+    "Tensor(a!) out) -> ()",
+};
+
+}  // namespace quantkit

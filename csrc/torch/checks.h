@@ -1,0 +1,35 @@
+// The errors of the contract, in the words of quantkit/_checks.py. Thrown before anything is
+// written, as std::runtime_error, since torch 2.15 makes a RuntimeError of every other kind too.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "tensor.h"
+
+namespace quantkit {
+
+using BlockSize = std::optional<std::vector<int64_t>>;
+
+void check_real(const TensorInfo& t);
+// The format of codes that a dtype stands for, or one whose limits are enough.
+Format check_q_range(int64_t q_min, int64_t q_max, int32_t dtype);
+Format check_q_range(int64_t q_min, int64_t q_max, Format format);
+void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo& zero_point);
+void check_choice(const TensorInfo& x, const BlockSize& block_size, double eps, bool symmetric,
+                  bool include_zero);
+// A gradient of x, or of what had a mask of its shape.
+void check_gradient(const TensorInfo& grad, const TensorInfo& x);
+void check_mask(const TensorInfo& mask, const TensorInfo& grad);
+
+// An `out=` tensor against the result it is to hold.
+void check_out(const TensorInfo& out, const int64_t* sizes, int64_t dim, int32_t dtype,
+               const TensorInfo& like);
+// No output shares memory with itself, another output or an input; in_place may be one of the
+// inputs and be an output, element on element. Then autograd is told that the outputs will be
+// written.
+void claim_outs(const std::vector<const TensorInfo*>& outs,
+                const std::vector<const TensorInfo*>& inputs, const TensorInfo* in_place = nullptr);
+
+}  // namespace quantkit

@@ -1,0 +1,14 @@
+// Where an operation runs: the CPU's kernels, or the GPU's on torch's current stream of the
+// tensor's device. The one place that knows of devices.
+#pragma once
+
+#include "tensor.h"
+
+namespace quantkit {
+
+void run(const Elementwise& elements, const TensorInfo& on);
+
+// Chooses parameters; then, unless the operation is `choose`, runs it on the elements with them.
+void run(const Dynamic& dynamic, const TensorInfo& on);
+
+}  // namespace quantkit
