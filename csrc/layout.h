@@ -96,10 +96,14 @@ Axes part_of(const Axes& axes, int32_t axis, int64_t begin, int64_t end);
 // borders, for each part.
 template <class Body>
 void for_layouts(const Axes& axes, Operand first, Operand second, const Body& body) {
-  const Cut c = cut_of(axes);
+  Cut c = cut_of(axes);
   if (c.axis < 0) return body(Layout(axes, first, second));
-  for_layouts(part_of(axes, c.axis, 0, c.at), first, second, body);
-  for_layouts(part_of(axes, c.axis, c.at, axes.axes[c.axis].size), first, second, body);
+  Axes rest = axes;
+  for (; c.axis >= 0; c = cut_of(rest)) {
+    for_layouts(part_of(rest, c.axis, 0, c.at), first, second, body);
+    rest = part_of(rest, c.axis, c.at, rest.axes[c.axis].size);
+  }
+  body(Layout(rest, first, second));
 }
 
 }  // namespace quantkit

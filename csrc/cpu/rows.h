@@ -58,9 +58,11 @@ using Loop = void (*)(const Rows&);
 // Instead of a format or a type: no result of that kind; whether codes are within the limits.
 struct None {
   using Storage = None;
+  static constexpr bool kInteger = true;
 };
 struct Mask {
   using Storage = uint8_t;
+  static constexpr bool kInteger = true;
 };
 
 // 1 / scale for a centred loop: what a product with x of half precision needs, or a corrected one.
@@ -78,6 +80,7 @@ void quantize_row(const float* __restrict x, typename Q::Storage* __restrict q, 
                   const Reciprocal reciprocal, int32_t least, int32_t most, int64_t n) {
   constexpr bool kOwn = kMode == kEach, kFinite = kMode >= kChosen, kCentre = kMode >= kCentred;
   constexpr bool kZero = kMode == kNoZeroPoint || kCentre, kFloat = kSame<D, float>;
+  static_assert(Q::kInteger, "other formats need an encoder of their own");
   using Encoder = formats::i16;  // of any integer format: the register has the code of all
   const float low = float(least), high = float(most);
   const float divide0 = *divide, add0 = *add;

@@ -28,6 +28,7 @@ struct SignedOf<1> : Tag<int8_t> {};
 template <class T>
 struct IntegerFormat {
   using Storage = T;
+  static constexpr bool kInteger = true;
   // Integers of one width are stored alike: loops that write them are those of the signed one.
   using Encoder = IntegerFormat<typename SignedOf<sizeof(T)>::type>;
   static constexpr int32_t kLow = T(-1) < T(0) ? -(1 << (8 * sizeof(T) - 1)) : 0;
