@@ -19,6 +19,12 @@ inline std::FILE* open_record() {
   return file;
 }
 
+// One file for calls of every kind; null: nothing is recorded.
+inline std::FILE* record_file() {
+  static std::FILE* const file = open_record();
+  return file;
+}
+
 inline std::vector<char> contents(const Buffer& b) {
   const char* const from = static_cast<const char*>(b.address);
   return std::vector<char>(from, from + b.bytes);
@@ -27,14 +33,14 @@ inline std::vector<char> contents(const Buffer& b) {
 // Runs a call, and writes it with the memory before and after.
 template <class Struct, class Run>
 const char* record(const Struct& given, Run run_call) {
-  static std::FILE* const file = open_record();
+  std::FILE* const file = record_file();
   if (file == nullptr) return run_call();
   Call call(given);
   std::vector<int32_t> index;
   std::vector<Buffer> buffers = buffers_of(call, index);
   for (Buffer& b : buffers) b.before = contents(b);
   const char* const error = run_call();
-  const auto put = [](const void* from, size_t bytes) {
+  const auto put = [file](const void* from, size_t bytes) {
     if (std::fwrite(from, 1, bytes, file) != bytes)
       throw std::runtime_error("QUANTKIT_EMU_RECORD: cannot write");
   };
