@@ -78,7 +78,9 @@ def found(tasks, done):
             some = f", one call in {result['every']}" if result["every"] > 1 else ""
             for isa, digest in result["hashes"].items():
                 backend = f"{isa} of {task.args[0]}"
-                yield Found(f"recorded: memory that kernels wrote{some}", None, backend, digest)
+                yield Found(
+                    f"recorded: memory that kernels wrote, masks too{some}", None, backend, digest
+                )
 
 
 def read():

@@ -71,6 +71,11 @@ def test_recorded_calls_have_keys():
     }
     assert list(kept.found([record, driver, valgrind], done)) == [
         Found("recorded: results of operators", None, "cuda_emu", "1"),
-        Found("recorded: memory that kernels wrote", None, "avx2 of g++", "2"),
-        Found("recorded: memory that kernels wrote, one call in 23", None, "avx2 of valgrind", "3"),
+        Found("recorded: memory that kernels wrote, masks too", None, "avx2 of g++", "2"),
+        Found(
+            "recorded: memory that kernels wrote, masks too, one call in 23",
+            None,
+            "avx2 of valgrind",
+            "3",
+        ),
     ]
