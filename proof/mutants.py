@@ -33,6 +33,7 @@ THREADS = ("tests/test_threads.py",)
 DIVISION = ("tests/test_division.py",)
 AUTOGRAD = ("tests/test_autograd.py",)
 MEMORY_GIVEN_BACK = ("tests/test_bad_input.py", "-k", "given_back")
+LAYOUTS = ("tests/test_layout.py",)
 GENERATED = ("tests/test_generated.py",)
 PROCESSES = ("tests/test_processes.py", "-k", "child")
 
@@ -361,14 +362,14 @@ MUTANTS = (
     Mutant("overlap of first bytes only", OVERLAP, "high = ahead + b_size - 1;", "high = ahead;", OVERLAPS),
     Mutant("overlap of equal strides", OVERLAP, "if (target < 0) continue;", "if (target <= 0) continue;", OVERLAPS),
     # Geometry.
-    Mutant("an order that overwrites a dimension", LAYOUT, "for (; at > k; --at)",
-           "for (; at > k + 1; --at)", CPU),
+    Mutant("an order that loses a dimension", LAYOUT, "dims[at] = dims[at - 1];",
+           "dims[at] = dims[k];", LAYOUTS),
     Mutant("tiles on one place", LAYOUT, "  for (int64_t& stride : pieces.stride) stride *= piece;\n",
-           "", kernels("long_rows")),
+           "", LAYOUTS),
     Mutant("tiles that leave a rest", LAYOUT, "  while (row.size % piece != 0) --piece;\n",
-           "", kernels("long_rows")),
+           "", LAYOUTS),
     Mutant("repeats left out where parameters step", LAYOUT, "dim.stride[kX] != 0 || dim.stride[kScale] != 0;",
-           "dim.stride[kX] != 0;", CPU),
+           "dim.stride[kX] != 0;", LAYOUTS),
     Mutant("CPU: slabs of the reduced layout", PARALLEL, "    states_ /= count_;",
            "    count_ = reduced_.slabs();\n    states_ /= count_;", CPU),
     Mutant("CPU: a part of another dimension", PARALLEL, "if (layout.dims[k].stride[kScale] != 0 && place-- == 0)",
