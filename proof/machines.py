@@ -65,7 +65,9 @@ BUILDS = {
     "g++ -O3": Build("g++", "-O3", guard=(7, 150)),
     "thread and undefined behaviour sanitizers": Build(
         "g++",
-        "-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=thread,undefined",
+        # The check of vptr reads memory through a pipe, in which ThreadSanitizer sees a race.
+        "-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=thread,undefined "
+        "-fno-sanitize=vptr",
         environments=("usual",),
         every=(1, 5),
     ),
