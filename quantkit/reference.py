@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from . import _autograd, _checks, ops, schemes
-from .formats import HALF_DTYPES, WIDEST, rounded
+from .formats import HALF_DTYPES, OF_DTYPE, WIDEST, rounded
 from .params import QuantizationParams
 
 __all__ = [
@@ -148,7 +148,8 @@ def dequantize_op(q: _Tensor, scale: _Tensor, zero_point: _Tensor) -> _Tensor:
     """(q - zero_point) * scale, from q as float32, in the dtype that torch's promotion gives."""
     _checks.dequantize(q, scale, zero_point)
     scale, zero_point = _parameters(q, scale, zero_point, wide=True)
-    return _like(q, (WIDEST.decode(q.detach()) - zero_point) * scale)
+    numbers = OF_DTYPE.get(q.dtype, WIDEST).decode(q.detach())
+    return _like(q, (numbers - zero_point) * scale)
 
 
 def dynamic_quantize_op(
