@@ -25,17 +25,46 @@ enum class Operation : int32_t {
   fake_quantize_backward,  // x         gradient in     y
   masked_gradient,         // gradient  mask in         y
   convert,                 // x of any real type        y of any floating one
+  pack,                    // codes in  bytes out, each with all of its codes
+  unpack,                  // bytes in  codes out
   choose                   // x, parameters alone
+};
+
+// What an operation does: the way from x to codes, the way from codes to y, what lies at kQ.
+enum class Beside { nothing, codes, mask, gradient };
+struct Route {
+  bool there, back;
+  Beside beside;
 };
 
 namespace {
 
+QK_INLINE constexpr Route route_of(Operation operation) {
+  switch (operation) {
+    case Operation::quantize: return {true, false, Beside::codes};
+    case Operation::dequantize: return {false, true, Beside::codes};
+    case Operation::quantize_dequantize: return {true, true, Beside::codes};
+    case Operation::fake_quantize: return {true, true, Beside::nothing};
+    case Operation::fake_quantize_masked: return {true, true, Beside::mask};
+    case Operation::fake_quantize_backward: return {true, true, Beside::gradient};
+    case Operation::masked_gradient: return {false, false, Beside::mask};
+    case Operation::convert:
+    case Operation::choose: return {false, false, Beside::nothing};
+    case Operation::pack:
+    case Operation::unpack: return {false, false, Beside::codes};
+  }
+  __builtin_unreachable();
+}
+
 // Bytes of an element at kQ.
 [[maybe_unused]] int64_t size_beside(Operation operation, Format format, Type y_type) {
-  if (operation == Operation::fake_quantize_backward) return size_of(y_type);
-  if (operation == Operation::fake_quantize_masked || operation == Operation::masked_gradient)
-    return 1;
-  return size_of(format);
+  switch (route_of(operation).beside) {
+    case Beside::gradient: return size_of(y_type);
+    case Beside::mask: return 1;
+    case Beside::codes:
+    case Beside::nothing: return size_of(format);
+  }
+  __builtin_unreachable();
 }
 
 }  // namespace
@@ -53,7 +82,8 @@ struct Elementwise {
   Parameter add, subtract;  // zero_point of each direction: integer ones are rounded differently
   Steps steps;
   int32_t q_min, q_max;
-  bool chosen, symmetric;  // scale and zero_point come from x itself, by this scheme
+  bool chosen;       // scale and zero_point come from x itself,
+  bool centred;      // so that max |x| becomes q_max, and the zero point is 0
   bool nontemporal;        // outputs are large and not expected in a cache: write past it
 };
 
@@ -63,7 +93,7 @@ struct Dynamic {
   const Layout* reduced;     // what parameters are chosen from
   const Layout* parameters;  // each of them once
   void* scale;
-  void* zero_point;
+  void* zero_point;          // null: there is none
   Type p_type;  // of both: x's, or f32
   Scheme scheme;
 };

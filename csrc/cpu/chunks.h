@@ -57,9 +57,15 @@ void for_pieces(const Layout& layout, int64_t begin, int64_t end, Body body) {
 }
 
 template <class Bits>
-void copy_steps(const void* from, int64_t from_step, void* to, int64_t to_step, int64_t n) {
-  for (int64_t i = 0; i < n; ++i)
-    static_cast<Any<Bits>*>(to)[i * to_step] = static_cast<const Any<Bits>*>(from)[i * from_step];
+void copy_steps(const void* from_, int64_t from_step, void* to_, int64_t to_step, int64_t n) {
+  const Any<Bits>* __restrict from = static_cast<const Any<Bits>*>(from_);
+  Any<Bits>* __restrict to = static_cast<Any<Bits>*>(to_);
+  if (from_step == 1)
+    for (int64_t i = 0; i < n; ++i) to[i * to_step] = from[i];
+  else if (to_step == 1)
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i * from_step];
+  else
+    for (int64_t i = 0; i < n; ++i) to[i * to_step] = from[i * from_step];
 }
 void copy_steps(int64_t size, const void* from, int64_t from_step, void* to, int64_t to_step,
                 int64_t n) {
@@ -80,7 +86,8 @@ struct alignas(64) Buffer {
 struct Reader {
   const char* base;
   int64_t size;
-  Convert convert;  // null: none
+  Convert convert;     // null: none
+  int64_t packed = 1;  // elements a byte; a chunk of them is contiguous
   Buffer gathered, converted;
 
   Reader(const void* data, int64_t size_)
@@ -90,7 +97,18 @@ struct Reader {
         size(size_of(type)),
         convert(type == taken ? nullptr : convert_of(type, taken)) {}
 
+  // Codes, each in bytes of its own.
+  Reader(const void* data, Format format) : Reader(data, size_of(format)) {
+    convert = unpack_of(format);
+    packed = per_byte(format);
+  }
+
   const void* get(int64_t offset, int64_t step, int64_t n) {
+    if (packed > 1) {
+      const int64_t begin = offset % packed, count = (begin + n + packed - 1) / packed * packed;
+      convert(base + offset / packed, converted.bytes, count);
+      return converted.bytes + begin;
+    }
     const void* from = base + offset * size;
     if (step != 1 && n != 1) {
       copy_steps(size, from, step, gathered.bytes, 1, n);
@@ -132,7 +150,8 @@ struct Writer {
   char* base;
   int64_t size;
   bool nontemporal, apart;
-  Convert convert;  // null: none
+  Convert convert;     // null: none
+  int64_t packed = 1;  // elements a byte; a chunk of them is contiguous, and its bytes are whole
   Buffer made, converted;
 
   Writer(void* data, int64_t size_, bool nontemporal_)
@@ -147,6 +166,10 @@ struct Writer {
         nontemporal(nontemporal_),
         apart(apart_),
         convert(type == taken ? nullptr : convert_of(taken, type)) {}
+  Writer(void* data, Format format, bool nontemporal_) : Writer(data, size_of(format), nontemporal_) {
+    convert = pack_of(format);
+    packed = per_byte(format);
+  }
   ~Writer() {
     if (nontemporal) finish_nontemporal();
   }
@@ -159,6 +182,7 @@ struct Writer {
                                              : static_cast<void*>(made.bytes);
   }
   void put(int64_t offset, int64_t step, int64_t n) {
+    if (packed > 1) return convert(made.bytes, base + offset / packed, n);
     char* const to = base + offset * size;
     const unsigned char* from = made.bytes;
     const bool in_one_piece = step == 1 || n == 1;

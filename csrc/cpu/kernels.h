@@ -12,39 +12,42 @@ constexpr int64_t kProvedRow = 1024, kCentredRow = 64;
 
 // ---- choosing a loop ----------------------------------------------------------------------------
 
-// Whether steps have loops of their own: all in x's dtype or in float. Others go step by step in
-// double.
+// Whether steps have loops of their own: all in float, or in x's half precision. Others go step by
+// step in double.
 bool quantizes_fast(const Elementwise& e) {
-  return e.x_type != Type::f64 && (e.steps.there_in(e.x_type) || e.steps.there_in(Type::f32));
+  return e.steps.there_in(Type::f32) || (e.x_type != Type::f64 && e.steps.there_in(e.x_type));
 }
 bool dequantizes_fast(const Elementwise& e) { return e.steps.back_in(Type::f32); }
 
-bool goes_there(Operation o) {
-  return o == Operation::quantize || o == Operation::quantize_dequantize ||
-         o == Operation::fake_quantize || o == Operation::fake_quantize_masked ||
-         o == Operation::fake_quantize_backward;
-}
-bool goes_back(Operation o) {
-  return o != Operation::quantize && (o == Operation::dequantize || goes_there(o));
-}
-
-template <class D>
-Loops loops_in(const Elementwise& e) {
-  const bool back = e.operation == Operation::quantize_dequantize;
-  if (e.operation == Operation::fake_quantize) return loops_of<D, None, true>();
-  if (e.operation != Operation::quantize && !back) return loops_of<D, Mask, true>();
-  return with_codes(e.format, [&](auto format) {
-    using Q = typename decltype(format)::type::Encoder;
-    return back ? loops_of<D, Q, true>() : loops_of<D, Q, false>();
-  });
+// For what lies at kQ: codes of the format, a mask, or nothing.
+template <class D, class E, class Q>
+Loops loops_for(const Elementwise& e) {
+  switch (route_of(e.operation).beside) {
+    case Beside::codes:
+      return route_of(e.operation).back ? loops_of<D, E, Q, true>() : loops_of<D, E, Q, false>();
+    case Beside::mask:
+    case Beside::gradient: return loops_of<D, E, Mask, true>();
+    case Beside::nothing: return loops_of<D, E, None, true>();
+  }
+  __builtin_unreachable();
 }
 
 Loops loops_of(const Elementwise& e) {
-  switch (e.steps.divide) {
-    case Type::f16: return loops_in<f16>(e);
-    case Type::bf16: return loops_in<bf16>(e);
-    default: return loops_in<float>(e);
-  }
+  return with_codes(e.format, [&](auto tag) {
+    using F = typename decltype(tag)::type;
+    using E = typename F::Encoder;
+    if constexpr (!E::kInteger) {
+      return loops_for<float, E, uint8_t>(e);
+    } else {  // those of one width are stored alike
+      using Q = typename SignedOf<sizeof(typename F::Storage)>::type;
+      if (e.steps.round_first) return loops_for<whole, E, Q>(e);
+      switch (e.steps.divide) {
+        case Type::f16: return loops_for<f16, E, Q>(e);
+        case Type::bf16: return loops_for<bf16, E, Q>(e);
+        default: return loops_for<float, E, Q>(e);
+      }
+    }
+  });
 }
 
 // ---- the parameters of both directions ----------------------------------------------------------
@@ -63,8 +66,8 @@ struct Quantizer {
 
   explicit Quantizer(const Elementwise& e_)
       : e(e_),
-        there(goes_there(e.operation)),
-        back(goes_back(e.operation)),
+        there(route_of(e.operation).there),
+        back(route_of(e.operation).back),
         fast((!there || quantizes_fast(e)) && (!back || dequantizes_fast(e))),
         chunks(*e.layout, kManyRows, !fast),
         divide(e.scale, chunks.scale, fast ? e.steps.divide : Type::f64, false),
@@ -132,25 +135,23 @@ struct Quantizer {
   }
 
   void encode(const double* v, void* q, double* number, int64_t n) const {
-    if (e.operation == Operation::fake_quantize) return encode_mixed<None>(v, q, number, rows, n);
-    if (e.operation != Operation::quantize && e.operation != Operation::quantize_dequantize) {
-      encode_mixed<Mask>(v, q, number, rows, n);
-      return encode_mixed<None>(v, q, number, rows, n);
-    }
-    with_codes(e.format, [&](auto tag) {
-      encode_mixed<typename decltype(tag)::type::Encoder>(v, q, number, rows, n);
-    });
+    const Beside beside = route_of(e.operation).beside;
+    if (beside == Beside::codes)
+      return size_of(e.format) == 1 ? encode_mixed<int8_t>(v, q, number, rows, n)
+                                    : encode_mixed<int16_t>(v, q, number, rows, n);
+    if (beside != Beside::nothing) encode_mixed<Mask>(v, q, number, rows, n);
+    encode_mixed<None>(v, q, number, rows, n);
   }
 
   // The parameters were chosen by a scheme that puts every code within the limits.
-  bool centred() const { return e.chosen && e.symmetric && e.q_max >= 1 && e.q_min <= -e.q_max; }
+  bool centred() const { return e.chosen && e.centred && e.q_max >= 1 && e.q_min <= -e.q_max; }
 
   Mode mode_of(const Chunk& c) {
     if (chunks.each) return kEach;
     const int64_t size =
         chunks.row != 0 ? chunks.row : chunks.layout.dims[chunks.layout.count - 1].size;
     if (loops.of[kCentred] != nullptr && centred() && size >= kCentredRow) return kCentred;
-    if (loops.of[kReciprocal] == nullptr || chunks.row != 0 || size < kProvedRow) return kDivide;
+    if (!kHasFma || chunks.row != 0 || size < kProvedRow) return kDivide;
     if (scale_known != c.scale || zero_point_known != c.zero_point) {
       scale_known = c.scale;
       zero_point_known = c.zero_point;
@@ -161,7 +162,6 @@ struct Quantizer {
 
   // The best loop with a product that gives every code that the quotient gives.
   Mode proved_mode(const Chunk& c) {
-    if constexpr (!kHasFma) return kDivide;
     if (!exact_reciprocal(*static_cast<const float*>(rows.divide), rows.reciprocal)) return kDivide;
     const double zero_point = with_float(e.add.type, [&](auto tag) {
       using P = typename decltype(tag)::type;
@@ -173,7 +173,7 @@ struct Quantizer {
     if (!(zero_point >= -most && zero_point <= most) || zero_point != int32_t(zero_point))
       return kDivide;
     if (e.chosen && loops.of[kChosen] != nullptr) return kChosen;
-    return zero_point == 0 ? kNoZeroPoint : kReciprocal;
+    return zero_point == 0 && loops.of[kNoZeroPoint] != nullptr ? kNoZeroPoint : kReciprocal;
   }
 };
 
@@ -184,9 +184,10 @@ void quantize(const Elementwise& e, int64_t begin, int64_t end) {
   const Chunks& chunks = quantizer.chunks;
   const bool gradient = e.operation == Operation::fake_quantize_backward;
   const bool nontemporal = kHasNontemporal && e.nontemporal && chunks.contiguous;
+  const bool codes = route_of(e.operation).beside == Beside::codes;
   const int64_t beside = size_beside(e.operation, e.format, e.y_type);
   Reader x(e.x, e.x_type, quantizer.taken()), grad(e.q_in, beside);
-  Writer q(e.q, beside, nontemporal);
+  Writer q = codes ? Writer(e.q, e.format, nontemporal) : Writer(e.q, beside, nontemporal);
   // Loops take their operands to be apart: in place they write to a buffer.
   Writer y(e.y, e.y_type, gradient ? e.y_type : quantizer.taken(), nontemporal, e.x == e.y);
   const bool whole = chunks.contiguous && quantizer.fast && x.convert == nullptr && !gradient &&
@@ -195,13 +196,13 @@ void quantize(const Elementwise& e, int64_t begin, int64_t end) {
   chunks.run(begin, end, whole, [&](const Chunk& c) {
     const int64_t n = c.elements();
     const void* const from = x.get(c.x, c.x_step, n);
-    void* const codes = e.q != nullptr ? q.get(c.q, c.q_step, n) : nullptr;
+    void* const beside_x = e.q != nullptr ? q.get(c.q, c.q_step, n) : nullptr;
     void* const to = e.y != nullptr ? y.get(c.y, c.y_step, n) : nullptr;
     if (gradient) {
       quantizer.quantize(c, from, inside.bytes, unused.bytes);
       select_row(size_of(e.y_type), inside.bytes, grad.get(c.q, c.q_step, n), to, n);
     } else {
-      quantizer.quantize(c, from, codes, to);
+      quantizer.quantize(c, from, beside_x, to);
     }
     if (e.q != nullptr) q.put(c.q, c.q_step, n);
     if (e.y != nullptr) y.put(c.y, c.y_step, n);
@@ -211,10 +212,10 @@ void quantize(const Elementwise& e, int64_t begin, int64_t end) {
 void dequantize(const Elementwise& e, int64_t begin, int64_t end) {
   Quantizer quantizer(e);
   const Chunks& chunks = quantizer.chunks;
-  Reader q(e.q_in, size_of(e.format));
+  Reader q(e.q_in, e.format);
   Writer y(e.y, e.y_type, quantizer.taken(), kHasNontemporal && e.nontemporal && chunks.contiguous,
            false);
-  const bool whole = chunks.contiguous && quantizer.fast && y.direct();
+  const bool whole = chunks.contiguous && quantizer.fast && q.convert == nullptr && y.direct();
   chunks.run(begin, end, whole, [&](const Chunk& c) {
     const int64_t n = c.elements();
     quantizer.dequantize(c, q.get(c.q, c.q_step, n), y.get(c.y, c.y_step, n));
@@ -247,6 +248,18 @@ void convert(const Elementwise& e, int64_t begin, int64_t end) {
   });
 }
 
+// Ranges count bytes, all of them one after the other.
+void pack(const Elementwise& e, int64_t begin, int64_t end) {
+  const int64_t codes = per_byte(e.format);
+  pack_of(e.format)(static_cast<const char*>(e.q_in) + begin * codes,
+                    static_cast<char*>(e.q) + begin, (end - begin) * codes);
+}
+void unpack(const Elementwise& e, int64_t begin, int64_t end) {
+  const int64_t codes = per_byte(e.format);
+  unpack_of(e.format)(static_cast<const char*>(e.q_in) + begin,
+                      static_cast<char*>(e.q) + begin * codes, (end - begin) * codes);
+}
+
 void elementwise(const Elementwise& e, int64_t begin, int64_t end) {
   switch (e.operation) {
     case Operation::quantize:
@@ -257,6 +270,8 @@ void elementwise(const Elementwise& e, int64_t begin, int64_t end) {
     case Operation::dequantize: return dequantize(e, begin, end);
     case Operation::masked_gradient: return masked_gradient(e, begin, end);
     case Operation::convert: return convert(e, begin, end);
+    case Operation::pack: return pack(e, begin, end);
+    case Operation::unpack: return unpack(e, begin, end);
     case Operation::choose: return;
   }
 }
@@ -346,12 +361,13 @@ void reduce(const Dynamic& d, int64_t begin, int64_t end, const States& states) 
 void finalize(const Dynamic& d, int64_t begin, int64_t end, const States& states) {
   const Layout& layout = *d.parameters;
   const Dim& inner = layout.dims[layout.count - 1];
-  const bool dense = inner.stride[kScale] == 1 && inner.stride[kZeroPoint] == 1;
+  const bool dense = inner.stride[kScale] == 1 &&
+                     (inner.stride[kZeroPoint] == 1 || d.zero_point == nullptr);
   using Loop = void (*)(const Finalize&, const Scheme&);
   const Loop loop = with_reduction_of(d, [&](auto x, auto tag) -> Loop {
     using X = typename decltype(x)::type;
     using R = typename decltype(tag)::type;
-    if constexpr (sizeof(X) == 2)  // half precision may have parameters of float
+    if constexpr (sizeof(X) != 4)  // other types may have parameters of float
       if (d.p_type == Type::f32)
         return dense ? finalize_row<X, float, R, true> : finalize_row<X, float, R, false>;
     return dense ? finalize_row<X, X, R, true> : finalize_row<X, X, R, false>;
@@ -360,7 +376,9 @@ void finalize(const Dynamic& d, int64_t begin, int64_t end, const States& states
   for_pieces(layout, begin, end, [&](const Offsets& at, int64_t, int64_t n) {
     loop({states.keys, at.of[kState] - states.first, states.count,
           static_cast<char*>(d.scale) + at.of[kScale] * size,
-          static_cast<char*>(d.zero_point) + at.of[kZeroPoint] * size, inner.stride[kScale],
+          d.zero_point == nullptr ? nullptr
+                                  : static_cast<char*>(d.zero_point) + at.of[kZeroPoint] * size,
+          inner.stride[kScale],
           inner.stride[kZeroPoint], n},
          d.scheme);
   });

@@ -55,15 +55,13 @@ struct Rows {
 };
 using Loop = void (*)(const Rows&);
 
-// Instead of a format or a type: no result of that kind; whether codes are within the limits.
-struct None {
-  using Storage = None;
-  static constexpr bool kInteger = true;
-};
-struct Mask {
-  using Storage = uint8_t;
-  static constexpr bool kInteger = true;
-};
+// Instead of a code's type: no result of that kind; whether codes are within the limits.
+struct None {};
+struct Mask {};
+template <class Q>
+struct StoredAs : Tag<Q> {};
+template <>
+struct StoredAs<Mask> : Tag<uint8_t> {};
 
 // 1 / scale for a centred loop: what a product with x of half precision needs, or a corrected one.
 template <class D>
@@ -72,44 +70,48 @@ Reciprocal reciprocal_of(float scale) {
   return {1.0f / scale, 0};
 }
 
-// A function of its own: only restrict parameters tell the compiler that nothing overlaps.
-template <class D, class Q, bool kBack, int kMode>
-void quantize_row(const float* __restrict x, typename Q::Storage* __restrict q, float* __restrict y,
-                  const float* __restrict divide, const float* __restrict add,
+// A function of its own: only restrict parameters tell the compiler that nothing overlaps. D: the
+// dtype of the quotient, E: the encoder, Q: the integer that holds a code, None or Mask.
+template <class D, class E, class Q, bool kBack, int kMode>
+void quantize_row(const float* __restrict x, typename StoredAs<Q>::type* __restrict q,
+                  float* __restrict y, const float* __restrict divide, const float* __restrict add,
                   const float* __restrict subtract, const float* __restrict multiply,
                   const Reciprocal reciprocal, int32_t least, int32_t most, int64_t n) {
   constexpr bool kOwn = kMode == kEach, kFinite = kMode >= kChosen, kCentre = kMode >= kCentred;
-  constexpr bool kZero = kMode == kNoZeroPoint || kCentre, kFloat = kSame<D, float>;
-  static_assert(Q::kInteger, "other formats need an encoder of their own");
-  using Encoder = formats::i16;  // of any integer format: the register has the code of all
+  constexpr bool kZero = kMode == kNoZeroPoint || kCentre || !E::kInteger;
+  constexpr bool kFloat = kSame<D, float>;
+  using S = typename SumOf<D>::type;
   const float low = float(least), high = float(most);
-  const float divide0 = *divide, add0 = *add;
-  const float subtract0 = kBack ? *subtract : 0, multiply0 = kBack ? *multiply : 0;
+  const float divide0 = *divide, add0 = kZero ? 0 : *add;
+  const float subtract0 = kBack && !kZero ? *subtract : 0, multiply0 = kBack ? *multiply : 0;
   for (int64_t i = 0; i < n; ++i) {
     float v;
     if constexpr (kMode == kCentred)
       v = rounded_for_code<D>(kFloat ? corrected_quotient(x[i], divide0, reciprocal)
                                      : x[i] * reciprocal.high);
-    else if constexpr (kZero)
+    else if constexpr (kZero && kMode >= kReciprocal)
       v = rounded_for_code<D>(quotient(x[i], reciprocal));
+    else if constexpr (kZero)
+      v = x[i] / (kOwn ? divide[i] : divide0);
     else if constexpr (kMode >= kReciprocal)
-      v = affine_for_code<D, D>(quotient(x[i], reciprocal), add0);
+      v = affine_for_code<D, S>(quotient(x[i], reciprocal), add0);
     else
-      v = affine<D, D>(x[i] / (kOwn ? divide[i] : divide0), kOwn ? add[i] : add0);
-    const float judged = kMode >= kReciprocal ? x[i] : v;  // NaN where x / scale is
-    Encoder::Code<float> code;
+      v = affine<D, S>(x[i] / (kOwn ? divide[i] : divide0), kOwn ? add[i] : add0);
+    // NaN where x / scale is; of its sign, as the scale of a reciprocal is above 0.
+    const float judged = kMode >= kReciprocal ? x[i] : v;
+    Encoded<float> made;
     if constexpr (!kFinite)
-      code = Encoder::encode(v, low, high, judged);
+      made = E::encode(v, low, high, judged);
     else if constexpr (kCentre && kFloat)
-      code = Encoder::encode_finite(v);
+      made = E::within(v, judged);
     else  // a scale rounded to half precision may leave the greatest code a step above the limit
-      code = Encoder::encode_finite(v, low, high);
+      made = E::encode_finite(v, low, high, judged);
     if constexpr (kSame<Q, Mask>)
-      q[i] = Encoder::inside(v, low, high) & (judged == judged ? 1 : 0);
+      q[i] = E::inside(v, low, high) & (judged == judged ? 1 : 0);
     else if constexpr (!kSame<Q, None>)
-      q[i] = Q::stored(code);
+      q[i] = static_cast<Q>(made.code);
     if constexpr (kBack)
-      y[i] = dequantized<float, float>(Encoder::value<float>(code),
+      y[i] = dequantized<float, float>(made.number,
                                        kZero  ? 0.0f
                                        : kOwn ? subtract[i]
                                               : subtract0,
@@ -122,16 +124,17 @@ struct Constant {
   static constexpr int value = kValue;
 };
 
-template <class D, class Q, bool kBack, int kMode>
+template <class D, class E, class Q, bool kBack, int kMode>
 void quantize_rows(const Rows& r) {
   for (int64_t row = 0; row < r.rows; ++row) {
     const auto own = [&](const void* parameter) {
       return static_cast<const float*>(parameter) + row;
     };
     const auto quantize = [&](auto mode, Reciprocal reciprocal) {
-      quantize_row<D, Q, kBack, mode.value>(
+      using Stored = typename StoredAs<Q>::type;
+      quantize_row<D, E, Q, kBack, mode.value>(
           static_cast<const float*>(r.x) + row * r.n,
-          kSame<Q, None> ? nullptr : static_cast<typename Q::Storage*>(r.q) + row * r.n,
+          kSame<Q, None> ? nullptr : static_cast<Stored*>(r.q) + row * r.n,
           kBack ? static_cast<float*>(r.y) + row * r.n : nullptr, own(r.divide), own(r.add),
           kBack ? own(r.subtract) : nullptr, kBack ? own(r.multiply) : nullptr, reciprocal, r.q_min,
           r.q_max, r.n);
@@ -160,18 +163,18 @@ struct Loops {
   Loop of[kModes] = {};
 };
 
-template <class D, class Q, bool kBack>
+template <class D, class E, class Q, bool kBack>
 Loops loops_of() {
   Loops loops;
-  loops.of[kDivide] = quantize_rows<D, Q, kBack, kDivide>;
-  loops.of[kEach] = quantize_rows<D, Q, kBack, kEach>;
+  loops.of[kDivide] = quantize_rows<D, E, Q, kBack, kDivide>;
+  loops.of[kEach] = quantize_rows<D, E, Q, kBack, kEach>;
   if constexpr (kHasFma) {
-    loops.of[kReciprocal] = quantize_rows<D, Q, kBack, kReciprocal>;
-    loops.of[kNoZeroPoint] = quantize_rows<D, Q, kBack, kNoZeroPoint>;
-    if constexpr (!kSame<Q, Mask> && !kSame<Q, None>) {
-      loops.of[kChosen] = quantize_rows<D, Q, kBack, kChosen>;
-      loops.of[kCentred] = quantize_rows<D, Q, kBack, kCentred>;
-    }
+    constexpr bool kCodes = !kSame<Q, Mask> && !kSame<Q, None>, kWhole = kSame<D, whole>;
+    if constexpr (E::kInteger) loops.of[kReciprocal] = quantize_rows<D, E, Q, kBack, kReciprocal>;
+    if constexpr (!kWhole) loops.of[kNoZeroPoint] = quantize_rows<D, E, Q, kBack, kNoZeroPoint>;
+    if constexpr (kCodes && E::kInteger && !kWhole)
+      loops.of[kChosen] = quantize_rows<D, E, Q, kBack, kChosen>;
+    if constexpr (kCodes && !kWhole) loops.of[kCentred] = quantize_rows<D, E, Q, kBack, kCentred>;
   }
   return loops;
 }
@@ -210,15 +213,15 @@ void quantize_mixed(const Steps& steps, const double* __restrict x, double* __re
 template <class Q>
 void encode_mixed(const double* __restrict v, void* q_, double* __restrict number, const Rows& r,
                   int64_t n) {
-  typename Q::Storage* __restrict q = static_cast<typename Q::Storage*>(q_);
+  typename StoredAs<Q>::type* __restrict q = static_cast<typename StoredAs<Q>::type*>(q_);
   const double low = r.q_min, high = r.q_max;
   for (int64_t i = 0; i < n; ++i) {
     if constexpr (kSame<Q, Mask>) {
-      q[i] = formats::i16::inside(v[i], low, high) & 1;
+      q[i] = IntegerEncoder::inside(v[i], low, high) & 1;
     } else {
-      const auto code = formats::i16::encode(v[i], low, high, v[i]);
-      if constexpr (!kSame<Q, None>) q[i] = Q::stored(code);
-      number[i] = formats::i16::value<double>(code);
+      const Encoded<double> made = IntegerEncoder::encode(v[i], low, high, v[i]);
+      if constexpr (!kSame<Q, None>) q[i] = static_cast<Q>(made.code);
+      number[i] = made.number;
     }
   }
 }
@@ -295,6 +298,40 @@ void select_row(int64_t size, const uint8_t* keep, const void* from, void* to, i
     case 4: return select_row<int32_t>(keep, from, to, n);
     default: return select_row<int64_t>(keep, from, to, n);
   }
+}
+
+// ---- codes of which several share a byte --------------------------------------------------------
+
+// n codes, from bytes of their own and back.
+template <class F>
+void pack_row(const void* codes_, void* bytes_, int64_t n) {
+  const int8_t* __restrict codes = static_cast<const int8_t*>(codes_);
+  uint8_t* __restrict bytes = static_cast<uint8_t*>(bytes_);
+  for (int64_t i = 0; i < n / 2; ++i) bytes[i] = F::packed(codes[2 * i], codes[2 * i + 1]);
+}
+template <class F>
+void unpack_row(const void* bytes_, void* codes_, int64_t n) {
+  const uint8_t* __restrict bytes = static_cast<const uint8_t*>(bytes_);
+  int8_t* __restrict codes = static_cast<int8_t*>(codes_);
+  for (int64_t i = 0; i < n / 2; ++i) {
+    codes[2 * i] = F::unpacked(bytes[i], 0);
+    codes[2 * i + 1] = F::unpacked(bytes[i], 1);
+  }
+}
+// Null where a code has an element to itself.
+Convert pack_of(Format format) {
+  return with_format(format, [](auto tag) -> Convert {
+    using F = typename decltype(tag)::type;
+    if constexpr (F::kPerByte > 1) return pack_row<F>;
+    return nullptr;
+  });
+}
+Convert unpack_of(Format format) {
+  return with_format(format, [](auto tag) -> Convert {
+    using F = typename decltype(tag)::type;
+    if constexpr (F::kPerByte > 1) return unpack_row<F>;
+    return nullptr;
+  });
 }
 
 // ---- reductions ---------------------------------------------------------------------------------
@@ -406,8 +443,9 @@ void finalize_row(const Finalize& f, const Scheme& given) {
   for (int64_t i = 0; i < f.n; ++i) {
     Key own[R::kKeys];
     for (int k = 0; k < R::kKeys; ++k) own[k] = keys[i + k * f.count];
-    R::finalize(own, scheme, scale[kDense ? i : i * f.scale_step],
-                zero_point[kDense ? i : i * f.zero_point_step]);
+    P chosen_zero_point;
+    R::finalize(own, scheme, scale[kDense ? i : i * f.scale_step], chosen_zero_point);
+    if (zero_point != nullptr) zero_point[kDense ? i : i * f.zero_point_step] = chosen_zero_point;
   }
 }
 

@@ -127,13 +127,14 @@ struct Chosen {
 };
 
 template <class X, bool kSymmetric, bool kMultiply>
-__device__ __forceinline__ int16_t chosen_code(const SetArgs& a, X x, const Chosen<X>& p) {
+__device__ __forceinline__ Encoded<Wide<X>> chosen_code(const SetArgs& a, X x,
+                                                        const Chosen<X>& p) {
   using W = Wide<X>;
   const W quotient = kMultiply ? W(widen(x)) * W(p.reciprocal) : W(widen(x)) / p.scale;
   const W v =
       kSymmetric ? rounded_for_code<X>(quotient) : affine_for_code<X, X>(quotient, p.zero_point);
   const W judged = p.zero_point != p.zero_point ? p.zero_point : quotient;
-  return int16_t(Encoder::encode(v, W(a.scheme.q_min), W(a.scheme.q_max), judged));
+  return IntegerEncoder::encode(v, W(a.scheme.q_min), W(a.scheme.q_max), judged);
 }
 
 template <class X, int V, bool kSymmetric, bool kMultiply>
@@ -142,15 +143,16 @@ __device__ __forceinline__ void quantize_of_set(const SetArgs& a, const Set<X, V
                                                 const Chosen<X>& p) {
   const Dim& inner = a.dims[a.count - 1];
   Vector<int16_t, V> shorts;
-#pragma unroll
-  for (int k = 0; k < V; ++k) shorts.put(k, chosen_code<X, kSymmetric, kMultiply>(a, x.get(k), p));
-  store_codes<V>(a.q, a.format, set.at(a, kQ, first), inner.stride[kQ], shorts);
-  if (a.y == nullptr) return;
   Vector<float, V> y;
 #pragma unroll
-  for (int k = 0; k < V; ++k)
-    y.put(k, dequantized<float, float>(float(shorts.get(k)), kSymmetric ? 0.0f : p.zero_point,
-                                       p.scale));
+  for (int k = 0; k < V; ++k) {
+    const Encoded<Wide<X>> made = chosen_code<X, kSymmetric, kMultiply>(a, x.get(k), p);
+    shorts.put(k, int16_t(made.code));
+    y.put(k,
+          dequantized<float, float>(made.number, kSymmetric ? 0.0f : p.zero_point, p.scale));
+  }
+  store_codes<V>(a.q, a.format, set.at(a, kQ, first), inner.stride[kQ], shorts);
+  if (a.y == nullptr) return;
   store_vector<float, V>(static_cast<float*>(a.y) + set.at(a, kY, first), inner.stride[kY], y);
 }
 
@@ -158,11 +160,11 @@ template <class X, int V, bool kSymmetric>
 __device__ __forceinline__ void quantize_of_set(const SetArgs& a, const Set<X, V>& set, int64_t i,
                                                 const Chosen<X>& p) {
   const X x = load(static_cast<const X*>(a.x) + set.at(a, kX, i));
-  const int16_t code = chosen_code<X, kSymmetric, false>(a, x, p);
-  store_code(a.q, a.format, set.at(a, kQ, i), code);
+  const Encoded<Wide<X>> made = chosen_code<X, kSymmetric, false>(a, x, p);
+  store_code(a.q, a.format, set.at(a, kQ, i), int16_t(made.code));
   if (a.y != nullptr)
     store(static_cast<float*>(a.y) + set.at(a, kY, i),
-          dequantized<float, float>(float(code), kSymmetric ? 0.0f : p.zero_point, p.scale));
+          dequantized<float, float>(made.number, kSymmetric ? 0.0f : p.zero_point, p.scale));
 }
 
 // The state of a block, in its first warp at least.
@@ -433,7 +435,8 @@ __global__ void __launch_bounds__(kThreads, 2) finalize_kernel(const __grid_cons
     P scale, zero_point;
     state.finalize(a.scheme, scale, zero_point);
     store(static_cast<P*>(a.scale) + at.of[kScale], scale);
-    store(static_cast<P*>(a.zero_point) + at.of[kZeroPoint], zero_point);
+    if (a.zero_point != nullptr)
+      store(static_cast<P*>(a.zero_point) + at.of[kZeroPoint], zero_point);
   }
 }
 

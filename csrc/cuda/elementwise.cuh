@@ -40,8 +40,34 @@ struct ElementwiseArgs {
 // type, and the mask of codes in range if `q` is given.
 enum class Result { codes, fake };
 
-// The codes of every integer format, until they are stored.
-using Encoder = formats::i16;
+// The float formats, which a kernel tells apart at run time.
+struct FloatEncoder {
+  static constexpr bool kInteger = false;
+};
+
+template <class E, class V>
+__device__ __forceinline__ Encoded<V> encoded(Format format, V v, V low, V high, V from) {
+  if constexpr (E::kInteger) {
+    return E::encode(v, low, high, from);
+  } else {
+    return with_codes(format, [&](auto tag) -> Encoded<V> {
+      using F = typename decltype(tag)::type::Encoder;
+      if constexpr (F::kInteger) {
+        return {};
+      } else {
+        const Encoded<float> e = F::encode(float(v), float(low), float(high), float(from));
+        return {e.code, e.number};
+      }
+    });
+  }
+}
+template <class E, class V>
+__device__ __forceinline__ bool is_inside(V v, V low, V high) {
+  if constexpr (E::kInteger)
+    return E::inside(v, low, high) != 0;
+  else
+    return (v >= low) & (v <= high);
+}
 
 // The element type of y.
 template <class X, Result kResult>
@@ -83,7 +109,7 @@ __device__ __forceinline__ Own<D> own_steps(const ElementwiseArgs& a, const Offs
 }
 
 // An element on its way to its results; kMultiply: all of its steps have a reciprocal.
-template <class X, class D, bool kMultiply = false>
+template <class X, class D, class E, bool kMultiply = false>
 struct Element {
   Wide<D> v, judged;  // judged: NaN where the quotient is
 
@@ -93,39 +119,48 @@ struct Element {
       v = affine_for_code<D, D>(quotient, s.add);
       judged = quotient;
     } else {
-      v = affine<D, D>(Wide<D>(widen(x)) / s.scale, s.add);
+      const Wide<D> quotient = Wide<D>(widen(x)) / s.scale;
+      v = E::kInteger ? affine<D, D>(quotient, s.add) : quotient;
       judged = v;
     }
   }
 
   __device__ __forceinline__ bool inside(const ElementwiseArgs& a) const {
-    return (Encoder::inside(v, Wide<D>(a.q_min), Wide<D>(a.q_max)) != 0) & (judged == judged);
+    return is_inside<E>(v, Wide<D>(a.q_min), Wide<D>(a.q_max)) & (judged == judged);
   }
-  __device__ __forceinline__ auto code(const ElementwiseArgs& a) const {
-    return Encoder::encode(v, Wide<D>(a.q_min), Wide<D>(a.q_max), judged);
+  __device__ __forceinline__ Encoded<Wide<D>> made(const ElementwiseArgs& a) const {
+    return encoded<E>(a.format, v, Wide<D>(a.q_min), Wide<D>(a.q_max), judged);
   }
   __device__ __forceinline__ float back(const ElementwiseArgs& a, const Own<D>& s) const {
-    return dequantized<float, float>(Encoder::value<Wide<D>>(code(a)), s.subtract, s.scale);
+    return dequantized<float, float>(made(a).number, s.subtract, s.scale);
   }
 };
 
+// Calls f with the tag of the integer that holds a code.
+template <class F>
+__device__ __forceinline__ void with_stored(Format format, F f) {
+  if (size_of(format) == 1)
+    f(Tag<int8_t>());
+  else
+    f(Tag<int16_t>());
+}
+
 // Codes, which are registers of 16 bits until here, in their format.
 __device__ __forceinline__ void store_code(void* q, Format format, int64_t i, int16_t code) {
-  with_codes(format, [&](auto tag) {
-    using F = typename decltype(tag)::type::Encoder;
-    store(static_cast<typename F::Storage*>(q) + i, F::stored(code));
+  with_stored(format, [&](auto tag) {
+    using Q = typename decltype(tag)::type;
+    store(static_cast<Q*>(q) + i, Q(code));
   });
 }
 template <int V>
 __device__ __forceinline__ void store_codes(void* q, Format format, int64_t first, int64_t step,
                                             const Vector<int16_t, V>& codes) {
-  with_codes(format, [&](auto tag) {
-    using F = typename decltype(tag)::type::Encoder;
-    using Storage = typename F::Storage;
-    Vector<Storage, V> stored;
+  with_stored(format, [&](auto tag) {
+    using Q = typename decltype(tag)::type;
+    Vector<Q, V> stored;
 #pragma unroll
-    for (int k = 0; k < V; ++k) stored.put(k, F::stored(codes.get(k)));
-    store_vector<Storage, V>(static_cast<Storage*>(q) + first, step, stored);
+    for (int k = 0; k < V; ++k) stored.put(k, Q(codes.get(k)));
+    store_vector<Q, V>(static_cast<Q*>(q) + first, step, stored);
   });
 }
 
@@ -133,7 +168,7 @@ __device__ __forceinline__ void store_codes(void* q, Format format, int64_t firs
 // most bytes), and vector(steps) and element() make results of V elements and of one; steps(k)
 // gives each its own.
 
-template <class X, class D, Result kResult>
+template <class X, class D, class E, Result kResult>
 struct Quantize {
   using Lead = X;
   using Step = D;
@@ -162,9 +197,9 @@ struct Quantize {
 #pragma unroll
     for (int k = 0; k < V; ++k) {
       const Own<D> s = steps(k);
-      const Element<X, D, kMultiply> e(x.get(k), s);
+      const Element<X, D, E, kMultiply> e(x.get(k), s);
       if constexpr (kCodes)
-        shorts.put(k, int16_t(e.code(a)));
+        shorts.put(k, int16_t(e.made(a).code));
       else if (a.q != nullptr)
         mask.put(k, e.inside(a));
       if (a.y != nullptr) result.put(k, narrow<Y>(e.back(a, s)));
@@ -180,10 +215,10 @@ struct Quantize {
 
   __device__ static __forceinline__ void element(const ElementwiseArgs& a, const Own<D>& s,
                                                  const Offsets& at, int64_t i) {
-    const Element<X, D> e(load(lead(a) + at.of[kX] + i * a.stride[kX]), s);
+    const Element<X, D, E> e(load(lead(a) + at.of[kX] + i * a.stride[kX]), s);
     const int64_t q = at.of[kQ] + i * a.stride[kQ];
     if constexpr (kCodes)
-      store_code(a.q, a.format, q, int16_t(e.code(a)));
+      store_code(a.q, a.format, q, int16_t(e.made(a).code));
     else if (a.q != nullptr)
       store(static_cast<uint8_t*>(a.q) + q, uint8_t(e.inside(a)));
     if (a.y != nullptr)
@@ -329,10 +364,10 @@ __device__ __forceinline__ void walk(const ElementwiseArgs& a) {
   }
 }
 
-template <class X, class D, Result kResult, bool kEach>
+template <class X, class D, class E, Result kResult, bool kEach>
 __global__ void __launch_bounds__(kThreads, 2)
     quantize_kernel(const __grid_constant__ ElementwiseArgs a) {
-  walk<Quantize<X, D, kResult>, kEach>(a);
+  walk<Quantize<X, D, E, kResult>, kEach>(a);
 }
 
 template <class F, bool kEach>
@@ -367,6 +402,7 @@ __device__ __forceinline__ double mixed_affine(const Steps& steps, double x, dou
   const double quotient = with_float(steps.divide, [&](auto tag) -> double {
     return quotient_in<typename decltype(tag)::type>(x, scale);
   });
+  if (steps.round_first) return sum_in<float>(rounded<whole>(float(quotient)), zero_point);
   return with_float(steps.add, [&](auto tag) -> double {
     return sum_in<typename decltype(tag)::type>(quotient, zero_point);
   });
@@ -400,26 +436,65 @@ __device__ __forceinline__ void store_selected(bool inside, const void* x, int64
     select_bits(Tag<int16_t>());
 }
 
-__global__ void __launch_bounds__(kThreads, 2)
-    quantize_mixed_kernel(const __grid_constant__ ElementwiseArgs a) {
-  const bool codes =
-      a.operation == Operation::quantize || a.operation == Operation::quantize_dequantize;
+template <class E>
+__device__ __forceinline__ void quantize_mixed(const ElementwiseArgs& a) {
+  const Beside beside = route_of(a.operation).beside;
+  const double low = a.q_min, high = a.q_max;
   for_elements(a, [&](const Offsets& at) {
     const double scale = exact_number(a.scale, at.of[kScale]);
-    const double v = mixed_affine(a.steps, load_float(a.x, a.x_type, at.of[kX]), scale,
-                                  exact_number(a.add, at.of[kZeroPoint]));
-    const bool inside = Encoder::inside<double>(v, a.q_min, a.q_max) != 0;
-    if (a.q_in != nullptr)
+    const double x = load_float(a.x, a.x_type, at.of[kX]);
+    const double v = E::kInteger
+                         ? mixed_affine(a.steps, x, scale, exact_number(a.add, at.of[kZeroPoint]))
+                         : quotient_in<float>(x, scale);
+    const bool inside = is_inside<E>(v, low, high);
+    if (beside == Beside::gradient)
       return store_selected(inside, a.q_in, at.of[kQ], a.y, a.y_type, at.of[kY]);
-    const auto code = Encoder::encode<double>(v, a.q_min, a.q_max, v);
-    if (codes)
-      store_code(a.q, a.format, at.of[kQ], int16_t(code));
+    const Encoded<double> made = encoded<E>(a.format, v, low, high, v);
+    if (beside == Beside::codes)
+      store_code(a.q, a.format, at.of[kQ], int16_t(made.code));
     else if (a.q != nullptr)
       store(static_cast<uint8_t*>(a.q) + at.of[kQ], uint8_t(inside));
     if (a.y != nullptr)
       store_float(a.y, a.y_type, at.of[kY],
-                  dequantized_in(a.steps, Encoder::value<double>(code),
+                  dequantized_in(a.steps, float(made.number),
                                  exact_number(a.subtract, at.of[kZeroPoint]), scale));
+  });
+}
+
+__global__ void __launch_bounds__(kThreads, 2)
+    quantize_mixed_kernel(const __grid_constant__ ElementwiseArgs a) {
+  if (is_float(a.format))
+    quantize_mixed<FloatEncoder>(a);
+  else
+    quantize_mixed<IntegerEncoder>(a);
+}
+
+// Codes of which several share a byte: an element is a byte.
+__global__ void __launch_bounds__(kThreads, 2)
+    pack_kernel(const __grid_constant__ ElementwiseArgs a) {
+  for_elements(a, [&](const Offsets& at) {
+    const int64_t i = at.of[kQ];
+    with_codes(a.format, [&](auto tag) {
+      using F = typename decltype(tag)::type;
+      if constexpr (F::kPerByte == 2) {
+        const int8_t* const codes = static_cast<const int8_t*>(a.q_in) + 2 * i;
+        store(static_cast<uint8_t*>(a.q) + i, F::packed(load(codes), load(codes + 1)));
+      }
+    });
+  });
+}
+__global__ void __launch_bounds__(kThreads, 2)
+    unpack_kernel(const __grid_constant__ ElementwiseArgs a) {
+  for_elements(a, [&](const Offsets& at) {
+    const int64_t i = at.of[kQ];
+    with_codes(a.format, [&](auto tag) {
+      using F = typename decltype(tag)::type;
+      if constexpr (F::kPerByte == 2) {
+        const uint8_t byte = load(static_cast<const uint8_t*>(a.q_in) + i);
+        for (int k = 0; k < 2; ++k)
+          store(static_cast<int8_t*>(a.q) + 2 * i + k, F::unpacked(byte, k));
+      }
+    });
   });
 }
 

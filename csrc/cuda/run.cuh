@@ -107,9 +107,9 @@ int64_t fill_columns(ElementwiseArgs& a, int64_t vectors) {
 
 using ElementwiseKernel = void (*)(ElementwiseArgs);
 
-template <Result kResult, class X, class D>
+template <Result kResult, class X, class D, class E = IntegerEncoder>
 ElementwiseKernel quantize_kernel_of(bool each) {
-  return each ? quantize_kernel<X, D, kResult, true> : quantize_kernel<X, D, kResult, false>;
+  return each ? quantize_kernel<X, D, E, kResult, true> : quantize_kernel<X, D, E, kResult, false>;
 }
 
 // Whether parameters that are many have the type of the steps.
@@ -124,7 +124,15 @@ ElementwiseKernel quantize_kernel_of(const Elementwise& e, bool each) {
   const Type step = e.steps.divide;
   const bool back = e.y != nullptr;
   if (!e.steps.there_in(step) || (back && !e.steps.back_in(Type::f32))) return nullptr;
-  if (each && !have_type(e, step, back)) return nullptr;
+  if ((each && !have_type(e, step, back)) || e.steps.round_first) return nullptr;
+  if (is_float(e.format)) {
+    switch (e.x_type) {
+      case Type::f16: return quantize_kernel_of<kResult, f16, float, FloatEncoder>(each);
+      case Type::bf16: return quantize_kernel_of<kResult, bf16, float, FloatEncoder>(each);
+      case Type::f32: return quantize_kernel_of<kResult, float, float, FloatEncoder>(each);
+      default: return nullptr;
+    }
+  }
   if (step == e.x_type) {
     switch (e.x_type) {
       case Type::f16: return quantize_kernel_of<kResult, f16, f16>(each);
@@ -133,7 +141,7 @@ ElementwiseKernel quantize_kernel_of(const Elementwise& e, bool each) {
       default: return nullptr;
     }
   }
-  if (step != Type::f32) return nullptr;
+  if (step != Type::f32 || !is_half(e.x_type)) return nullptr;
   return e.x_type == Type::f16 ? quantize_kernel_of<kResult, f16, float>(each)
                                : quantize_kernel_of<kResult, bf16, float>(each);
 }
@@ -143,7 +151,8 @@ ElementwiseKernel dequantize_kernel_of(const Elementwise& e, bool each) {
   if (each && !have_type(e, Type::f32, true)) return nullptr;
   return with_codes(e.format, [&](auto tag) -> ElementwiseKernel {
     using F = typename decltype(tag)::type;
-    return each ? dequantize_kernel<F, true> : dequantize_kernel<F, false>;
+    if constexpr (F::kPerByte > 1) return nullptr;  // unpacked before
+    else return each ? dequantize_kernel<F, true> : dequantize_kernel<F, false>;
   });
 }
 
@@ -165,6 +174,8 @@ KernelChoice choice_of(const Elementwise& e, bool each) {
       return {nullptr, with_float(e.y_type, [](auto tag) -> ElementwiseKernel {
                 return convert_kernel<typename decltype(tag)::type>;
               })};
+    case Operation::pack: return {nullptr, pack_kernel};
+    case Operation::unpack: return {nullptr, unpack_kernel};
     case Operation::choose: break;
   }
   return {nullptr, nullptr};
@@ -281,11 +292,11 @@ const char* run_columns(SetArgs& a, void* stream) {
   return launch(kernel, blocks_for(pieces * a.parts), kThreads, stream, a);
 }
 
-// Calls f with the tags of x's type and of the parameters': the same, or float for half precision.
+// Calls f with the tags of x's type and of the parameters': the same, or float.
 template <class F>
 auto with_set_types(const SetArgs& a, F f) {
   return with_float(a.x_type, [&](auto x) {
-    if constexpr (sizeof(typename decltype(x)::type) == 2)
+    if constexpr (sizeof(typename decltype(x)::type) != 4)
       if (a.p_type == Type::f32) return f(x, Tag<float>());
     return f(x, x);
   });
@@ -296,9 +307,11 @@ bool has_columns(const Layout& layout) { return layout.dims[layout.count - 1].st
 
 bool takes_rows(const SetArgs& a, const Dynamic& d) {
   if (has_columns(*d.elements.layout) || a.count - a.outer > 1) return false;
-  if (d.elements.x_type == Type::f64 || d.p_type != d.elements.x_type) return false;
+  const Elementwise& e = d.elements;
+  if (e.x_type == Type::f64 || d.p_type != e.x_type) return false;
+  if (is_float(e.format) || e.steps.round_first) return false;
   // Few sets must be split to fill the device, where they are more than a block holds in registers.
-  const int64_t held = int64_t(kMostThreads) * kHeld * kVectorBytes / size_of(d.elements.x_type);
+  const int64_t held = int64_t(kMostThreads) * kHeld * kVectorBytes / size_of(e.x_type);
   return a.n <= held || a.sets >= 2 * multiprocessors();
 }
 

@@ -8,12 +8,34 @@ namespace quantkit {
 // The dtypes that the steps round to: two to the code, two back. The last is that of the result.
 struct Steps {
   Type divide, add, subtract, multiply;
+  bool round_first;  // the quotient becomes an integer before the zero point is added; steps are f32
 
   QK_INLINE bool there_in(Type type) const { return divide == type && add == type; }
   QK_INLINE bool back_in(Type type) const { return subtract == type && multiply == type; }
 };
 
 namespace {
+
+// A dtype of quotients that are rounded to integers, half to even.
+struct whole {};
+template <>
+struct Traits<whole> {
+  using Wide = float;
+};
+template <>
+QK_INLINE float rounded<whole>(float v) {
+  const bool small = (v > -0x1p22f) & (v < 0x1p22f);  // others are integers, or NaN
+  return small ? (v + kShifter<float>)-kShifter<float> : v;
+}
+template <>
+QK_INLINE float rounded_for_code<whole>(float v) {
+  return rounded<whole>(v);
+}
+// The dtype of the sum after that of the quotient.
+template <class D>
+struct SumOf : Tag<D> {};
+template <>
+struct SumOf<whole> : Tag<float> {};
 
 // x / scale + zero_point: the quotient rounded to D1, the sum to D2 (the dtypes of the two steps).
 template <class D1, class D2>

@@ -64,7 +64,7 @@ struct AbsMax {
   template <class P>
   QK_INLINE static void finalize(const Bits* keys, const Scheme& s, P& scale, P& zero_point) {
     const Wide<P> max_abs = static_cast<Wide<P>>(widen(bit_cast<X>(keys[0])));
-    scale = narrow<P>(symmetric_scale<P>(max_abs, s));
+    scale = narrow<P>(scale_of<P>(max_abs, s));
     zero_point = narrow<P>(0);
   }
 };

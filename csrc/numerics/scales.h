@@ -8,6 +8,7 @@ namespace quantkit {
 struct Scheme {
   int32_t q_min, q_max;
   bool symmetric, include_zero;
+  double steps;  // what the extent is divided by
   double eps;
 };
 
@@ -19,15 +20,11 @@ QK_INLINE Wide<P> smallest_scale(double eps) {
   return rounded<P>(Wide<P>(eps));
 }
 
-// extent / n in P, raised to eps; n is never rounded to half precision. NaN stays NaN.
+// extent / steps in P, raised to eps; the steps are never rounded to half precision. NaN stays NaN.
 template <class P>
-QK_INLINE Wide<P> scale_of(Wide<P> extent, int32_t n, double eps) {
-  const Wide<P> scale = rounded<P>(extent / Wide<P>(n > 1 ? n : 1)), least = smallest_scale<P>(eps);
+QK_INLINE Wide<P> scale_of(Wide<P> extent, const Scheme& s) {
+  const Wide<P> scale = rounded<P>(extent / Wide<P>(s.steps)), least = smallest_scale<P>(s.eps);
   return scale < least ? least : scale;
-}
-template <class P>
-QK_INLINE Wide<P> symmetric_scale(Wide<P> max_abs, const Scheme& s) {
-  return scale_of<P>(max_abs, s.q_max, s.eps);
 }
 template <class P>
 QK_INLINE Wide<P> asymmetric_scale(Wide<P>& x_min, Wide<P> x_max, const Scheme& s) {
@@ -35,7 +32,7 @@ QK_INLINE Wide<P> asymmetric_scale(Wide<P>& x_min, Wide<P> x_max, const Scheme& 
     x_min = x_min > 0 ? 0 : x_min;
     x_max = x_max < 0 ? 0 : x_max;
   }
-  return scale_of<P>(rounded<P>(x_max - x_min), s.q_max - s.q_min, s.eps);
+  return scale_of<P>(rounded<P>(x_max - x_min), s);
 }
 template <class P>
 QK_INLINE Wide<P> asymmetric_zero_point(Wide<P> x_min, Wide<P> scale, const Scheme& s) {

@@ -1,4 +1,6 @@
 // Operators that choose parameters: choose_qparams, dynamic_quantize, quantize_dequantize.
+#include <algorithm>
+
 #include "ops.h"
 
 namespace quantkit {
@@ -11,63 +13,97 @@ struct FromChosen {
   static constexpr bool kBack = kOperation == Operation::quantize_dequantize;
   static constexpr int kScaleAt = kCodes + kBack, kResults = kScaleAt + 2;
   TensorInfo x;
-  const Tensor& x_tensor;
   Format format;
   Scheme scheme;
+  BlockSize block_size;
+  std::vector<int64_t> codes_sizes;
   std::vector<int64_t> sizes;  // of scale and zero_point; empty: 0-dim
   Type type;                   // of scale and zero_point
+  Type back_type;              // of x_hat
+  bool float32 = false;        // the steps
+  bool round_first = false;
 
-  FromChosen(const Tensor& x_, const BlockSize& block_size, int64_t q_min, int64_t q_max,
+  FromChosen(const Tensor& x_, const BlockSize& block_size_, int64_t q_min, int64_t q_max,
              double eps, bool symmetric, bool include_zero)
-      : FromChosen(x_, block_size, q_min, q_max, eps, symmetric, dtype_of(Type::i16),
+      : FromChosen(x_, block_size_, q_min, q_max, eps, symmetric, dtype_of(Format::int16),
                    include_zero) {}
-  FromChosen(const Tensor& x_, const BlockSize& block_size, int64_t q_min, int64_t q_max,
+  FromChosen(const Tensor& x_, const BlockSize& block_size_, int64_t q_min, int64_t q_max,
              double eps, bool symmetric, int32_t codes, bool include_zero)
-      : x("x", x_), x_tensor(x_), format(check_q_range(q_min, q_max, codes)) {
-    check_real(x);
-    check_choice(x, block_size, eps, symmetric, include_zero);
-    scheme = {static_cast<int32_t>(q_min), static_cast<int32_t>(q_max), symmetric, include_zero,
-              eps};
-    for (int64_t d = 0; block_size && d < x.dim; ++d)
-      sizes.push_back((*block_size)[d] == -1 ? 1 : x.sizes[d] / (*block_size)[d]);
+      : FromChosen(x_, block_size_, check_q_range(q_min, q_max, codes)) {
+    check_choice(x, block_size, eps, symmetric, include_zero, false);
     type = first_type(x, is_wide(q_min, q_max));
-  }
-
-  Type back_type() const {
+    set_scheme(q_min, q_max, symmetric, include_zero, eps, false);
     TensorInfo zero_point = x;  // in torch's rule its type and rank count
     zero_point.type = static_cast<int>(type);
     zero_point.dim = static_cast<int64_t>(sizes.size());
-    return dequantized_type(x.dim, type, zero_point.dim, zero_point);
+    back_type = dequantized_type(x.dim, type, zero_point.dim, zero_point);
   }
 
+  // Of contract 2.
+  using Dtype = std::optional<int32_t>;
+  using Given = std::optional<Tensor>;
+  FromChosen(const Tensor& x_, const BlockSize& block_size_, int64_t q_min, int64_t q_max,
+             double eps, bool symmetric, const Text& name, bool include_zero,
+             const Dtype& scale_dtype, const std::optional<Text>& scale_rule,
+             const Given& global_scale)
+      : FromChosen(x_, block_size_, q_min, q_max, eps, symmetric, name, include_zero, scale_dtype,
+                   scale_rule, global_scale, {}, {}, false, {}) {}
+  FromChosen(const Tensor& x_, const BlockSize& block_size_, int64_t q_min, int64_t q_max,
+             double eps, bool symmetric, const Text& name, bool include_zero,
+             const Dtype& scale_dtype, const std::optional<Text>& scale_rule,
+             const Given& global_scale, const Given& seed, const BlockSize& index, bool round)
+      : FromChosen(x_, block_size_, q_min, q_max, eps, symmetric, name, include_zero, scale_dtype,
+                   scale_rule, global_scale, seed, index, round, {}) {}
+  FromChosen(const Tensor& x_, const BlockSize& block_size_, int64_t q_min, int64_t q_max,
+             double eps, bool symmetric, const Text& name, bool include_zero,
+             const Dtype& scale_dtype, const std::optional<Text>& scale_rule,
+             const Given& global_scale, const Given& seed, const BlockSize& index, bool round,
+             const Dtype& output_dtype)
+      : FromChosen(x_, block_size_, check_format(name.value)) {
+    check_q_range(q_min, q_max, format);
+    check_choice(x, block_size, eps, symmetric, include_zero, true);
+    const bool half_range = check_rule(format, symmetric, scale_dtype, scale_rule);
+    check_later(global_scale, seed, index);
+    check_round_first(round, format);
+    if (kCodes) check_packing(x, format);
+    float32 = true;
+    round_first = round && !symmetric;  // beside a zero point of 0 it changes nothing
+    type = Type::f32;
+    set_scheme(q_min, q_max, symmetric, include_zero, eps, half_range);
+    back_type = check_output_dtype(output_dtype);
+  }
+
+  bool has_zero_point() const { return !is_float(format); }
+
   Result result(int i) const {
-    if (kCodes && i == 0) return {"q", dtype_of(stored_type(format)), x.sizes, x.dim, &x, false};
-    if (kBack && i == 1) return {"x_hat", dtype_of(back_type()), x.sizes, x.dim, &x, false};
-    return {i == kScaleAt ? "scale" : "zero_point",
-            dtype_of(type),
-            sizes.data(),
-            static_cast<int64_t>(sizes.size()),
-            &x,
-            true};
+    const int64_t dim = static_cast<int64_t>(sizes.size());
+    if (kCodes && i == 0)
+      return {"q", dtype_of(format), codes_sizes.data(), x.dim, &x, per_byte(format) > 1};
+    if (kBack && i == 1) return {"x_hat", dtype_of(back_type), x.sizes, x.dim, &x, x_hat_contiguous()};
+    if (i == kScaleAt) return {"scale", dtype_of(type), sizes.data(), dim, &x, true};
+    return {"zero_point", dtype_of(type), sizes.data(), has_zero_point() ? dim : 0, &x, true};
   }
   std::vector<const TensorInfo*> inputs() const { return {&x}; }
   const TensorInfo* in_place() const { return nullptr; }
 
   void run(const TensorInfo* outs, bool fresh) const {
-    if (x.numel == 0) return;
-    const Tensor loaded_tensor = loadable(x, x_tensor);
-    const TensorInfo loaded("x", loaded_tensor);
     const TensorInfo &scale = outs[kScaleAt], &zero_point = outs[kScaleAt + 1];
-    const TensorInfo& q = kCodes ? outs[0] : loaded;
+    if (!has_zero_point()) clear(zero_point);
+    if (x.numel == 0) return;
+    const Converted converted = loadable(x);
+    const TensorInfo& loaded = converted.info;
+    std::optional<CodesOut> codes;
+    if (kCodes) codes.emplace(outs[0], loaded, format, has_whole_bytes(loaded, last_block()));
+    const TensorInfo& q = kCodes ? codes->info() : loaded;
     const TensorInfo& y = kBack ? outs[1] : loaded;
     Dynamic d{};
     d.scale = scale.data;
-    d.zero_point = zero_point.data;
+    d.zero_point = has_zero_point() ? zero_point.data : nullptr;
     d.p_type = type;
     d.scheme = scheme;
     Elementwise& e = d.elements;
     e.operation = kOperation;
-    e.format = format;
+    e.format = kCodes ? codes->format() : format;
     e.x = loaded.data;
     e.x_type = loaded.kind();
     e.q = kCodes ? q.data : nullptr;
@@ -75,21 +111,54 @@ struct FromChosen {
     e.y_type = y.kind();
     e.q_min = scheme.q_min;
     e.q_max = scheme.q_max;
+    static constexpr float kZero = 0;
     e.scale = {scale.data, type, false};
-    e.add = e.subtract = {zero_point.data, type, false};
+    e.add = e.subtract = has_zero_point() ? Parameter{zero_point.data, type, false}
+                                          : Parameter{&kZero, type, true};
     e.steps.divide = e.steps.add = type;
-    e.steps.subtract = e.steps.multiply = back_type() == Type::f64 ? Type::f64 : Type::f32;
+    e.steps.round_first = round_first;
+    e.steps.subtract = e.steps.multiply =
+        !float32 && back_type == Type::f64 ? Type::f64 : Type::f32;
     e.chosen = true;
-    e.symmetric = scheme.symmetric;
+    e.centred = scheme.symmetric && scheme.steps == std::max(scheme.q_max, 1);
     e.nontemporal = kBack && nontemporal(fresh, loaded, y);
     Axes axes = axes_of(loaded, &q, &y);
-    axes.add(kScale, sizes.data(), scale.strides, scale.dim);
-    axes.add(kZeroPoint, sizes.data(), zero_point.strides, zero_point.dim);
-    for_layouts(axes, kX, kQ, [&](const Layout& layout) {
+    const int64_t* const blocks = resolved_.empty() ? nullptr : resolved_.data();
+    axes.add(kScale, sizes.data(), scale.strides, scale.dim, blocks);
+    if (has_zero_point())
+      axes.add(kZeroPoint, sizes.data(), zero_point.strides, zero_point.dim, blocks);
+    // Packed codes are neighbours in the last dimension, however x lies.
+    const bool packed = kCodes && codes->packed();
+    for_layouts(axes, packed ? kQ : kX, packed ? kX : kQ, [&](const Layout& layout) {
       e.layout = &layout;
       quantkit::run(d, loaded);
     });
+    if (kCodes) codes->finish();
   }
+
+ private:
+  std::vector<int64_t> resolved_;  // block_size without -1
+
+  FromChosen(const Tensor& x_, const BlockSize& block_size_, Format format_)
+      : x("x", x_), format(format_), block_size(block_size_) {
+    check_real(x);
+  }
+
+  void set_scheme(int64_t q_min, int64_t q_max, bool symmetric, bool include_zero, double eps,
+                  bool half_range) {
+    double steps = static_cast<double>(std::max<int64_t>(symmetric ? q_max : q_max - q_min, 1));
+    if (half_range) steps = static_cast<double>(std::max<int64_t>(q_max - q_min, 1)) / 2;
+    scheme = {static_cast<int32_t>(q_min), static_cast<int32_t>(q_max), symmetric, include_zero,
+              steps, eps};
+    for (int64_t d = 0; block_size && d < x.dim; ++d) {
+      const int64_t block = (*block_size)[d], whole = std::max<int64_t>(x.sizes[d], 1);
+      resolved_.push_back(block == -1 ? whole : block);
+      sizes.push_back(block == -1 ? 1 : (x.sizes[d] + block - 1) / block);
+    }
+    codes_sizes = kCodes ? packed_sizes(x, format) : std::vector<int64_t>();
+  }
+  int64_t last_block() const { return resolved_.empty() ? INT64_MAX - 1 : resolved_.back(); }
+  bool x_hat_contiguous() const { return per_byte(format) > 1; }
 };
 
 using Choose = FromChosen<Operation::choose>;
@@ -101,11 +170,20 @@ using QuantizeDequantize = FromChosen<Operation::quantize_dequantize>;
 void implement_dynamic(Library& library) {
   using T = const Tensor&;
   using B = const BlockSize&;
-  implement<Choose, T, B, int64_t, int64_t, double, bool, bool>(library, "choose_qparams");
-  implement<Quantize, T, B, int64_t, int64_t, double, bool, int32_t, bool>(library,
-                                                                           "dynamic_quantize");
-  implement<QuantizeDequantize, T, B, int64_t, int64_t, double, bool, int32_t, bool>(
-      library, "quantize_dequantize");
+  using O = const std::optional<Tensor>&;
+  using D = const std::optional<int32_t>&;
+  using R = const std::optional<Text>&;
+  using F = const Text&;
+  using I = int64_t;
+  implement<Choose, T, B, I, I, double, bool, bool>(library, "choose_qparams");
+  implement<Quantize, T, B, I, I, double, bool, int32_t, bool>(library, "dynamic_quantize");
+  implement<QuantizeDequantize, T, B, I, I, double, bool, int32_t, bool>(library,
+                                                                         "quantize_dequantize");
+  implement<Choose, T, B, I, I, double, bool, F, bool, D, R, O>(library, "choose_qparams.format");
+  implement<Quantize, T, B, I, I, double, bool, F, bool, D, R, O, O, B, bool>(
+      library, "dynamic_quantize.format");
+  implement<QuantizeDequantize, T, B, I, I, double, bool, F, bool, D, R, O, O, B, bool, D>(
+      library, "quantize_dequantize.format");
 }
 
 }  // namespace quantkit

@@ -1,5 +1,7 @@
 #include "ops.h"
 
+#include <algorithm>
+
 namespace quantkit {
 namespace {
 
@@ -24,26 +26,21 @@ Type dequantized_type(int64_t dim, Type scale, int64_t scale_dim, const TensorIn
   return step_type(step_type(Type::f32, dim, zero, zero_point.dim), dim, scale, scale_dim);
 }
 
-Tensor converted(const TensorInfo& t, const Tensor& tensor, Type type) {
-  if (t.kind() == type) return tensor;
-  Tensor result = empty_like(t, dtype_of(type));
-  if (t.numel == 0) return result;
-  const TensorInfo to(t.name, result);
-  for_layouts(axes_of(t, nullptr, &to), kY, kX, [&](const Layout& layout) {
+Converted::Converted(const TensorInfo& t, Type type) : info(t) {
+  if (t.kind() == type) return;
+  made = empty_like(t, dtype_of(type));
+  info = TensorInfo(t.name, *made);
+  if (t.numel == 0) return;
+  for_layouts(axes_of(t, nullptr, &info), kY, kX, [&](const Layout& layout) {
     Elementwise e{};
     e.operation = Operation::convert;
     e.layout = &layout;
     e.x = t.data;
     e.x_type = t.kind();
-    e.y = to.data;
+    e.y = info.data;
     e.y_type = type;
     run(e, t);
   });
-  return result;
-}
-
-Tensor loadable(const TensorInfo& x, const Tensor& tensor) {
-  return x.floating() ? tensor : converted(x, tensor, Type::f32);
 }
 
 Axes axes_of(const TensorInfo& x, const TensorInfo* q, const TensorInfo* y) {
@@ -52,6 +49,109 @@ Axes axes_of(const TensorInfo& x, const TensorInfo* q, const TensorInfo* y) {
   axes.add(kQ, (q != nullptr ? *q : x).strides);
   axes.add(kY, (y != nullptr ? *y : x).strides);
   return axes;
+}
+
+std::vector<int64_t> packed_sizes(const TensorInfo& x, Format format) {
+  std::vector<int64_t> sizes(x.sizes, x.sizes + x.dim);
+  if (per_byte(format) > 1) sizes.back() /= per_byte(format);
+  return sizes;
+}
+
+std::vector<int64_t> unpacked_sizes(const TensorInfo& q, Format format) {
+  std::vector<int64_t> sizes(q.sizes, q.sizes + q.dim);
+  if (per_byte(format) > 1) sizes.back() *= per_byte(format);
+  return sizes;
+}
+
+Codes::Codes(const TensorInfo& packed, std::vector<int64_t> sizes, Format format)
+    : sizes_(std::move(sizes)), strides_(packed.strides, packed.strides + packed.dim), info_(packed) {
+  for (int64_t d = 0; d + 1 < packed.dim; ++d) strides_[d] *= per_byte(format);
+  info_.sizes = sizes_.data();
+  info_.strides = strides_.data();
+  info_.numel *= per_byte(format);
+}
+
+namespace {
+
+// All codes of a tensor, to bytes or from them; both are contiguous.
+void repack(Operation operation, const TensorInfo& to, const TensorInfo& from, Format format) {
+  const TensorInfo& bytes = operation == Operation::pack ? to : from;
+  const int64_t sizes[] = {bytes.numel}, strides[] = {1};
+  TensorInfo flat = bytes;
+  flat.sizes = sizes;
+  flat.strides = strides;
+  flat.dim = 1;
+  Elementwise e{};
+  e.operation = operation;
+  e.format = format;
+  e.q_in = from.data;
+  e.q = to.data;
+  for_layouts(axes_of(flat, nullptr, nullptr), kQ, kX, [&](const Layout& layout) {
+    e.layout = &layout;
+    run(e, bytes);
+  });
+}
+
+bool is_contiguous(const TensorInfo& t) {
+  bool contiguous = false;
+  check_shim(aoti_torch_is_contiguous(t.handle, &contiguous));
+  return contiguous;
+}
+
+}  // namespace
+
+CodesOut::CodesOut(const TensorInfo& q, const TensorInfo& x, Format format, bool whole)
+    : q_(q), format_(format) {
+  if (per_byte(format) == 1) return;
+  if (whole && packs_codes(q) && is_contiguous(q)) {
+    codes_.emplace(q, std::vector<int64_t>(x.sizes, x.sizes + x.dim), format);
+    return;
+  }
+  tensor_ = empty_contiguous(x, x.sizes, x.dim, dtype_of(Type::i8));
+  made_.emplace("q", *tensor_);
+}
+
+void CodesOut::finish() const {
+  if (!made_) return;
+  if (is_contiguous(q_)) return repack(Operation::pack, q_, *made_, format_);
+  const Tensor tensor = empty_contiguous(q_, q_.sizes, q_.dim, q_.dtype);
+  const TensorInfo packed("q", tensor);
+  repack(Operation::pack, packed, *made_, format_);
+  copy(q_, packed);
+}
+
+CodesIn::CodesIn(const TensorInfo& q, std::vector<int64_t> sizes, Format format_)
+    : format(format_), info(q) {
+  if (per_byte(format) == 1) return;
+  // Neighbours must lie side by side; the GPU's kernels take codes with an element each.
+  const bool apart = q.strides[q.dim - 1] != 1 && q.sizes[q.dim - 1] > 1;
+  if (apart || !packs_codes(q)) bytes.emplace(q);
+  const TensorInfo& packed = bytes ? bytes->info : q;
+  if (packs_codes(q)) {
+    codes.emplace(packed, std::move(sizes), format);
+    info = codes->info();
+    return;
+  }
+  tensor = empty_contiguous(q, sizes.data(), q.dim, dtype_of(Type::i8));
+  info = TensorInfo("q", *tensor);
+  repack(Operation::unpack, info, packed, format);
+  format = Format::int8;
+}
+
+std::vector<int64_t> blocks_of(const TensorInfo& x, const int64_t* sizes, int64_t dim,
+                               const BlockSize& block_size) {
+  std::vector<int64_t> blocks(dim);
+  for (int64_t i = 0; i < dim; ++i) {
+    const int64_t d = x.dim - dim + i, given = block_size ? (*block_size)[d] : -1;
+    const int64_t whole = std::max<int64_t>(x.sizes[d], 1);
+    const bool by_given = given > 0 && sizes[i] == (x.sizes[d] + given - 1) / given;
+    blocks[i] = by_given ? given : sizes[i] > 1 ? whole / sizes[i] : whole;
+  }
+  return blocks;
+}
+
+bool has_whole_bytes(const TensorInfo& x, int64_t block) {
+  return block % 2 == 0 || block >= x.sizes[x.dim - 1];
 }
 
 }  // namespace quantkit

@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <array>
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -29,10 +30,73 @@ Type dequantized_type(int64_t dim, Type scale, int64_t scale_dim, const TensorIn
 // The dtype of a step of torch: a parameter without dimensions leaves that of what has some.
 Type step_type(Type t, int64_t dim, Type parameter, int64_t parameter_dim);
 
-// t in another floating type; where it has that type already, itself.
-Tensor converted(const TensorInfo& t, const Tensor& tensor, Type type);
+// t in a floating type; where it has that type already, itself.
+struct Converted {
+  std::optional<Tensor> made;
+  TensorInfo info;
+
+  Converted(const TensorInfo& t, Type type);
+};
 // x as a type that kernels load: float16, bfloat16, float32 or float64.
-Tensor loadable(const TensorInfo& x, const Tensor& tensor);
+inline Converted loadable(const TensorInfo& x) {
+  return {x, x.floating() ? x.kind() : Type::f32};
+}
+
+// ---- codes of which several share a byte --------------------------------------------------------
+
+// The sizes of a tensor of codes of x's shape, and those of what a tensor of codes stands for.
+std::vector<int64_t> packed_sizes(const TensorInfo& x, Format format);
+std::vector<int64_t> unpacked_sizes(const TensorInfo& q, Format format);
+
+// A tensor as if each code had an element of its own: with these sizes, and strides that count codes.
+class Codes {
+ public:
+  Codes(const TensorInfo& packed, std::vector<int64_t> sizes, Format format);
+  Codes(const Codes&) = delete;
+  const TensorInfo& info() const { return info_; }
+
+ private:
+  std::vector<int64_t> sizes_, strides_;
+  TensorInfo info_;
+};
+
+// What kernels write for the codes q of x: q, or codes with an element each that finish() packs.
+// whole: no two parameters share a byte.
+class CodesOut {
+ public:
+  CodesOut(const TensorInfo& q, const TensorInfo& x, Format format, bool whole);
+  const TensorInfo& info() const { return codes_ ? codes_->info() : made_ ? *made_ : q_; }
+  Format format() const { return made_ ? Format::int8 : format_; }
+  bool packed() const { return codes_.has_value(); }
+  void finish() const;
+
+ private:
+  const TensorInfo& q_;
+  Format format_;
+  std::optional<Tensor> tensor_;
+  std::optional<TensorInfo> made_;
+  std::optional<Codes> codes_;
+};
+
+// What kernels read for the codes q: q, whose codes have an element each or are packed; where they
+// cannot read it so, a copy.
+struct CodesIn {
+  Format format;
+  TensorInfo info;
+  std::optional<Contiguous> bytes;
+  std::optional<Tensor> tensor;
+  std::optional<Codes> codes;
+
+  CodesIn(const TensorInfo& q, std::vector<int64_t> sizes, Format format);
+};
+
+// ---- parameters ---------------------------------------------------------------------------------
+
+// The block sizes of a parameter of these sizes: those that were given, else x's sizes by them.
+std::vector<int64_t> blocks_of(const TensorInfo& x, const int64_t* sizes, int64_t dim,
+                               const BlockSize& block_size);
+// Whether every byte of x's codes has codes of one block alone.
+bool has_whole_bytes(const TensorInfo& x, int64_t block);
 
 // The geometry of a call: x, what lies beside it and y have one shape; null stands for x.
 Axes axes_of(const TensorInfo& x, const TensorInfo* q, const TensorInfo* y);
@@ -119,7 +183,8 @@ template <class Call, class... Args>
 void implement(Library& library, const std::string& name) {
   using Both = Overloads<&make<Call, Args...>, std::make_index_sequence<Call::kResults>>;
   library.impl(name.c_str(), TORCH_BOX(&Both::functional));
-  library.impl((name + ".out").c_str(), TORCH_BOX(&Both::out));
+  const bool overload = name.find('.') != std::string::npos;
+  library.impl((name + (overload ? "_out" : ".out")).c_str(), TORCH_BOX(&Both::out));
 }
 
 // The operators of each file.

@@ -8,62 +8,87 @@ namespace {
 // float32 where that is half precision and may not hold them.
 struct Parameters {
   const TensorInfo& scale;
-  Tensor add_tensor, subtract_tensor;
-  TensorInfo add, subtract;
+  Converted add, subtract;
 
-  Parameters(const TensorInfo& scale_, const TensorInfo& zero_point, const Tensor& tensor,
-             bool wide)
+  Parameters(const TensorInfo& scale_, const TensorInfo& zero_point, bool wide, bool float32)
       : scale(scale_),
-        add_tensor(converted(zero_point, tensor, integer_becomes(zero_point, wide))),
-        subtract_tensor(converted(zero_point, tensor, integer_becomes(zero_point, true))),
-        add("zero_point", add_tensor),
-        subtract("zero_point", subtract_tensor) {}
+        add(zero_point, integer_becomes(zero_point, wide, float32)),
+        subtract(zero_point, integer_becomes(zero_point, true, float32)) {}
 
-  // Dtypes and addresses, for data of dtype `first` before its first step.
+  // Addresses, and the dtypes of version 1's steps for data of dtype `first` before its first step.
   void give(Elementwise& e, Type first, const TensorInfo& data) const {
     const int64_t dim = data.dim;
     const auto given = [&](const TensorInfo& p) {
       return Parameter{p.data, p.kind(), !p.same_device(data)};
     };
     e.scale = given(scale);
-    e.add = given(add);
-    e.subtract = given(subtract);
+    e.add = given(add.info);
+    e.subtract = given(subtract.info);
     e.steps.divide = step_type(first, dim, scale.kind(), scale.dim);
-    e.steps.add = step_type(e.steps.divide, dim, add.kind(), add.dim);
-    e.steps.subtract = step_type(Type::f32, dim, subtract.kind(), subtract.dim);
+    e.steps.add = step_type(e.steps.divide, dim, add.info.kind(), add.info.dim);
+    e.steps.subtract = step_type(Type::f32, dim, subtract.info.kind(), subtract.info.dim);
     e.steps.multiply = step_type(e.steps.subtract, dim, scale.kind(), scale.dim);
   }
 
  private:
-  Type integer_becomes(const TensorInfo& zero_point, bool wide) const {
+  Type integer_becomes(const TensorInfo& zero_point, bool wide, bool float32) const {
     if (zero_point.floating()) return zero_point.kind();
-    return wide && scale.half() ? Type::f32 : scale.kind();
+    return float32 || (wide && scale.half()) ? Type::f32 : scale.kind();
   }
 };
+
+constexpr float kNoZeroPoint = 0;
 
 // x, or q, with its parameters.
 struct Given {
   TensorInfo x, scale, zero_point;
-  const Tensor &x_tensor, &zero_point_tensor;
+  bool float32 = false;  // the steps
+  BlockSize block_size;
 
   Given(const char* name, const Tensor& x_, const Tensor& scale_, const Tensor& zero_point_)
-      : x(name, x_),
-        scale("scale", scale_),
-        zero_point("zero_point", zero_point_),
-        x_tensor(x_),
-        zero_point_tensor(zero_point_) {
+      : x(name, x_), scale("scale", scale_), zero_point("zero_point", zero_point_) {
     check_parameters(x, scale, zero_point);
+  }
+  // Of contract 2: `shape` has the sizes of x, or those of what q stands for.
+  Given(const TensorInfo& x_, const TensorInfo& shape, const Tensor& scale_,
+        const std::optional<Tensor>& zero_point_, Format format, const Options& options)
+      : x(x_),
+        scale("scale", scale_),
+        zero_point(zero_point_ ? TensorInfo("zero_point", *zero_point_)
+                               : TensorInfo("zero_point", &kNoZeroPoint)),
+        float32(true),
+        block_size(options.block_size) {
+    check_parameters(shape, scale, zero_point_ ? &zero_point : nullptr, format, options);
+  }
+
+  std::vector<const TensorInfo*> inputs() const {
+    if (zero_point.handle == nullptr) return {&x, &scale};
+    return {&x, &scale, &zero_point};
+  }
+  // Whether no byte of packed codes has two parameters.
+  bool has_whole_bytes(const TensorInfo& shape) const {
+    bool whole = true;
+    for (const TensorInfo* p : {&scale, &zero_point})
+      if (p->dim > 0 && shape.dim > 0) {
+        const int64_t block = blocks_of(shape, p->sizes, p->dim, block_size).back();
+        whole &= block == 1 || quantkit::has_whole_bytes(shape, block);
+      }
+    return whole;
   }
 
   // Fills in what depends on the parameters, and runs the call. `beside`: what lies at kQ, `lead`:
   // the operand that decides the order of memory.
   void run(Elementwise& e, const TensorInfo& data, const TensorInfo* beside, const TensorInfo* y,
            Operand lead, bool wide, Type first) const {
-    const Parameters parameters(scale, zero_point, zero_point_tensor, wide);
+    const Parameters parameters(scale, zero_point, wide, float32);
     parameters.give(e, first, data);
+    if (float32) e.steps = {Type::f32, Type::f32, Type::f32, Type::f32, e.steps.round_first};
     Axes axes = axes_of(data, beside, y);
-    axes.add(kScale, scale.sizes, scale.strides, scale.dim);
-    axes.add(kZeroPoint, zero_point.sizes, parameters.add.strides, zero_point.dim);
+    const TensorInfo& add = parameters.add.info;
+    axes.add(kScale, scale.sizes, scale.strides, scale.dim,
+             blocks_of(data, scale.sizes, scale.dim, block_size).data());
+    axes.add(kZeroPoint, add.sizes, add.strides, add.dim,
+             blocks_of(data, add.sizes, add.dim, block_size).data());
     for_layouts(axes, lead, kX, [&](const Layout& layout) {
       e.layout = &layout;
       quantkit::run(e, data);
@@ -79,29 +104,48 @@ struct FromX {
   Format format;
   Given given;
   int64_t q_min, q_max;
+  bool round_first = false;
   int32_t dtype;                         // of the first result
+  std::vector<int64_t> sizes;            // of codes
   const TensorInfo* gradient = nullptr;  // kFake alone
 
   FromX(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t q_min_,
         int64_t q_max_)
-      : FromX(x, scale, zero_point, q_min_, q_max_, dtype_of(Type::i16)) {
-    dtype = given.x.floating() ? given.x.dtype : dtype_of(Type::f32);
-  }
+      : FromX(x, scale, zero_point, q_min_, q_max_, dtype_of(Format::int16)) {}
   FromX(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t q_min_,
         int64_t q_max_, int32_t codes)
       : format(check_q_range(q_min_, q_max_, codes)),
         given("x", x, scale, zero_point),
         q_min(q_min_),
+        q_max(q_max_) {
+    set_result();
+  }
+  FromX(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& zero_point,
+        int64_t q_min_, int64_t q_max_, const Text& name, const BlockSize& block_size,
+        const std::optional<Tensor>& global_scale, const std::optional<Tensor>& seed,
+        const BlockSize& index, bool round_first_)
+      : FromX(TensorInfo("x", x), scale, zero_point, q_min_, q_max_, check_format(name.value),
+              {block_size, global_scale, seed, index}, round_first_) {}
+  FromX(const TensorInfo& x, const Tensor& scale, const std::optional<Tensor>& zero_point,
+        int64_t q_min_, int64_t q_max_, Format format_, const Options& options, bool round_first_)
+      : format(format_),
+        given(x, x, scale, zero_point, format, options),
+        q_min(q_min_),
         q_max(q_max_),
-        dtype(codes) {}
+        round_first(round_first_) {
+    check_q_range(q_min, q_max, format);
+    check_round_first(round_first, format);
+    if (!kFake) check_packing(given.x, format);
+    set_result();
+  }
 
   Result result(int i) const {
     const TensorInfo& x = given.x;
-    if (i == 0) return {"out", dtype, x.sizes, x.dim, &x, false};
+    if (i == 0) return {"out", dtype, sizes.data(), x.dim, &x, !kFake && per_byte(format) > 1};
     return {"mask", dtype_of(Type::boolean), x.sizes, x.dim, &x, false};
   }
   std::vector<const TensorInfo*> inputs() const {
-    std::vector<const TensorInfo*> inputs = {&given.x, &given.scale, &given.zero_point};
+    std::vector<const TensorInfo*> inputs = given.inputs();
     if (gradient != nullptr) inputs.insert(inputs.begin(), gradient);
     return inputs;
   }
@@ -112,17 +156,23 @@ struct FromX {
   void run(const TensorInfo* outs, bool fresh) const {
     if (outs[0].numel == 0) return;
     const bool wide = is_wide(q_min, q_max);
-    const Tensor x_tensor = loadable(given.x, given.x_tensor);
-    const TensorInfo x("x", x_tensor);
+    const Converted loaded = loadable(given.x);
+    const TensorInfo& x = loaded.info;
     const TensorInfo *beside = gradient, *y = &outs[0];
+    std::optional<CodesOut> codes;
     Elementwise e{};
     e.operation = kOperation;
     e.format = format;
     e.x = x.data;
     e.x_type = x.kind();
+    e.steps.round_first = round_first;
     e.q_min = static_cast<int32_t>(q_min);
     e.q_max = static_cast<int32_t>(q_max);
-    if (!kFake) beside = &outs[0], y = nullptr;
+    if (!kFake) {
+      codes.emplace(outs[0], x, format, given.has_whole_bytes(x));
+      e.format = codes->format();
+      beside = &codes->info(), y = nullptr;
+    }
     if (kOperation == Operation::fake_quantize_masked) beside = &outs[1];
     if (gradient != nullptr)
       e.q_in = gradient->data;
@@ -134,6 +184,14 @@ struct FromX {
       e.nontemporal = nontemporal(fresh, x, *y);
     }
     given.run(e, x, beside, y, kFake ? kY : kQ, wide, first_type(x, wide));
+    if (codes) codes->finish();
+  }
+
+ private:
+  void set_result() {
+    const TensorInfo& x = given.x;
+    dtype = !kFake ? dtype_of(format) : x.floating() ? x.dtype : dtype_of(Type::f32);
+    sizes = kFake ? std::vector<int64_t>(x.sizes, x.sizes + x.dim) : packed_sizes(x, format);
   }
 };
 
@@ -155,20 +213,39 @@ struct Backward : FromX<Operation::fake_quantize_backward, 1> {
 
 struct Dequantize {
   static constexpr int kResults = 1;
+  Format format;
+  TensorInfo q;
+  std::vector<int64_t> sizes;  // of the result
+  TensorInfo shape;            // q with them
   Given given;
+  Type type;
 
-  Dequantize(const Tensor& q, const Tensor& scale, const Tensor& zero_point)
-      : given("q", q, scale, zero_point) {}
+  Dequantize(const Tensor& q_, const Tensor& scale, const Tensor& zero_point)
+      : format(Format::numbers),
+        q("q", q_),
+        sizes(q.sizes, q.sizes + q.dim),
+        shape(q),
+        given("q", q_, scale, zero_point),
+        type(dequantized_type(q.dim, given.scale.kind(), given.scale.dim, given.zero_point)) {
+    take_stored();
+  }
+  Dequantize(const Tensor& q_, const Tensor& scale, const std::optional<Tensor>& zero_point,
+             const Text& name, const BlockSize& block_size,
+             const std::optional<Tensor>& global_scale, const std::optional<int32_t>& output_dtype)
+      : format(check_format(name.value)),
+        q("q", q_),
+        sizes((check_codes(q, format), unpacked_sizes(q, format))),
+        shape(q),
+        given(q, shaped(), scale, zero_point, format, {block_size, global_scale, {}, {}}),
+        type(check_output_dtype(output_dtype)) {
+    if (per_byte(format) == 1 && !is_float(format)) take_stored();
+  }
+  Dequantize(const Dequantize&) = delete;
 
   Result result(int) const {
-    const TensorInfo& q = given.x;
-    const Type type =
-        dequantized_type(q.dim, given.scale.kind(), given.scale.dim, given.zero_point);
-    return {"out", dtype_of(type), q.sizes, q.dim, &q, false};
+    return {"out", dtype_of(type), sizes.data(), q.dim, &q, per_byte(format) > 1};
   }
-  std::vector<const TensorInfo*> inputs() const {
-    return {&given.x, &given.scale, &given.zero_point};
-  }
+  std::vector<const TensorInfo*> inputs() const { return given.inputs(); }
   const TensorInfo* in_place() const { return nullptr; }
 
   void run(const TensorInfo* outs, bool fresh) const {
@@ -176,18 +253,28 @@ struct Dequantize {
     if (y.numel == 0) return;
     Elementwise e{};
     e.operation = Operation::dequantize;
-    e.format = Format::numbers;
-    for (const Format format : kFormats)
-      if (stored_type(format) == given.x.kind()) e.format = format;
-    const Tensor q_tensor = e.format == Format::numbers
-                                ? converted(given.x, given.x_tensor, Type::f32)
-                                : given.x_tensor;
-    const TensorInfo q("q", q_tensor);
-    e.q_in = q.data;
+    std::optional<Converted> numbers;
+    if (format == Format::numbers) numbers.emplace(q, Type::f32);
+    const CodesIn codes(numbers ? numbers->info : q, sizes, format);
+    e.format = codes.format;
+    e.q_in = codes.info.data;
     e.y = y.data;
     e.y_type = y.kind();
-    e.nontemporal = nontemporal(fresh, q, y);
-    given.run(e, q, &q, &y, kY, true, Type::f32);
+    e.nontemporal = nontemporal(fresh, codes.info, y);
+    given.run(e, codes.info, &codes.info, &y, kY, true, Type::f32);
+  }
+
+ private:
+  // The format that q's dtype stands for, or plain numbers.
+  void take_stored() {
+    format = Format::numbers;
+    for (const Format f : {Format::int8, Format::uint8, Format::int16, Format::uint16})
+      if (dtype_of(f) == q.dtype) format = f;
+  }
+  const TensorInfo& shaped() {
+    shape.sizes = sizes.data();
+    shape.numel *= per_byte(format);
+    return shape;
   }
 };
 
@@ -225,12 +312,22 @@ struct MaskedGradient {
 
 void implement_static(Library& library) {
   using T = const Tensor&;
+  using O = const std::optional<Tensor>&;
+  using B = const BlockSize&;
+  using F = const Text&;
   implement<Quantize, T, T, T, int64_t, int64_t, int32_t>(library, "quantize");
   implement<Dequantize, T, T, T>(library, "dequantize");
   // Where x wants a gradient, autograd calls the others.
   for (const char* name : {"fake_quantize", "_fake_quantize"})
     implement<FakeQuantize, T, T, T, int64_t, int64_t>(library, name);
   implement<Masked, T, T, T, int64_t, int64_t>(library, "_fake_quantize_masked");
+  implement<Quantize, T, T, O, int64_t, int64_t, F, B, O, O, B, bool>(library, "quantize.format");
+  implement<Dequantize, T, T, O, F, B, O, const std::optional<int32_t>&>(library,
+                                                                         "dequantize.format");
+  for (const char* name : {"fake_quantize.format", "_fake_quantize.format"})
+    implement<FakeQuantize, T, T, O, int64_t, int64_t, F, B, O, O, B, bool>(library, name);
+  implement<Masked, T, T, O, int64_t, int64_t, F, B, O, O, B, bool>(library,
+                                                                    "_fake_quantize_masked.format");
   implement<MaskedGradient, T, T>(library, "_masked_gradient");
   implement<Backward, T, T, T, T, int64_t, int64_t>(library, "_fake_quantize_backward");
 }

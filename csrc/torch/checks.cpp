@@ -62,70 +62,235 @@ void check_kind(const TensorInfo& t, bool floating) {
 
 void check_real(const TensorInfo& t) { check_kind(t, false); }
 
-Format check_q_range(int64_t q_min, int64_t q_max, int32_t dtype) {
+namespace {
+
+// Those that an operator of contract 1 takes, by their dtype.
+constexpr Format kByDtype[] = {Format::int8, Format::uint8, Format::int16};
+
+#define QK_ENTRY(name, ...) Format::name,
+constexpr Format kFormats[] = {QK_FORMATS(QK_ENTRY)};
+#undef QK_ENTRY
+
+// "a, b or c"
+template <class List, class Name>
+std::string choice_text(const List& list, Name name) {
   std::string names;
-  for (size_t i = 0; i < std::size(kFormats); ++i) {
-    const int32_t known = dtype_of(stored_type(kFormats[i]));
-    if (known == dtype) return check_q_range(q_min, q_max, kFormats[i]);
-    names += (i == 0 ? "" : i + 1 < std::size(kFormats) ? ", " : " or ") + dtype_name(known);
-  }
-  raise("dtype: expected " + names + ", got " + dtype_name(dtype));
+  for (size_t i = 0; i < std::size(list); ++i)
+    names += (i == 0 ? "" : i + 1 < std::size(list) ? ", " : " or ") + std::string(name(list[i]));
+  return names;
 }
 
-Format check_q_range(int64_t q_min, int64_t q_max, Format format) {
+bool within_limits(int64_t q_min, int64_t q_max, Format format) {
+  return with_codes(format, [&](auto tag) {
+    using F = typename decltype(tag)::type;
+    return q_min <= q_max && q_min >= F::kLow && q_max <= F::kHigh;
+  });
+}
+
+// Raises what is wrong.
+[[noreturn]] void refuse_limits(int64_t q_min, int64_t q_max, Format format, const std::string& name) {
   const auto [low, high] = with_codes(format, [](auto tag) {
     using F = typename decltype(tag)::type;
     return std::pair<int64_t, int64_t>(F::kLow, F::kHigh);
   });
   if (q_min > q_max)
     raise("q_min, q_max: expected q_min <= q_max, got " + text(q_min) + " > " + text(q_max));
-  if (q_min < low || q_max > high)
-    raise("q_min, q_max: [" + text(q_min) + ", " + text(q_max) + "] is outside the limits [" +
-          text(low) + ", " + text(high) + "] of " + dtype_name(dtype_of(stored_type(format))));
-  return format;
+  raise("q_min, q_max: [" + text(q_min) + ", " + text(q_max) + "] is outside the limits [" +
+        text(low) + ", " + text(high) + "] of " + name);
 }
+
+}  // namespace
+
+Format check_q_range(int64_t q_min, int64_t q_max, int32_t dtype) {
+  for (const Format format : kByDtype) {
+    if (dtype_of(format) != dtype) continue;
+    if (!within_limits(q_min, q_max, format))
+      refuse_limits(q_min, q_max, format, dtype_name(dtype));
+    return format;
+  }
+  raise("dtype: expected " +
+        choice_text(kByDtype, [](Format f) { return dtype_name(dtype_of(f)); }) + ", got " +
+        dtype_name(dtype));
+}
+
+Format check_format(const std::string& name) {
+  for (const Format format : kFormats)
+    if (name == name_of(format)) return format;
+  raise("format: expected " + choice_text(kFormats, name_of) + ", got " + name);
+}
+
+void check_q_range(int64_t q_min, int64_t q_max, Format format) {
+  if (!within_limits(q_min, q_max, format)) refuse_limits(q_min, q_max, format, name_of(format));
+  if (!is_float(format)) return;
+  const bool number = with_codes(format, [&](auto tag) {
+    using F = typename decltype(tag)::type;
+    if constexpr (F::Encoder::kInteger) return true;
+    else return F::within(float(q_max), 0.0f).number == float(q_max);
+  });
+  if (q_max < 1 || !number)
+    raise("q_max: expected a positive integer that is a number of " + std::string(name_of(format)) +
+          ", got " + text(q_max));
+  if (q_min != -q_max)
+    raise("q_min: expected -q_max, which is " + text(-q_max) + ", for " + name_of(format) +
+          ", got " + text(q_min));
+}
+
+namespace {
+
+void check_device(const TensorInfo& p, const TensorInfo& x) {
+  const bool scalar = p.dim == 0 && p.device_type == aoti_torch_device_type_cpu();
+  if (!p.same_device(x) && !scalar)
+    raise(std::string(p.name) + ": expected device " + x.device_text() + ", that of " + x.name +
+          ", got " + p.device_text());
+}
+
+void check_fit(const TensorInfo& p, const TensorInfo& x) {
+  if (!fits(p, x))
+    raise(std::string(p.name) + ": shape " + p.shape_text() + " does not fit " + x.name +
+          " of shape " + x.shape_text() + ": every size must divide " + x.name +
+          "'s, or the shape broadcast to " + x.name + "'s");
+}
+
+void check_block_sizes(const TensorInfo& x, const std::vector<int64_t>& blocks, bool short_blocks) {
+  if (static_cast<int64_t>(blocks.size()) != x.dim)
+    raise("block_size: expected " + text(x.dim) + " sizes, one per dimension of " + x.name +
+          " of shape " + x.shape_text() + ", got " + list_text(blocks));
+  for (int64_t d = 0; d < x.dim; ++d) {
+    if (blocks[d] == 0 || blocks[d] < -1)
+      raise("block_size: expected sizes of at least 1, or -1 for a whole dimension, got " +
+            list_text(blocks));
+    if (!short_blocks && blocks[d] != -1 && x.sizes[d] % blocks[d] != 0)
+      raise("block_size: " + text(blocks[d]) + " does not divide " + text(x.sizes[d]) +
+            ", the size of dimension " + text(d) + " of " + x.name);
+  }
+}
+
+int64_t blocks_in(int64_t size, int64_t block) {
+  return block == -1 ? 1 : (size + block - 1) / block;
+}
+
+// scale has a size for the blocks of each dimension; zero_point the same or 1, or fits x without.
+void check_blocks(const TensorInfo& x, const TensorInfo& scale, const TensorInfo* zero_point,
+                  const std::vector<int64_t>& blocks) {
+  check_block_sizes(x, blocks, true);
+  std::vector<int64_t> counts;
+  for (int64_t d = 0; d < x.dim; ++d) counts.push_back(blocks_in(x.sizes[d], blocks[d]));
+  if (!std::equal(scale.sizes, scale.sizes + scale.dim, counts.begin(), counts.end()))
+    raise("scale: expected shape " + tuple_text(counts.data(), x.dim) + ", the blocks of " +
+          list_text(blocks) + " in " + x.name + " of shape " + x.shape_text() + ", got " +
+          scale.shape_text());
+  if (zero_point == nullptr) return;
+  bool same = zero_point->dim <= x.dim;
+  for (int64_t i = 1; same && i <= zero_point->dim; ++i) {
+    const int64_t size = zero_point->sizes[zero_point->dim - i];
+    same = size == 1 || size == scale.sizes[scale.dim - i];
+  }
+  if (!same) check_fit(*zero_point, x);
+}
+
+}  // namespace
 
 void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo& zero_point) {
   check_kind(x, false);
   check_kind(scale, true);
   check_kind(zero_point, false);
   for (const TensorInfo* p : {&scale, &zero_point}) {
-    const bool scalar = p->dim == 0 && p->device_type == aoti_torch_device_type_cpu();
-    if (!p->same_device(x) && !scalar)
-      raise(std::string(p->name) + ": expected device " + x.device_text() + ", that of " + x.name +
-            ", got " + p->device_text());
-    if (!fits(*p, x))
-      raise(std::string(p->name) + ": shape " + p->shape_text() + " does not fit " + x.name +
-            " of shape " + x.shape_text() + ": every size must divide " + x.name +
-            "'s, or the shape broadcast to " + x.name + "'s");
+    check_device(*p, x);
+    check_fit(*p, x);
   }
   if (!fit_each_other(scale, zero_point))
     raise("scale, zero_point: shapes " + scale.shape_text() + " and " + zero_point.shape_text() +
           " do not broadcast with each other");
 }
 
+void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo* zero_point,
+                      Format format, const Options& options) {
+  if (std::string(x.name) == "x") check_kind(x, false);
+  check_kind(scale, true);
+  check_later(options.global_scale, options.seed, options.index);
+  if (zero_point != nullptr && is_float(format))
+    raise("zero_point: expected None, as " + std::string(name_of(format)) +
+          " has no zero point, got a tensor");
+  if (zero_point != nullptr) check_kind(*zero_point, false);
+  check_device(scale, x);
+  if (zero_point != nullptr) check_device(*zero_point, x);
+  if (options.block_size) return check_blocks(x, scale, zero_point, *options.block_size);
+  check_fit(scale, x);
+  if (zero_point == nullptr) return;
+  check_fit(*zero_point, x);
+  if (!fit_each_other(scale, *zero_point))
+    raise("scale, zero_point: shapes " + scale.shape_text() + " and " + zero_point->shape_text() +
+          " do not broadcast with each other");
+}
+
+void check_later(const std::optional<Tensor>& global_scale, const std::optional<Tensor>& seed,
+                 const BlockSize& index) {
+  const auto refuse = [](const char* name) {
+    raise(std::string(name) + ": expected None, as this version takes no other, got a value");
+  };
+  if (global_scale) refuse("global_scale");
+  if (seed) refuse("seed");
+  if (index) refuse("index");
+}
+
+bool check_rule(Format format, bool symmetric, const std::optional<int32_t>& scale_dtype,
+                const std::optional<Text>& scale_rule) {
+  if (scale_dtype && *scale_dtype != dtype_of(Type::f32))
+    raise("scale_dtype: expected torch.float32 or None, got " + dtype_name(*scale_dtype));
+  if (is_float(format) && !symmetric)
+    raise("symmetric: expected True, as " + std::string(name_of(format)) +
+          " has no zero point, got False");
+  if (!scale_rule) return false;
+  if (scale_rule->value != "half_range")
+    raise("scale_rule: expected half_range or None, got " + scale_rule->value);
+  const bool is_signed = with_codes(format, [](auto tag) { return decltype(tag)::type::kLow < 0; });
+  if (is_float(format) || !is_signed || !symmetric)
+    raise("scale_rule: half_range is for signed integer formats and the symmetric scheme, got " +
+          std::string(name_of(format)) + (symmetric ? "" : " and the asymmetric one"));
+  return true;
+}
+
+void check_round_first(bool round_first, Format format) {
+  if (round_first && is_float(format))
+    raise("round_first: expected False, as " + std::string(name_of(format)) +
+          " is no integer format, got True");
+}
+
+void check_packing(const TensorInfo& x, Format format) {
+  const int64_t codes = per_byte(format);
+  if (codes == 1) return;
+  if (x.dim == 0 || x.sizes[x.dim - 1] % codes != 0)
+    raise("x: expected a last size that " + text(codes) + " divides, as " + name_of(format) +
+          " has " + text(codes) + " codes a byte, got shape " + x.shape_text());
+}
+
+void check_codes(const TensorInfo& q, Format format) {
+  if (per_byte(format) == 1 && !is_float(format)) return check_kind(q, false);
+  if (q.dtype != dtype_of(format))
+    raise("q: expected " + dtype_name(dtype_of(format)) + " for " + name_of(format) + ", got " +
+          dtype_name(q.dtype));
+  if (per_byte(format) > 1 && q.dim == 0)
+    raise("q: expected a dimension, as " + std::string(name_of(format)) + " has " +
+          text(per_byte(format)) + " codes a byte, got shape ()");
+}
+
+Type check_output_dtype(const std::optional<int32_t>& output_dtype) {
+  if (!output_dtype) return Type::f32;
+  for (const Type type : {Type::f16, Type::bf16, Type::f32})
+    if (dtype_of(type) == *output_dtype) return type;
+  raise("output_dtype: expected torch.float16, torch.bfloat16 or torch.float32, got " +
+        dtype_name(*output_dtype));
+}
+
 void check_choice(const TensorInfo& x, const BlockSize& block_size, double eps, bool symmetric,
-                  bool include_zero) {
+                  bool include_zero, bool short_blocks) {
   // By its bits: a caller that flushes denormals compares them as 0.
   const uint64_t bits = bit_cast<uint64_t>(eps);
   if (bits == 0 || bits > bit_cast<uint64_t>(std::numeric_limits<double>::infinity()))
     raise("eps: expected a number above 0, got " + text(eps));
   if (include_zero && symmetric)
     raise("include_zero: only the asymmetric scheme takes it, but the symmetric one was asked for");
-  if (block_size) {
-    const std::vector<int64_t>& blocks = *block_size;
-    if (static_cast<int64_t>(blocks.size()) != x.dim)
-      raise("block_size: expected " + text(x.dim) + " sizes, one per dimension of x of shape " +
-            x.shape_text() + ", got " + list_text(blocks));
-    for (int64_t d = 0; d < x.dim; ++d) {
-      if (blocks[d] == 0 || blocks[d] < -1)
-        raise("block_size: expected sizes of at least 1, or -1 for a whole dimension, got " +
-              list_text(blocks));
-      if (blocks[d] != -1 && x.sizes[d] % blocks[d] != 0)
-        raise("block_size: " + text(blocks[d]) + " does not divide " + text(x.sizes[d]) +
-              ", the size of dimension " + text(d) + " of x");
-    }
-  }
+  if (block_size) check_block_sizes(x, *block_size, short_blocks);
   // Without a block there is nothing to choose; a block without elements has no extremes.
   bool blockless = false;
   for (int64_t d = 0; block_size && d < x.dim; ++d)
@@ -162,7 +327,7 @@ void check_mask(const TensorInfo& mask, const TensorInfo& grad) {
 void check_out(const TensorInfo& out, const int64_t* sizes, int64_t dim, int32_t dtype,
                const TensorInfo& like) {
   const std::string name = out.name;
-  check_kind(out, false);
+  if (out.dtype != dtype) check_kind(out, false);
   if (out.dtype != dtype)
     raise(name + ": expected dtype " + dtype_name(dtype) + ", got " + dtype_name(out.dtype));
   if (!out.same_device(like))

@@ -13,12 +13,39 @@ namespace quantkit {
 using BlockSize = std::optional<std::vector<int64_t>>;
 
 void check_real(const TensorInfo& t);
-// The format of codes that a dtype stands for, or one whose limits are enough.
+// The format of codes that contract 1's operators know by a dtype.
 Format check_q_range(int64_t q_min, int64_t q_max, int32_t dtype);
-Format check_q_range(int64_t q_min, int64_t q_max, Format format);
+Format check_format(const std::string& name);
+void check_q_range(int64_t q_min, int64_t q_max, Format format);
 void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo& zero_point);
+// short_blocks: the last block of a dimension may have fewer elements.
 void check_choice(const TensorInfo& x, const BlockSize& block_size, double eps, bool symmetric,
-                  bool include_zero);
+                  bool include_zero, bool short_blocks);
+
+// ---- contract 2 ---------------------------------------------------------------------------------
+
+// What every `.format` overload with given parameters takes.
+struct Options {
+  const BlockSize& block_size;
+  const std::optional<Tensor>& global_scale;
+  const std::optional<Tensor>& seed;
+  const BlockSize& index;
+};
+void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo* zero_point,
+                      Format format, const Options& options);
+// Arguments of the schemas that this version does not take yet.
+void check_later(const std::optional<Tensor>& global_scale, const std::optional<Tensor>& seed,
+                 const BlockSize& index);
+// Whether the rule is "half_range".
+bool check_rule(Format format, bool symmetric, const std::optional<int32_t>& scale_dtype,
+                const std::optional<Text>& scale_rule);
+void check_round_first(bool round_first, Format format);
+// That x's last size fills bytes of codes.
+void check_packing(const TensorInfo& x, Format format);
+// That q may hold codes of the format.
+void check_codes(const TensorInfo& q, Format format);
+Type check_output_dtype(const std::optional<int32_t>& output_dtype);
+
 // A gradient of x, or of what had a mask of its shape.
 void check_gradient(const TensorInfo& grad, const TensorInfo& x);
 void check_mask(const TensorInfo& mask, const TensorInfo& grad);

@@ -74,6 +74,10 @@ bool on_gpu([[maybe_unused]] const TensorInfo& on, Body body) {
 
 }  // namespace
 
+bool packs_codes(const TensorInfo& on) {
+  return on.device_type == aoti_torch_device_type_cpu() && emulated_launches() == nullptr;
+}
+
 void run(const Elementwise& e, const TensorInfo& on) {
   const bool done = on_gpu(on, [&](const LaunchTable& table, void* stream) {
     check_launch(table.elementwise(e, stream));

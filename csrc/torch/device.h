@@ -8,6 +8,9 @@ namespace quantkit {
 
 void run(const Elementwise& elements, const TensorInfo& on);
 
+// Whether its kernels take codes of which several share a byte, when they lie side by side.
+bool packs_codes(const TensorInfo& on);
+
 // Chooses parameters; then, unless the operation is `choose`, runs it on the elements with them.
 void run(const Dynamic& dynamic, const TensorInfo& on);
 

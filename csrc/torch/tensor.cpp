@@ -30,13 +30,15 @@ std::string torch_says() {
 
 namespace {
 
+constexpr int kTypes = static_cast<int>(Type::boolean) + 1;
+
 struct Dtypes {
   std::array<int, 128> types;
-  std::array<int32_t, 13> numbers;
+  std::array<int32_t, kTypes> numbers;
 
   Dtypes() {
     types.fill(-1);
-    const std::array<std::pair<Type, int32_t>, 13> known = {{
+    const std::array<std::pair<Type, int32_t>, kTypes> known = {{
         {Type::f16, aoti_torch_dtype_float16()},
         {Type::bf16, aoti_torch_dtype_bfloat16()},
         {Type::f32, aoti_torch_dtype_float32()},
@@ -67,6 +69,32 @@ const Dtypes& dtypes() {
 
 int type_of(int32_t dtype) { return dtype >= 0 && dtype < 128 ? dtypes().types[dtype] : -1; }
 int32_t dtype_of(Type type) { return dtypes().numbers[static_cast<int>(type)]; }
+
+int32_t dtype_of(Format format) {
+  switch (format) {
+    case Format::int8: return aoti_torch_dtype_int8();
+    case Format::int16: return aoti_torch_dtype_int16();
+    case Format::uint16: return aoti_torch_dtype_uint16();
+    case Format::uint8:
+    case Format::int4:
+    case Format::uint4: return aoti_torch_dtype_uint8();
+    case Format::float8_e4m3fn: return aoti_torch_dtype_float8_e4m3fn();
+    case Format::float8_e5m2: return aoti_torch_dtype_float8_e5m2();
+    case Format::numbers: break;
+  }
+  return aoti_torch_dtype_float32();
+}
+
+const char* name_of(Format format) {
+  switch (format) {
+#define QK_CASE(name, ...) \
+  case Format::name: return #name;
+    QK_FORMATS(QK_CASE)
+#undef QK_CASE
+    case Format::numbers: break;
+  }
+  return "numbers";
+}
 
 std::string dtype_name(int32_t dtype) {
   // In the order of torch's numbers.
@@ -102,16 +130,31 @@ TensorInfo::TensorInfo(const char* name_, const Tensor& tensor)
   check_shim(aoti_torch_get_data_ptr(handle, &data_));
   sizes = sizes_;
   strides = strides_;
+  const bool read = type >= 0 || dtype == dtype_of(Format::float8_e4m3fn) ||
+                    dtype == dtype_of(Format::float8_e5m2);
   int64_t bytes = 0, offset = 0, last = 0;
   check_shim(aoti_torch_get_storage_size(handle, &bytes));
   check_shim(aoti_torch_get_storage_offset(handle, &offset));
   for (int64_t d = 0; d < dim; ++d) last += (sizes[d] - 1) * strides[d];
-  if (numel > 0 && type >= 0 &&
+  if (numel > 0 && read &&
       (offset + last + 1) * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype)) > bytes)
     throw std::runtime_error(std::string(name) + ": its memory has " + std::to_string(bytes) +
                              " bytes, fewer than a tensor of shape " + shape_text() + " needs");
   data = static_cast<char*>(data_);
 }
+
+TensorInfo::TensorInfo(const char* name_, const float* number)
+    : name(name_),
+      handle(nullptr),
+      dim(0),
+      numel(1),
+      sizes(nullptr),
+      strides(nullptr),
+      dtype(dtype_of(Type::f32)),
+      device_type(aoti_torch_device_type_cpu()),
+      device_index(-1),
+      type(static_cast<int>(Type::f32)),
+      data(const_cast<char*>(reinterpret_cast<const char*>(number))) {}
 
 std::string tuple_text(const int64_t* sizes, int64_t n) {
   std::string text = "(";
@@ -214,6 +257,20 @@ Tensor empty_like(const TensorInfo& like, int32_t dtype) {
   return tensor;
 }
 
+Contiguous::Contiguous(const TensorInfo& t) : info(t) {
+  bool contiguous = false;
+  check_shim(aoti_torch_is_contiguous(t.handle, &contiguous));
+  if (contiguous) return;
+  copy = empty_contiguous(t, t.sizes, t.dim, t.dtype);
+  info = TensorInfo(t.name, *copy);
+  quantkit::copy(info, t);
+}
+
+void copy(const TensorInfo& to, const TensorInfo& from) {
+  check_shim(aoti_torch_copy_(to.handle, from.handle, 0));
+}
+void clear(const TensorInfo& t) { check_shim(aoti_torch_zero_(t.handle)); }
+
 bool is_leaf(const TensorInfo& t) {
   AtenTensorHandle self = nullptr;
   check_shim(aoti_torch_new_tensor_handle(t.handle, &self));
@@ -223,3 +280,15 @@ bool is_leaf(const TensorInfo& t) {
 }
 
 }  // namespace quantkit
+
+quantkit::Text torch::stable::detail::ToImpl<quantkit::Text>::call(StableIValue value, uint64_t,
+                                                                   bool) {
+  const auto handle = torch::stable::detail::to<StringHandle>(value);
+  const char* text = nullptr;
+  size_t length = 0;
+  quantkit::check_shim(torch_string_c_str(handle, &text));
+  quantkit::check_shim(torch_string_length(handle, &length));
+  quantkit::Text result{std::string(text, length)};
+  quantkit::check_shim(torch_delete_string(handle));
+  return result;
+}

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -27,20 +28,14 @@ int type_of(int32_t dtype);
 int32_t dtype_of(Type type);
 std::string dtype_name(int32_t dtype);
 
-// The formats of codes, and the type that a tensor of them has.
-#define QK_ENTRY(name, storage) Format::name,
-constexpr Format kFormats[] = {QK_FORMATS(QK_ENTRY)};
-#undef QK_ENTRY
-constexpr Type stored_type(Format format) {
-  switch (format) {
-#define QK_CASE(name, storage) \
-  case Format::name: return Type::name;
-    QK_FORMATS(QK_CASE)
-#undef QK_CASE
-    case Format::numbers: break;
-  }
-  return Type::f32;
-}
+// The dtype of a tensor of codes, and the name of a format.
+int32_t dtype_of(Format format);
+const char* name_of(Format format);
+
+// A string argument. torch 2.13's own conversion to std::string leaks 48 bytes a call.
+struct Text {
+  std::string value;
+};
 
 struct TensorInfo {
   const char* name;
@@ -52,6 +47,8 @@ struct TensorInfo {
   char* data;
 
   TensorInfo(const char* name, const Tensor& tensor);
+  // A float in the host's memory, as a tensor without dimensions.
+  TensorInfo(const char* name, const float* number);
 
   Type kind() const { return static_cast<Type>(type); }
   bool floating() const { return type >= 0 && is_floating(kind()); }
@@ -63,6 +60,14 @@ struct TensorInfo {
   std::string device_text() const;
 };
 
+// A tensor of t's device and dtype, contiguous, with its elements: t itself or a copy.
+struct Contiguous {
+  std::optional<Tensor> copy;
+  TensorInfo info;
+
+  explicit Contiguous(const TensorInfo& t);
+};
+
 std::string tuple_text(const int64_t* sizes, int64_t n);
 
 // Fresh tensors; large ones on the CPU get huge pages before they are first written.
@@ -72,5 +77,15 @@ Tensor empty_like(const TensorInfo& like, int32_t dtype);  // the strides of tor
 
 // Whether no graph of autograd made t.
 bool is_leaf(const TensorInfo& t);
+// Copies elements, in the stream of their device, and makes them 0.
+void copy(const TensorInfo& to, const TensorInfo& from);
+void clear(const TensorInfo& t);
 
 }  // namespace quantkit
+
+namespace torch::stable::detail {
+template <>
+struct ToImpl<quantkit::Text> {
+  static quantkit::Text call(StableIValue value, uint64_t, bool);
+};
+}  // namespace torch::stable::detail

@@ -36,8 +36,9 @@ emu::Buffers buffers_of(const ElementwiseArgs& a) {
     return a.start.of[o] + last_of(o, a.dims, a.count) + (a.n - 1) * a.stride[o];
   };
   add(buffers, "x", a.x, last(kX), a.x == nullptr ? 0 : size_of(a.x_type), false);
-  add(buffers, "q_in", a.q_in, last(kQ), beside, false);
-  add(buffers, "q", a.q, last(kQ), beside, true);
+  const int64_t codes = per_byte(a.format);
+  add(buffers, "q_in", a.q_in, last(kQ), a.operation == Operation::pack ? codes : beside, false);
+  add(buffers, "q", a.q, last(kQ), a.operation == Operation::unpack ? codes : beside, true);
   add(buffers, "y", a.y, last(kY), size_of(a.y_type), true);
   for (const Values* p : {&a.scale, &a.add, &a.subtract})
     add(buffers, p == &a.scale ? "scale" : "zero_point", p->data,
@@ -86,7 +87,8 @@ namespace {
 // turns.
 const char* run_by_turns(const Elementwise& elements, void*) {
   Elementwise e = elements;
-  bool scale = e.scale.data != nullptr, zero_point = e.add.data != nullptr;
+  bool scale = e.scale.data != nullptr && e.layout->offset[kScale] == 0;
+  bool zero_point = e.add.data != nullptr && e.layout->offset[kZeroPoint] == 0;
   for (int k = 0; k < e.layout->count; ++k) {
     scale &= e.layout->dims[k].stride[kScale] == 0;
     zero_point &= e.layout->dims[k].stride[kZeroPoint] == 0;
