@@ -84,7 +84,7 @@ struct Elementwise {
   int32_t q_min, q_max;
   bool chosen;       // scale and zero_point come from x itself,
   bool centred;      // so that max |x| becomes q_max, and the zero point is 0
-  bool nontemporal;        // outputs are large and not expected in a cache: write past it
+  bool nontemporal;  // outputs are large and not expected in a cache: write past it
 };
 
 // Parameters chosen from x, then `elements` with them.
@@ -93,8 +93,8 @@ struct Dynamic {
   const Layout* reduced;     // what parameters are chosen from
   const Layout* parameters;  // each of them once
   void* scale;
-  void* zero_point;          // null: there is none
-  Type p_type;  // of both: x's, or f32
+  void* zero_point;  // null: there is none
+  Type p_type;       // of both: x's, or f32
   Scheme scheme;
 };
 

@@ -166,7 +166,8 @@ struct Writer {
         nontemporal(nontemporal_),
         apart(apart_),
         convert(type == taken ? nullptr : convert_of(taken, type)) {}
-  Writer(void* data, Format format, bool nontemporal_) : Writer(data, size_of(format), nontemporal_) {
+  Writer(void* data, Format format, bool nontemporal_)
+      : Writer(data, size_of(format), nontemporal_) {
     convert = pack_of(format);
     packed = per_byte(format);
   }
@@ -334,8 +335,8 @@ struct Chunks {
   void run(int64_t begin, int64_t end, bool whole, Body body) const {
     const int64_t* step = layout.dims[layout.count - 1].stride;
     const int64_t unit = row != 0 ? row : each ? scale.inner : 1;
-    int64_t
-        chunk;  // a multiple of the unit where it can be: the next finds its parameters in the buffer
+    // A multiple of the unit where it can be: the next finds its parameters in the buffer.
+    int64_t chunk;
     if (whole && !each)
       chunk = row != 0 ? kChunk * row : INT64_MAX;
     else

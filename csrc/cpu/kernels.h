@@ -361,8 +361,8 @@ void reduce(const Dynamic& d, int64_t begin, int64_t end, const States& states) 
 void finalize(const Dynamic& d, int64_t begin, int64_t end, const States& states) {
   const Layout& layout = *d.parameters;
   const Dim& inner = layout.dims[layout.count - 1];
-  const bool dense = inner.stride[kScale] == 1 &&
-                     (inner.stride[kZeroPoint] == 1 || d.zero_point == nullptr);
+  const bool dense =
+      inner.stride[kScale] == 1 && (inner.stride[kZeroPoint] == 1 || d.zero_point == nullptr);
   using Loop = void (*)(const Finalize&, const Scheme&);
   const Loop loop = with_reduction_of(d, [&](auto x, auto tag) -> Loop {
     using X = typename decltype(x)::type;
@@ -378,8 +378,7 @@ void finalize(const Dynamic& d, int64_t begin, int64_t end, const States& states
           static_cast<char*>(d.scale) + at.of[kScale] * size,
           d.zero_point == nullptr ? nullptr
                                   : static_cast<char*>(d.zero_point) + at.of[kZeroPoint] * size,
-          inner.stride[kScale],
-          inner.stride[kZeroPoint], n},
+          inner.stride[kScale], inner.stride[kZeroPoint], n},
          d.scheme);
   });
 }

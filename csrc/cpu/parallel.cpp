@@ -84,9 +84,8 @@ class Slabs {
     parameters_ = reduced_.parameters();
     d_.reduced = &reduced_;
     d_.parameters = &parameters_;
-    count_ =
-        d_.elements.layout
-            ->slabs();  // without repeats, more of the outer dimensions may step from parameter to parameter
+    // Without repeats more of the outer dimensions may step from parameter to parameter.
+    count_ = d_.elements.layout->slabs();
     states_ /= count_;
     batch_ = std::max<int64_t>(1, kBatch / (reduced_.numel / count_));
   }

@@ -40,8 +40,8 @@ constexpr bool kSame<A, A> = true;
 enum Mode : int { kDivide, kEach, kReciprocal, kNoZeroPoint, kChosen, kCentred, kProved, kModes };
 constexpr int64_t kProofPays = 4096;  // elements of a centred row
 
-// Rows of n contiguous elements, each under its own parameters (or each element, in mode kEach): x as
-// float, whatever its type, and y too.
+// Rows of n contiguous elements, each under its own parameters (or each element, in mode kEach): x
+// as float, whatever its type, and y too.
 struct Rows {
   const void* x;
   const void* q_in;
@@ -180,18 +180,37 @@ Loops loops_of() {
 }
 
 template <class F, bool kOwn>
-void dequantize_rows(const Rows& r) {
-  const typename F::Storage* __restrict q = static_cast<const typename F::Storage*>(r.q_in);
-  float* __restrict y = static_cast<float*>(r.y);
-  const float* __restrict scale = static_cast<const float*>(r.multiply);
-  const float* __restrict zero_point = static_cast<const float*>(r.subtract);
-  const int64_t n = r.n;
-  for (int64_t row = 0; row < r.rows; ++row, q += n, y += n) {
-    const float scale0 = scale[row], zero_point0 = zero_point[row];
-    for (int64_t i = 0; i < n; ++i)
-      y[i] = dequantized<float, float>(F::number(q[i]), kOwn ? zero_point[i] : zero_point0,
-                                       kOwn ? scale[i] : scale0);
+void dequantize_row(const typename F::Storage* __restrict q, float* __restrict y,
+                    const float* __restrict scale, const float* __restrict zero_point, int64_t n) {
+  const float scale0 = *scale, zero_point0 = *zero_point;
+  int64_t i = 0;
+#ifdef __F16C__
+  if constexpr (!F::kInteger) {
+    // As float16 with a power of two, which the machine widens. The power goes into the scale where
+    // that stays finite.
+    const __m256 power = _mm256_set1_ps(F::kPower);
+    const __m256 product = _mm256_set1_ps(scale0 * F::kPower);
+    const bool exact = kOwn || !(scale0 >= 0x1p119f || scale0 <= -0x1p119f);
+    for (; exact && i + 8 <= n; i += 8) {
+      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(q + i));
+      const __m256 number = _mm256_cvtph_ps(F::as_f16(_mm_cvtepu8_epi16(bytes)));
+      const __m256 s = kOwn ? _mm256_loadu_ps(scale + i) : product;
+      _mm256_storeu_ps(y + i, _mm256_mul_ps(kOwn ? _mm256_mul_ps(number, power) : number, s));
+    }
   }
+#endif
+  for (; i < n; ++i)
+    y[i] = dequantized<float, float>(F::number(q[i]), kOwn ? zero_point[i] : zero_point0,
+                                     kOwn ? scale[i] : scale0);
+}
+
+template <class F, bool kOwn>
+void dequantize_rows(const Rows& r) {
+  for (int64_t row = 0; row < r.rows; ++row)
+    dequantize_row<F, kOwn>(static_cast<const typename F::Storage*>(r.q_in) + row * r.n,
+                            static_cast<float*>(r.y) + row * r.n,
+                            static_cast<const float*>(r.multiply) + row,
+                            static_cast<const float*>(r.subtract) + row, r.n);
 }
 
 // ---- steps of any dtypes: in double, a step at a time -------------------------------------------

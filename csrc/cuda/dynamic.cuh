@@ -127,8 +127,7 @@ struct Chosen {
 };
 
 template <class X, bool kSymmetric, bool kMultiply>
-__device__ __forceinline__ Encoded<Wide<X>> chosen_code(const SetArgs& a, X x,
-                                                        const Chosen<X>& p) {
+__device__ __forceinline__ Encoded<Wide<X>> chosen_code(const SetArgs& a, X x, const Chosen<X>& p) {
   using W = Wide<X>;
   const W quotient = kMultiply ? W(widen(x)) * W(p.reciprocal) : W(widen(x)) / p.scale;
   const W v =
@@ -148,8 +147,7 @@ __device__ __forceinline__ void quantize_of_set(const SetArgs& a, const Set<X, V
   for (int k = 0; k < V; ++k) {
     const Encoded<Wide<X>> made = chosen_code<X, kSymmetric, kMultiply>(a, x.get(k), p);
     shorts.put(k, int16_t(made.code));
-    y.put(k,
-          dequantized<float, float>(made.number, kSymmetric ? 0.0f : p.zero_point, p.scale));
+    y.put(k, dequantized<float, float>(made.number, kSymmetric ? 0.0f : p.zero_point, p.scale));
   }
   store_codes<V>(a.q, a.format, set.at(a, kQ, first), inner.stride[kQ], shorts);
   if (a.y == nullptr) return;
@@ -257,7 +255,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) rows_kernel(const __grid_cons
         if (!set.is_whole(first_of(t, u))) continue;
         if (sizeof(X) > 2 || p.reciprocal != 0)
           quantize_of_set<X, V, kSymmetric, (sizeof(X) == 2)>(a, set, first_of(t, u), held[u], p);
-        else  // a scale so large, small or broken that vectors of divisions are not worth their code
+        else  // a scale so large, small or broken that vectors of divisions do not pay
           for_inside<V>(first_of(t, u), set.n,
                         [&](int64_t i) { quantize_of_set<X, V, kSymmetric>(a, set, i, p); });
       }

@@ -151,8 +151,10 @@ ElementwiseKernel dequantize_kernel_of(const Elementwise& e, bool each) {
   if (each && !have_type(e, Type::f32, true)) return nullptr;
   return with_codes(e.format, [&](auto tag) -> ElementwiseKernel {
     using F = typename decltype(tag)::type;
-    if constexpr (F::kPerByte > 1) return nullptr;  // unpacked before
-    else return each ? dequantize_kernel<F, true> : dequantize_kernel<F, false>;
+    if constexpr (F::kPerByte > 1)
+      return nullptr;  // unpacked before
+    else
+      return each ? dequantize_kernel<F, true> : dequantize_kernel<F, false>;
   });
 }
 

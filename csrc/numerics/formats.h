@@ -7,6 +7,10 @@
 
 #include "floats.h"
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 namespace quantkit {
 
 #define QK_FORMATS(X)                       \
@@ -75,6 +79,7 @@ template <class T>
 struct IntegerFormat {
   using Storage = T;
   using Encoder = IntegerEncoder;
+  static constexpr bool kInteger = true;
   static constexpr int kPerByte = 1;
   static constexpr int64_t kLow = T(-1) < T(0) ? -(1 << (8 * sizeof(T) - 1)) : 0;
   static constexpr int64_t kHigh = kLow + (1 << (8 * sizeof(T))) - 1;
@@ -87,6 +92,7 @@ template <int32_t kFrom>
 struct PackedFormat {
   using Storage = int8_t;
   using Encoder = IntegerEncoder;
+  static constexpr bool kInteger = true;
   static constexpr int kPerByte = 2;
   static constexpr int64_t kLow = kFrom, kHigh = kFrom + 15;
 
@@ -126,8 +132,8 @@ struct FloatFormat {
   QK_INLINE static Encoded<float> within(float v, float from) {
     const int32_t magnitude = bit_cast<int32_t>(v) & ~kSign, field = magnitude & 0x7f800000;
     const int32_t power = field > kLeastField ? field : kLeastField;
-    const float addend = bit_cast<float>(power + ((23 - M) << 23) + (power >> (23 - M)) -
-                                         (kLeastField >> (23 - M)));
+    const float addend =
+        bit_cast<float>(power + ((23 - M) << 23) + (power >> (23 - M)) - (kLeastField >> (23 - M)));
     const float sum = bit_cast<float>(magnitude) + addend;
     const int32_t sign = bit_cast<int32_t>(from) & kSign;
     return {(bit_cast<int32_t>(sum) & 0x7f) | int32_t(uint32_t(sign) >> 24),
@@ -146,6 +152,19 @@ struct FloatFormat {
     return bit_cast<float>(bits | int32_t(uint32_t(stored & 0x80) << 24));
   }
 
+#ifdef __F16C__
+  // Eight codes, in 16 bits each: number() is that float16 times kPower.
+  static constexpr float kPower = M == 3 ? 0x1p8f : 1.0f;
+  static inline __m128i as_f16(__m128i code) {
+    if constexpr (M == 2) return _mm_slli_epi16(code, 8);
+    const __m128i sign = _mm_slli_epi16(_mm_and_si128(code, _mm_set1_epi16(0x80)), 8);
+    const __m128i magnitude = _mm_and_si128(code, _mm_set1_epi16(0x7f));
+    const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f));
+    const __m128i special = _mm_and_si128(nan, _mm_set1_epi16(0x7c00));
+    return _mm_or_si128(_mm_or_si128(sign, special), _mm_slli_epi16(magnitude, 7));
+  }
+#endif
+
   // All bits where low <= v <= high, else none, as where v is NaN.
   QK_INLINE static int32_t inside(float v, float low, float high) {
     return int32_t(v >= low ? -1 : 0) & int32_t(v <= high ? -1 : 0);
@@ -154,6 +173,7 @@ struct FloatFormat {
 
 struct Numbers {
   using Storage = float;
+  static constexpr bool kInteger = true;
   static constexpr int kPerByte = 1;
   QK_INLINE static float number(float stored) { return stored; }
 };
@@ -192,8 +212,7 @@ QK_INLINE int64_t per_byte(Format format) {
   return with_format(format, [](auto tag) -> int64_t { return decltype(tag)::type::kPerByte; });
 }
 QK_INLINE bool is_float(Format format) {
-  return with_codes(format,
-                    [](auto tag) { return !decltype(tag)::type::Encoder::kInteger; });
+  return with_codes(format, [](auto tag) { return !decltype(tag)::type::Encoder::kInteger; });
 }
 
 }  // namespace

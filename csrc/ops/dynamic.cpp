@@ -45,20 +45,8 @@ struct FromChosen {
   FromChosen(const Tensor& x_, const BlockSize& block_size_, int64_t q_min, int64_t q_max,
              double eps, bool symmetric, const Text& name, bool include_zero,
              const Dtype& scale_dtype, const std::optional<Text>& scale_rule,
-             const Given& global_scale)
-      : FromChosen(x_, block_size_, q_min, q_max, eps, symmetric, name, include_zero, scale_dtype,
-                   scale_rule, global_scale, {}, {}, false, {}) {}
-  FromChosen(const Tensor& x_, const BlockSize& block_size_, int64_t q_min, int64_t q_max,
-             double eps, bool symmetric, const Text& name, bool include_zero,
-             const Dtype& scale_dtype, const std::optional<Text>& scale_rule,
-             const Given& global_scale, const Given& seed, const BlockSize& index, bool round)
-      : FromChosen(x_, block_size_, q_min, q_max, eps, symmetric, name, include_zero, scale_dtype,
-                   scale_rule, global_scale, seed, index, round, {}) {}
-  FromChosen(const Tensor& x_, const BlockSize& block_size_, int64_t q_min, int64_t q_max,
-             double eps, bool symmetric, const Text& name, bool include_zero,
-             const Dtype& scale_dtype, const std::optional<Text>& scale_rule,
-             const Given& global_scale, const Given& seed, const BlockSize& index, bool round,
-             const Dtype& output_dtype)
+             const Given& global_scale, const Given& seed = {}, const BlockSize& index = {},
+             bool round = false, const Dtype& output_dtype = {})
       : FromChosen(x_, block_size_, check_format(name.value)) {
     check_q_range(q_min, q_max, format);
     check_choice(x, block_size, eps, symmetric, include_zero, true);
@@ -79,7 +67,8 @@ struct FromChosen {
     const int64_t dim = static_cast<int64_t>(sizes.size());
     if (kCodes && i == 0)
       return {"q", dtype_of(format), codes_sizes.data(), x.dim, &x, per_byte(format) > 1};
-    if (kBack && i == 1) return {"x_hat", dtype_of(back_type), x.sizes, x.dim, &x, x_hat_contiguous()};
+    if (kBack && i == 1)
+      return {"x_hat", dtype_of(back_type), x.sizes, x.dim, &x, x_hat_contiguous()};
     if (i == kScaleAt) return {"scale", dtype_of(type), sizes.data(), dim, &x, true};
     return {"zero_point", dtype_of(type), sizes.data(), has_zero_point() ? dim : 0, &x, true};
   }
@@ -113,8 +102,8 @@ struct FromChosen {
     e.q_max = scheme.q_max;
     static constexpr float kZero = 0;
     e.scale = {scale.data, type, false};
-    e.add = e.subtract = has_zero_point() ? Parameter{zero_point.data, type, false}
-                                          : Parameter{&kZero, type, true};
+    e.add = e.subtract =
+        has_zero_point() ? Parameter{zero_point.data, type, false} : Parameter{&kZero, type, true};
     e.steps.divide = e.steps.add = type;
     e.steps.round_first = round_first;
     e.steps.subtract = e.steps.multiply =
@@ -148,8 +137,12 @@ struct FromChosen {
                   bool half_range) {
     double steps = static_cast<double>(std::max<int64_t>(symmetric ? q_max : q_max - q_min, 1));
     if (half_range) steps = static_cast<double>(std::max<int64_t>(q_max - q_min, 1)) / 2;
-    scheme = {static_cast<int32_t>(q_min), static_cast<int32_t>(q_max), symmetric, include_zero,
-              steps, eps};
+    scheme = {static_cast<int32_t>(q_min),
+              static_cast<int32_t>(q_max),
+              symmetric,
+              include_zero,
+              steps,
+              eps};
     for (int64_t d = 0; block_size && d < x.dim; ++d) {
       const int64_t block = (*block_size)[d], whole = std::max<int64_t>(x.sizes[d], 1);
       resolved_.push_back(block == -1 ? whole : block);

@@ -64,7 +64,9 @@ std::vector<int64_t> unpacked_sizes(const TensorInfo& q, Format format) {
 }
 
 Codes::Codes(const TensorInfo& packed, std::vector<int64_t> sizes, Format format)
-    : sizes_(std::move(sizes)), strides_(packed.strides, packed.strides + packed.dim), info_(packed) {
+    : sizes_(std::move(sizes)),
+      strides_(packed.strides, packed.strides + packed.dim),
+      info_(packed) {
   for (int64_t d = 0; d + 1 < packed.dim; ++d) strides_[d] *= per_byte(format);
   info_.sizes = sizes_.data();
   info_.strides = strides_.data();

@@ -38,9 +38,7 @@ struct Converted {
   Converted(const TensorInfo& t, Type type);
 };
 // x as a type that kernels load: float16, bfloat16, float32 or float64.
-inline Converted loadable(const TensorInfo& x) {
-  return {x, x.floating() ? x.kind() : Type::f32};
-}
+inline Converted loadable(const TensorInfo& x) { return {x, x.floating() ? x.kind() : Type::f32}; }
 
 // ---- codes of which several share a byte --------------------------------------------------------
 
@@ -48,7 +46,8 @@ inline Converted loadable(const TensorInfo& x) {
 std::vector<int64_t> packed_sizes(const TensorInfo& x, Format format);
 std::vector<int64_t> unpacked_sizes(const TensorInfo& q, Format format);
 
-// A tensor as if each code had an element of its own: with these sizes, and strides that count codes.
+// A tensor as if each code had an element of its own: with these sizes, and strides that count
+// codes.
 class Codes {
  public:
   Codes(const TensorInfo& packed, std::vector<int64_t> sizes, Format format);

@@ -53,27 +53,64 @@ constexpr const char* kSchemas[] = {
     "_masked_gradient.out(Tensor grad, Tensor mask, *, Tensor(a!) out) -> ()",
 
     // Contract 2: codes of any format, by float32 steps.
-    "choose_qparams.format(Tensor x, SymInt[]? block_size, int q_min, int q_max, float eps, bool symmetric, str format, *, bool include_zero=False, ScalarType? scale_dtype=None, str? scale_rule=None, Tensor? global_scale=None) -> (Tensor, Tensor)",
-    "choose_qparams.format_out(Tensor x, SymInt[]? block_size, int q_min, int q_max, float eps, bool symmetric, str format, *, bool include_zero=False, ScalarType? scale_dtype=None, str? scale_rule=None, Tensor? global_scale=None, Tensor(a!) scale, Tensor(b!) zero_point) -> ()",
+    "choose_qparams.format(Tensor x, SymInt[]? block_size, int q_min, int q_max, float eps, bool "
+    "symmetric, str format, *, bool include_zero=False, ScalarType? scale_dtype=None, str? "
+    "scale_rule=None, Tensor? global_scale=None) -> (Tensor, Tensor)",
+    "choose_qparams.format_out(Tensor x, SymInt[]? block_size, int q_min, int q_max, float eps, "
+    "bool symmetric, str format, *, bool include_zero=False, ScalarType? scale_dtype=None, str? "
+    "scale_rule=None, Tensor? global_scale=None, Tensor(a!) scale, Tensor(b!) zero_point) -> ()",
 
-    "quantize.format(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool round_first=False) -> Tensor",
-    "quantize.format_out(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool round_first=False, Tensor(a!) out) -> ()",
+    "quantize.format(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, "
+    "*, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? "
+    "index=None, bool round_first=False) -> Tensor",
+    "quantize.format_out(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str "
+    "format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? "
+    "index=None, bool round_first=False, Tensor(a!) out) -> ()",
 
-    "dequantize.format(Tensor q, Tensor scale, Tensor? zero_point, str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, ScalarType? output_dtype=None) -> Tensor",
-    "dequantize.format_out(Tensor q, Tensor scale, Tensor? zero_point, str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, ScalarType? output_dtype=None, Tensor(a!) out) -> ()",
+    "dequantize.format(Tensor q, Tensor scale, Tensor? zero_point, str format, *, SymInt[]? "
+    "block_size=None, Tensor? global_scale=None, ScalarType? output_dtype=None) -> Tensor",
+    "dequantize.format_out(Tensor q, Tensor scale, Tensor? zero_point, str format, *, SymInt[]? "
+    "block_size=None, Tensor? global_scale=None, ScalarType? output_dtype=None, Tensor(a!) out) -> "
+    "()",
 
-    "dynamic_quantize.format(Tensor x, SymInt[]? block_size, int q_min, int q_max, float eps, bool symmetric, str format, *, bool include_zero=False, ScalarType? scale_dtype=None, str? scale_rule=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool round_first=False) -> (Tensor, Tensor, Tensor)",
-    "dynamic_quantize.format_out(Tensor x, SymInt[]? block_size, int q_min, int q_max, float eps, bool symmetric, str format, *, bool include_zero=False, ScalarType? scale_dtype=None, str? scale_rule=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool round_first=False, Tensor(a!) q, Tensor(b!) scale, Tensor(c!) zero_point) -> ()",
+    "dynamic_quantize.format(Tensor x, SymInt[]? block_size, int q_min, int q_max, float eps, bool "
+    "symmetric, str format, *, bool include_zero=False, ScalarType? scale_dtype=None, str? "
+    "scale_rule=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool "
+    "round_first=False) -> (Tensor, Tensor, Tensor)",
+    "dynamic_quantize.format_out(Tensor x, SymInt[]? block_size, int q_min, int q_max, float eps, "
+    "bool symmetric, str format, *, bool include_zero=False, ScalarType? scale_dtype=None, str? "
+    "scale_rule=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool "
+    "round_first=False, Tensor(a!) q, Tensor(b!) scale, Tensor(c!) zero_point) -> ()",
 
-    "quantize_dequantize.format(Tensor x, SymInt[]? block_size, int q_min, int q_max, float eps, bool symmetric, str format, *, bool include_zero=False, ScalarType? scale_dtype=None, str? scale_rule=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool round_first=False, ScalarType? output_dtype=None) -> (Tensor, Tensor, Tensor, Tensor)",
-    "quantize_dequantize.format_out(Tensor x, SymInt[]? block_size, int q_min, int q_max, float eps, bool symmetric, str format, *, bool include_zero=False, ScalarType? scale_dtype=None, str? scale_rule=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool round_first=False, ScalarType? output_dtype=None, Tensor(a!) q, Tensor(b!) x_hat, Tensor(c!) scale, Tensor(d!) zero_point) -> ()",
+    "quantize_dequantize.format(Tensor x, SymInt[]? block_size, int q_min, int q_max, float eps, "
+    "bool symmetric, str format, *, bool include_zero=False, ScalarType? scale_dtype=None, str? "
+    "scale_rule=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool "
+    "round_first=False, ScalarType? output_dtype=None) -> (Tensor, Tensor, Tensor, Tensor)",
+    "quantize_dequantize.format_out(Tensor x, SymInt[]? block_size, int q_min, int q_max, float "
+    "eps, bool symmetric, str format, *, bool include_zero=False, ScalarType? scale_dtype=None, "
+    "str? scale_rule=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, "
+    "bool round_first=False, ScalarType? output_dtype=None, Tensor(a!) q, Tensor(b!) x_hat, "
+    "Tensor(c!) scale, Tensor(d!) zero_point) -> ()",
 
-    "fake_quantize.format(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool round_first=False) -> Tensor",
-    "fake_quantize.format_out(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool round_first=False, Tensor(a!) out) -> ()",
-    "_fake_quantize.format(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool round_first=False) -> Tensor",
-    "_fake_quantize.format_out(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool round_first=False, Tensor(a!) out) -> ()",
-    "_fake_quantize_masked.format(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool round_first=False) -> (Tensor, Tensor)",
-    "_fake_quantize_masked.format_out(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? index=None, bool round_first=False, Tensor(a!) out, Tensor(b!) mask) -> ()",
+    "fake_quantize.format(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str "
+    "format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? "
+    "index=None, bool round_first=False) -> Tensor",
+    "fake_quantize.format_out(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, "
+    "str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, "
+    "SymInt[]? index=None, bool round_first=False, Tensor(a!) out) -> ()",
+    "_fake_quantize.format(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str "
+    "format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, SymInt[]? "
+    "index=None, bool round_first=False) -> Tensor",
+    "_fake_quantize.format_out(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, "
+    "str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? seed=None, "
+    "SymInt[]? index=None, bool round_first=False, Tensor(a!) out) -> ()",
+    "_fake_quantize_masked.format(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int "
+    "q_max, str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? "
+    "seed=None, SymInt[]? index=None, bool round_first=False) -> (Tensor, Tensor)",
+    "_fake_quantize_masked.format_out(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int "
+    "q_max, str format, *, SymInt[]? block_size=None, Tensor? global_scale=None, Tensor? "
+    "seed=None, SymInt[]? index=None, bool round_first=False, Tensor(a!) out, Tensor(b!) mask) -> "
+    "()",
 
     // Programs exported by contract 1 hold it: the gradient from x and the parameters.
     "_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int q_min, "

@@ -88,7 +88,8 @@ bool within_limits(int64_t q_min, int64_t q_max, Format format) {
 }
 
 // Raises what is wrong.
-[[noreturn]] void refuse_limits(int64_t q_min, int64_t q_max, Format format, const std::string& name) {
+[[noreturn]] void refuse_limits(int64_t q_min, int64_t q_max, Format format,
+                                const std::string& name) {
   const auto [low, high] = with_codes(format, [](auto tag) {
     using F = typename decltype(tag)::type;
     return std::pair<int64_t, int64_t>(F::kLow, F::kHigh);
@@ -124,8 +125,10 @@ void check_q_range(int64_t q_min, int64_t q_max, Format format) {
   if (!is_float(format)) return;
   const bool number = with_codes(format, [&](auto tag) {
     using F = typename decltype(tag)::type;
-    if constexpr (F::Encoder::kInteger) return true;
-    else return F::within(float(q_max), 0.0f).number == float(q_max);
+    if constexpr (F::Encoder::kInteger)
+      return true;
+    else
+      return F::within(float(q_max), 0.0f).number == float(q_max);
   });
   if (q_max < 1 || !number)
     raise("q_max: expected a positive integer that is a number of " + std::string(name_of(format)) +

@@ -269,7 +269,12 @@ Contiguous::Contiguous(const TensorInfo& t) : info(t) {
 void copy(const TensorInfo& to, const TensorInfo& from) {
   check_shim(aoti_torch_copy_(to.handle, from.handle, 0));
 }
-void clear(const TensorInfo& t) { check_shim(aoti_torch_zero_(t.handle)); }
+void clear(const TensorInfo& t) {
+  if (t.device_type == aoti_torch_device_type_cpu() && t.dim == 0)
+    memset(t.data, 0, aoti_torch_dtype_element_size(t.dtype));
+  else
+    check_shim(aoti_torch_zero_(t.handle));
+}
 
 bool is_leaf(const TensorInfo& t) {
   AtenTensorHandle self = nullptr;
