@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ _may_be_transformed = _torch.may_be_transformed
 
 
 def straight_through(
-    masked: Callable[..., Any], gradient: Callable[..., Any]
+    masked: Callable[..., Any], gradient: Callable[..., Any], keywords: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """fake_quantize with its gradient with respect to x, forward and reverse: for transforms, and fast.
 
-    Only the mask is saved: what is changed in place afterwards does not matter.
+    Only the mask is saved: what is changed in place afterwards does not matter. keywords: the defaults
+    of arguments that masked takes by name only. A Function takes all by position.
     """
 
     def save(ctx, mask):
@@ -51,7 +53,10 @@ def straight_through(
 
     class FakeQuantize(torch.autograd.Function):
         generate_vmap_rule = True
-        forward = staticmethod(masked)
+
+        @staticmethod
+        def forward(*args):
+            return masked(*args) if not keywords else named(args)
 
         @staticmethod
         def setup_context(ctx, inputs, output):
@@ -62,14 +67,27 @@ def straight_through(
 
         @staticmethod
         def backward(ctx, *grads):
-            return derivative(ctx, grads[0]), *[None] * 4
+            return derivative(ctx, grads[0]), *[None] * (len(ctx.needs_input_grad) - 1)
 
         @staticmethod
         def jvp(ctx, *tangents):
             return derivative(ctx, tangents[0]), None
 
-    apply, fast_apply = FakeQuantize.apply, _torch.fast_apply(FakeQuantize)
-    return lambda *args: apply(*args)[0], lambda *args: fast_apply(*args)[0]
+    def named(args):
+        return masked(*args[: -len(keywords)], **dict(zip(keywords, args[-len(keywords) :], strict=True)))
+
+    def applied(apply):
+        if not keywords:
+            return lambda *args: apply(*args)[0]
+        return lambda *args, **options: apply(*args, *{**keywords, **options}.values())[0]
+
+    return applied(FakeQuantize.apply), applied(_torch.fast_apply(FakeQuantize))
+
+
+def keywords_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The defaults of the arguments that function takes by name only."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def is_differentiable(x: torch.Tensor) -> bool:
@@ -83,28 +101,36 @@ def by_mode(
 ) -> Callable[..., Any]:
     """What quantkit.fake_quantize calls: without the gradient's cost where none is due."""
 
-    def fake_quantize(x, scale, zero_point, q_min, q_max):
+    def fake_quantize(x, *args, **options):
         if _is_compiling() or _is_tracing():
             call = operator  # a graph may be differentiated later, and read by others
         elif _may_be_transformed() and _torch.is_transformed() is not False:
             call = transformed
         else:
             call = operator if is_differentiable(x) else plain
-        return call(x, scale, zero_point, q_min, q_max)
+        return call(x, *args, **options)
 
     return fake_quantize
+
+
+def reference(
+    plain: Callable[..., Any], masked: Callable[..., Any], gradient: Callable[..., Any]
+) -> Callable[..., Any]:
+    """What quantkit.reference.fake_quantize calls."""
+    differentiable, _ = straight_through(masked, gradient, keywords_of(masked))
+    return by_mode(differentiable, differentiable, plain)
 
 
 def kernel(differentiable: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     """The operator's Autograd kernel."""
 
-    def fake_quantize(x, scale, zero_point, q_min, q_max):
+    def fake_quantize(x, *args, **options):
         if _torch.is_transformed():  # a kernel sees one level of them, a Function all
             raise RuntimeError(
                 "torch.ops.quantkit.fake_quantize: torch.func's derivatives do not reach operators; "
                 "call quantkit.fake_quantize, outside of torch.compile"
             )
         call = differentiable if is_differentiable(x) else plain
-        return call(x, scale, zero_point, q_min, q_max)
+        return call(x, *args, **options)
 
     return fake_quantize

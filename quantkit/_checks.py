@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from . import _overlap, _torch
-from .formats import FLOAT_DTYPES, FORMATS, OF_DTYPE, REAL_DTYPES, WIDEST, Format
+from .formats import (
+    FLOAT_DTYPES,
+    FORMATS,
+    OF_DTYPE,
+    OF_NAME,
+    OF_NUMBER,
+    REAL_DTYPES,
+    VERSION_1,
+    WIDEST,
+    Format,
+)
+from .schemes import RULES
 
 # ---- words --------------------------------------------------------------------------------------------
 
@@ -26,8 +37,8 @@ def shown(value: object) -> str:
     """What was given, in an error: its type where it may have no text, or one of any length."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an int of {value.bit_length()} bits"
-    number = isinstance(value, (int, float, torch.SymInt, torch.dtype))
-    return str(value) if number else type(value).__name__
+    plain = isinstance(value, (int, float, str, torch.SymInt, torch.dtype))
+    return str(value) if plain else type(value).__name__
 
 
 def shown_sizes(value: object) -> str:
@@ -41,9 +52,10 @@ def shown_sizes(value: object) -> str:
 REAL = (REAL_DTYPES, "a real dtype of at least 16 bits if floating")
 FLOATING = (FLOAT_DTYPES, "a floating dtype of at least 16 bits if floating")
 MASK = ((torch.bool,), "torch.bool")
+OUTPUT = ({*REAL_DTYPES, *(f.storage for f in FORMATS)}, "a real dtype or that of codes")
 
 
-def tensor(name: str, value: object, kind: tuple[Sequence[torch.dtype], str] = REAL) -> None:
+def tensor(name: str, value: object, kind: tuple[Collection[torch.dtype], str] = REAL) -> None:
     dense = "a dense (strided) tensor"
     if not isinstance(value, torch.Tensor):
         raise wrong(TypeError, name, "a torch.Tensor", type(value).__name__)
@@ -59,14 +71,33 @@ def tensor(name: str, value: object, kind: tuple[Sequence[torch.dtype], str] = R
         raise wrong(TypeError, name, expected, value.dtype)
 
 
-def format_of(dtype: object, numbered: bool = False) -> Format:
-    """The format of dtype, which operators take by torch's number too."""
-    found = None
-    if isinstance(dtype, torch.dtype) or (numbered and isinstance(dtype, int)):
-        found = OF_DTYPE.get(dtype)
+def _one_of(names: Iterable[object]) -> str:
+    *others, last = map(str, names)
+    return f"{', '.join(others)} or {last}"
+
+
+def format_of(dtype: object) -> Format:
+    """The format of a dtype, or of a name, as functions take it."""
+    if isinstance(dtype, str):
+        return format_named(dtype, "dtype")
+    found = OF_DTYPE.get(dtype) if isinstance(dtype, torch.dtype) else None
     if found is None:
-        *names, last = (str(f.dtype) for f in FORMATS)
-        raise wrong(TypeError, "dtype", f"{', '.join(names)} or {last}", shown(dtype))
+        raise wrong(TypeError, "dtype", _one_of(f.dtype for f in FORMATS), shown(dtype))
+    return found
+
+
+def format_named(name: str, argument: str = "format") -> Format:
+    """The format of a name, as the ``.format`` operators take it."""
+    if name not in OF_NAME:
+        raise wrong(ValueError, argument, _one_of(OF_NAME), shown(name))
+    return OF_NAME[name]
+
+
+def format_numbered(dtype: torch.dtype | int) -> Format:
+    """The format of a dtype, or of torch's number of it, as version 1's operators take it."""
+    found = OF_NUMBER.get(dtype) if isinstance(dtype, (torch.dtype, int)) else None
+    if found is None:
+        raise wrong(TypeError, "dtype", _one_of(f.dtype for f in VERSION_1), shown(dtype))
     return found
 
 
@@ -133,24 +164,28 @@ def block_sizes(block_size: Any) -> Any:
 # ---- arguments together -------------------------------------------------------------------------------
 
 
-def q_range(q_min: int, q_max: int, dtype: torch.dtype | int = WIDEST.dtype) -> None:
+def q_range(q_min: int, q_max: int, f: Format = WIDEST, name: object = None) -> None:
+    """The limits of codes against their format, whose name in the error is its dtype."""
     q_min, q_max = integer("q_min", q_min), integer("q_max", q_max)
-    f = format_of(dtype, numbered=True)
+    if f.holds(q_min, q_max):
+        return
+    if not f.has_zero_point:
+        expected = f"-n and n, n a positive integer that is a number of {name or f.dtype} up to {f.high}"
+        raise wrong(ValueError, "q_min, q_max", expected, shown_sizes([q_min, q_max]))
     if q_min > q_max:
         raise wrong(
             ValueError, "q_min, q_max", "q_min <= q_max", f"{shown(q_min)} > {shown(q_max)}"
         )
-    if q_min < f.low or q_max > f.high:
-        raise ValueError(
-            f"q_min, q_max: {shown_sizes([q_min, q_max])} is outside the limits "
-            f"[{f.low}, {f.high}] of {f.dtype}"
-        )
+    raise ValueError(
+        f"q_min, q_max: {shown_sizes([q_min, q_max])} is outside the limits "
+        f"[{f.low}, {f.high}] of {name or f.dtype}"
+    )
 
 
 def smallest_format(q_min: int, q_max: int) -> Format:
     """Of parameters that name no dtype: the first that holds the limits."""
     q_range(q_min, q_max)
-    return next(f for f in FORMATS if f.low <= q_min and q_max <= f.high)
+    return next(f for f in VERSION_1 if f.holds(q_min, q_max))
 
 
 def _surely(condition: bool | torch.SymBool) -> bool:
@@ -160,6 +195,15 @@ def _surely(condition: bool | torch.SymBool) -> bool:
     from torch.fx.experimental.symbolic_shapes import guard_or_false  # heavy
 
     return guard_or_false(condition)
+
+
+def known(condition: bool | torch.SymBool) -> bool:
+    """A condition on sizes; False where only its values, and not its symbols, make it true."""
+    if not isinstance(condition, torch.SymBool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # heavy
+
+    return statically_known_true(condition)
 
 
 def _divides(p: int, n: int) -> bool:
@@ -181,19 +225,20 @@ def _fits(shape: Sequence[int], x_shape: Sequence[int]) -> bool:
     return len(shape) < len(x_shape) and not any(_surely((p != 1) & (p != n)) for p, n in pairs)
 
 
-def parameters(x_name: str, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
-    """scale and zero_point against the tensor they belong to: kind, device, shape."""
-    tensor(x_name, x)
-    tensor("scale", scale, FLOATING)
-    tensor("zero_point", zero_point)
-    for name, p in (("scale", scale), ("zero_point", zero_point)):
-        if p.device != x.device and not (p.dim() == 0 and p.device.type == "cpu"):
-            raise wrong(RuntimeError, name, f"device {x.device}, that of {x_name}", p.device)
-        if not _fits(p.shape, x.shape):
-            raise ValueError(
-                f"{name}: shape {tuple(p.shape)} does not fit {x_name} of shape {tuple(x.shape)}: "
-                f"every size must divide {x_name}'s, or the shape broadcast to {x_name}'s"
-            )
+def _on_the_device(name: str, p: torch.Tensor, x_name: str, x: torch.Tensor) -> None:
+    if p.device != x.device and not (p.dim() == 0 and p.device.type == "cpu"):
+        raise wrong(RuntimeError, name, f"device {x.device}, that of {x_name}", p.device)
+
+
+def _fits_shape(name: str, p: torch.Tensor, x_name: str, shape: Sequence[int]) -> None:
+    if not _fits(p.shape, shape):
+        raise ValueError(
+            f"{name}: shape {tuple(p.shape)} does not fit {x_name} of shape {tuple(shape)}: "
+            f"every size must divide {x_name}'s, or the shape broadcast to {x_name}'s"
+        )
+
+
+def _fit_each_other(scale: torch.Tensor, zero_point: torch.Tensor) -> None:
     if not _broadcast(scale.shape, zero_point.shape):
         raise ValueError(
             f"scale, zero_point: shapes {tuple(scale.shape)} and {tuple(zero_point.shape)} "
@@ -201,17 +246,93 @@ def parameters(x_name: str, x: torch.Tensor, scale: torch.Tensor, zero_point: to
         )
 
 
-def blocks(block_size: Sequence[int], shape: Sequence[int]) -> None:
+def parameters(x_name: str, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
+    """scale and zero_point against the tensor they belong to: kind, device, shape."""
+    tensor(x_name, x)
+    tensor("scale", scale, FLOATING)
+    tensor("zero_point", zero_point)
+    for name, p in (("scale", scale), ("zero_point", zero_point)):
+        _on_the_device(name, p, x_name, x)
+        _fits_shape(name, p, x_name, x.shape)
+    _fit_each_other(scale, zero_point)
+
+
+def format_parameters(
+    x_name: str, x: torch.Tensor, shape: Sequence[int], f: Format, scale: torch.Tensor,
+    zero_point: torch.Tensor | None, block_size: Sequence[int] | None,
+) -> None:  # fmt: skip
+    """The same of a ``.format`` operator, by the shape of the elements that x, or q, stands for."""
+    tensor("scale", scale, FLOATING)
+    given = {"scale": scale}
+    if zero_point is not None:
+        if not f.has_zero_point:
+            raise wrong(ValueError, "zero_point", f"None for {f.name}", type(zero_point).__name__)
+        tensor("zero_point", zero_point)
+        given["zero_point"] = zero_point
+    for name, p in given.items():
+        _on_the_device(name, p, x_name, x)
+    if block_size is not None:
+        blocks(block_size, shape, x_name, short=True)
+        block_parameter("scale", scale, shape, block_size, x_name)
+        if has_short_block(shape, block_size):  # where only block_size says what is whose
+            if zero_point is not None:
+                _fits_scale(scale, zero_point)
+            return
+    for name, p in given.items():
+        _fits_shape(name, p, x_name, shape)
+    if zero_point is not None:
+        _fit_each_other(scale, zero_point)
+
+
+def _fits_scale(scale: torch.Tensor, zero_point: torch.Tensor) -> None:
+    fits = zero_point.dim() in (0, scale.dim()) and not any(
+        _surely((z != 1) & (z != s)) for z, s in zip(zero_point.shape, scale.shape, strict=False)
+    )
+    if not fits:
+        expected = f"sizes of 1 or those of scale of shape {tuple(scale.shape)}"
+        raise wrong(ValueError, "zero_point", expected, tuple(zero_point.shape))
+
+
+def blocks_in(n: int, block: int) -> int:
+    """How many blocks a dimension has; the last one may be short."""
+    # Of a symbol that is x's own size there is one, which the sum does not say.
+    return 1 if block == -1 or known(n == block) else (n + block - 1) // block
+
+
+def has_short_block(shape: Sequence[int], block_size: Sequence[int]) -> bool:
+    return any(
+        b != -1 and _surely(n % b != 0) for n, b in zip(shape, block_size, strict=True)
+    )
+
+
+def block_parameter(
+    name: str, p: torch.Tensor, shape: Sequence[int], block_size: Sequence[int], x_name: str = "x"
+) -> None:
+    """A parameter of x's rank: one for each block."""
+    expected = [blocks_in(n, b) for n, b in zip(shape, block_size, strict=True)]
+    if p.dim() != len(expected) or any(
+        _surely(a != b) for a, b in zip(p.shape, expected, strict=True)
+    ):
+        raise ValueError(
+            f"{name}: shape {tuple(p.shape)} does not fit {x_name} of shape {tuple(shape)} in blocks of "
+            f"{shown_sizes(list(block_size))}: expected {tuple(expected)}"
+        )
+
+
+def blocks(
+    block_size: Sequence[int], shape: Sequence[int], x_name: str = "x", short: bool = False
+) -> None:
     if len(block_size) != len(shape):
-        sizes = f"{len(shape)} sizes, one per dimension of x of shape {tuple(shape)}"
+        sizes = f"{len(shape)} sizes, one per dimension of {x_name} of shape {tuple(shape)}"
         raise wrong(ValueError, "block_size", sizes, shown_sizes(block_size))
     for dim, (b, n) in enumerate(zip(block_size, shape, strict=True)):
-        if b == 0 or b < -1:
+        if _surely(b == 0) or _surely(b < -1):
             sizes = "sizes of at least 1, or -1 for a whole dimension"
             raise wrong(ValueError, "block_size", sizes, shown_sizes(block_size))
-        if b != -1 and _surely(n % b != 0):
+        if not short and b != -1 and _surely(n % b != 0):
             raise ValueError(
-                f"block_size: {shown(b)} does not divide {n}, the size of dimension {dim} of x"
+                f"block_size: {shown(b)} does not divide {n}, the size of dimension {dim} of {x_name}; "
+                "a short last block needs compute_dtype=torch.float32"
             )
 
 
@@ -223,9 +344,7 @@ def _same(kind, name, what, got, expected, whose=""):
 # ---- the operators, with their arguments --------------------------------------------------------------
 
 
-def choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero=False):
-    tensor("x", x)
-    q_range(q_min, q_max)
+def _choice(x, block_size, eps, symmetric, include_zero, short):
     if not eps > 0:
         raise wrong(ValueError, "eps", "a number above 0", float(eps))
     symmetric, include_zero = flag("symmetric (sym)", symmetric), flag("include_zero", include_zero)
@@ -234,7 +353,7 @@ def choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero=Fal
             "include_zero: only the asymmetric scheme takes it, but the symmetric one was asked for"
         )
     if block_size is not None:
-        blocks(block_size, x.shape)
+        blocks(block_size, x.shape, short=short)
     # Without a block there is nothing to choose; a block without elements has no extremes.
     pairs = zip(x.shape, block_size or (), strict=False)
     blockless = any(_surely(n == 0) and b != -1 for n, b in pairs)
@@ -243,13 +362,19 @@ def choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero=Fal
         raise wrong(ValueError, "x", "at least one element to choose parameters from", empty)
 
 
+def choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero=False):
+    tensor("x", x)
+    q_range(q_min, q_max)
+    _choice(x, block_size, eps, symmetric, include_zero, short=False)
+
+
 def dynamic_quantize(x, block_size, q_min, q_max, eps, symmetric, dtype, include_zero=False):
-    q_range(q_min, q_max, dtype)
+    q_range(q_min, q_max, format_numbered(dtype))
     choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero)
 
 
 def quantize(x, scale, zero_point, q_min, q_max, dtype=WIDEST.dtype):
-    q_range(q_min, q_max, dtype)
+    q_range(q_min, q_max, format_numbered(dtype))
     parameters("x", x, scale, zero_point)
 
 
@@ -272,6 +397,118 @@ def masked_gradient(grad, mask):
     _same(RuntimeError, "grad", "device", grad.device, mask.device, ", that of mask")
 
 
+# ---- the .format operators, with their arguments ------------------------------------------------------
+
+
+def scale_choice(f, symmetric, scale_dtype, scale_rule):
+    """What there is of scales for a format."""
+    if scale_dtype not in (None, torch.float32):
+        raise wrong(TypeError, "scale_dtype", "None or torch.float32", shown(scale_dtype))
+    if scale_rule is not None:
+        if not isinstance(scale_rule, str):
+            raise wrong(TypeError, "scale_rule", "a str or None", type(scale_rule).__name__)
+        if scale_rule not in RULES:
+            raise wrong(ValueError, "scale_rule", _one_of(RULES), shown(scale_rule))
+        if f.low >= 0 or not f.has_zero_point:
+            raise ValueError(
+                f"scale_rule: {scale_rule} is for signed integer formats, got {f.name}"
+            )
+    if not flag("symmetric (sym)", symmetric):
+        if not f.has_zero_point:
+            raise wrong(ValueError, "symmetric (sym)", f"True for {f.name}", shown(symmetric))
+        if scale_rule is not None:
+            raise ValueError(
+                "scale_rule: only the symmetric scheme takes one, but the asymmetric one was asked for"
+            )
+
+
+def rounding(f, round_first):
+    if flag("round_first", round_first) and not f.has_zero_point:
+        raise wrong(ValueError, "round_first", f"False for {f.name}", shown(round_first))
+
+
+def nothing(**arguments):
+    """Arguments that the schemas have for what later versions do."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise wrong(TypeError, name, "None", type(value).__name__)
+
+
+def packable(x, f):
+    """Whole bytes along the last dimension."""
+    if f.per_byte > 1 and (x.dim() == 0 or _surely(x.shape[-1] % f.per_byte != 0)):
+        raise ValueError(
+            f"x: expected a last size that {f.per_byte} divides for {f.name}, "
+            f"got shape {tuple(x.shape)}"
+        )
+
+
+def choose_qparams_format(
+    x, block_size, q_min, q_max, eps, symmetric, format, *, include_zero=False, scale_dtype=None,
+    scale_rule=None, global_scale=None,
+):  # fmt: skip
+    tensor("x", x)
+    f = format_named(format)
+    q_range(q_min, q_max, f, f.name)
+    nothing(global_scale=global_scale)
+    scale_choice(f, symmetric, scale_dtype, scale_rule)
+    _choice(x, block_size, eps, symmetric, include_zero, short=True)
+
+
+def dynamic_quantize_format(
+    x, block_size, q_min, q_max, eps, symmetric, format, *, seed=None, index=None,
+    round_first=False, output_dtype=None, **choosing,
+):  # fmt: skip
+    choose_qparams_format(x, block_size, q_min, q_max, eps, symmetric, format, **choosing)
+    nothing(seed=seed, index=index)
+    rounding(format_named(format), round_first)
+    packable(x, format_named(format))
+    output_of(output_dtype)
+
+
+def fake_quantize_format(
+    x, scale, zero_point, q_min, q_max, format, *, block_size=None, global_scale=None, seed=None,
+    index=None, round_first=False,
+):  # fmt: skip
+    tensor("x", x)
+    f = format_named(format)
+    q_range(q_min, q_max, f, f.name)
+    nothing(global_scale=global_scale, seed=seed, index=index)
+    rounding(f, round_first)
+    format_parameters("x", x, x.shape, f, scale, zero_point, block_size)
+
+
+def quantize_format(x, scale, zero_point, q_min, q_max, format, **options):
+    fake_quantize_format(x, scale, zero_point, q_min, q_max, format, **options)
+    packable(x, format_named(format))
+
+
+def output_of(output_dtype):
+    if output_dtype not in (None, torch.float16, torch.bfloat16, torch.float32):
+        expected = "None, torch.float16, torch.bfloat16 or torch.float32"
+        raise wrong(TypeError, "output_dtype", expected, shown(output_dtype))
+
+
+def dequantize_format(
+    q, scale, zero_point, format, *, block_size=None, global_scale=None, output_dtype=None
+):
+    f = format_named(format)
+    if f.per_byte == 1 and f.has_zero_point:
+        tensor("q", q)
+    else:
+        tensor("q", q, ((f.storage,), f"{f.storage} for {f.name}"))
+    if f.per_byte > 1 and q.dim() == 0:
+        raise wrong(ValueError, "q", f"at least one dimension for {f.name}", "shape ()")
+    nothing(global_scale=global_scale)
+    output_of(output_dtype)
+    format_parameters("q", q, elements_of(q.shape, f), f, scale, zero_point, block_size)
+
+
+def elements_of(shape, f):
+    """The shape of the elements whose codes have a shape."""
+    return shape if f.per_byte == 1 else (*shape[:-1], shape[-1] * f.per_byte)
+
+
 # ---- out= ---------------------------------------------------------------------------------------------
 
 _Tensors = dict[str, torch.Tensor]
@@ -291,7 +528,7 @@ def outputs(
     in_place names an input that an output may be, element on element.
     """
     for (name, out), result in zip(outs.items(), results, strict=True):
-        tensor(name, out)
+        tensor(name, out, OUTPUT)
         _same(TypeError, name, "dtype", out.dtype, result.dtype)
         _same(ValueError, name, "device", out.device, result.device)
         _same(ValueError, name, "shape", tuple(out.shape), tuple(result.shape))

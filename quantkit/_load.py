@@ -6,12 +6,11 @@ Either way ``torch.ops.quantkit.*`` exists afterwards with the same schemas, fak
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import platform
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from typing import Any
 import torch
 
 from . import _autograd, _checks, ops
-from .operators import OPERATORS, fake, schemas
+from .operators import OPERATORS, fake, overloads, schemas
 
-CONTRACT = 1
-_ops = torch.ops.quantkit
+CONTRACT = 2
 
 
 @dataclass(frozen=True)
@@ -109,15 +107,17 @@ def _load():
 def _out_overload(name: str, function: Callable[..., Any], write: bool) -> Callable[..., Any]:
     """The ``out`` overload of a functional implementation (or, without writing, of a fake one)."""
     operator = OPERATORS[name]
-    names = inspect.signature(operator.reference).parameters
+    names = [a.name for a in overloads(name)[0]._schema.arguments if not a.kwarg_only]
+    in_place = "x" if name.partition(".")[0].endswith("fake_quantize") else None
 
-    def kernel(*args, **kwargs):
-        outs = {name: kwargs.pop(name) for name in operator.results}
-        arguments = dict(zip(names, args, strict=False)) | kwargs
-        results = function(*arguments.values())
+    def kernel(*args, **options):
+        outs = {result: options.pop(result) for result in operator.results}
+        # What was given by name, of those that may be given by place, comes by place.
+        arguments = dict(zip(names, args, strict=False)) | options
+        placed = [arguments[name] for name in names if name in arguments]
+        results = function(*placed, **{k: v for k, v in options.items() if k not in names})
         results = results if isinstance(results, tuple) else (results,)
         inputs = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor)}
-        in_place = "x" if name.endswith("fake_quantize") else None
         _checks.outputs(outs, results, inputs, in_place)
         if write:
             _checks.claim(outs)
@@ -127,17 +127,20 @@ def _out_overload(name: str, function: Callable[..., Any], write: bool) -> Calla
     return kernel
 
 
-def _negative(operator: Callable[..., Any]) -> Callable[..., Any]:
+def _negative(operator: Callable[..., Any], results: tuple[str, ...]) -> Callable[..., Any]:
     """For a lazy negation (``z.conj().imag``) among the arguments: torch's own fallback loses ``out``."""
 
-    def kernel(*args, **outs):
-        for name, out in outs.items():
+    def plain(argument):
+        return argument.resolve_neg() if isinstance(argument, torch.Tensor) else argument
+
+    def kernel(*args, **options):
+        for name in results:
+            out = options[name]
             if isinstance(out, torch.Tensor) and out.is_neg():
                 raise RuntimeError(
                     f"{name}: expected a tensor that is not lazily negated; pass a clone"
                 )
-        plain = (a.resolve_neg() if isinstance(a, torch.Tensor) else a for a in args)
-        return operator(*plain, **outs)
+        return operator(*map(plain, args), **{k: plain(v) for k, v in options.items()})
 
     return kernel
 
@@ -159,13 +162,13 @@ def _raising_exact_errors(
 ) -> Callable[..., Any]:
     """operator for the public functions; where it raises, check(*args) names the error."""
 
-    def call(*args):
+    def call(*args, **options):
         try:
-            return operator(*args)
+            return operator(*args, **options)
         except Exception as error:  # torch's own of foreign arguments are of any type
             raised = error
         try:
-            check(*args)
+            check(*args, **options)
         except Exception as explained:
             raise explained from None
         raise raised
@@ -179,22 +182,49 @@ def _raising_exact_errors(
 def _register(library: torch.library.Library) -> None:
     """The operators where there is no extension; fake kernels and autograd, the same for both."""
     for name, operator in OPERATORS.items():
-        functional, out = operator.reference, _out_overload(name, operator.reference, write=True)
-        for kernel, schema in zip((functional, out), schemas(name), strict=True):
-            if extension is None:
+        if extension is None:
+            for schema in schemas(name):
                 library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        functional, fake_functional = operator.reference, fake(name)
+        kernels = functional, _out_overload(name, functional, write=True)
+        fakes = fake_functional, _out_overload(name, fake_functional, write=False)
+        for kernel, fake_kernel, overload in zip(kernels, fakes, overloads(name), strict=True):
+            if extension is None:
                 kernel = _raising_runtime_errors(kernel)
-                library.impl(schema.partition("(")[0], kernel, "CompositeExplicitAutograd")
-        fakes = fake(name), _out_overload(name, fake(name), write=False)
-        overloads = getattr(_ops, name).default, getattr(_ops, name).out
-        for kernel, overload in zip(fakes, overloads, strict=True):
-            torch.library.register_fake(overload, _raising_runtime_errors(kernel), lib=library)
+                library.impl(overload, kernel, "CompositeExplicitAutograd")
+            fake_kernel = _raising_runtime_errors(fake_kernel)
+            torch.library.register_fake(overload, fake_kernel, lib=library)
             if torch.Tag.pt2_compliant_tag not in overload.tags:  # from C++ only since torch 2.12
                 overload.tags.append(torch.Tag.pt2_compliant_tag)
-            # Without a kernel on this key results would claim requires_grad=True.
-            if str(overload) != "quantkit.fake_quantize.default":
-                library.impl(overload, torch.library.fallthrough_kernel, "Autograd")
-        library.impl(overloads[1], _negative(overloads[1]), "Negative")
+        functional, out = overloads(name)
+        library.impl(out, _negative(out, operator.results), "Negative")
+        # Without a kernel on this key results would claim requires_grad=True.
+        library.impl(out, torch.library.fallthrough_kernel, "Autograd")
+        if name.partition(".")[0] != "fake_quantize":
+            library.impl(functional, torch.library.fallthrough_kernel, "Autograd")
+
+
+def _functions_call(library: torch.library.Library, overload: str) -> ops.Operators:
+    """What the public functions call: one overload of each operator, and the gradient beside it."""
+    names = {name.partition(".")[0]: name for name in OPERATORS if name.partition(".")[2] == overload}
+    calls = {base: overloads(name)[0] for base, name in names.items()}
+    masked, gradient = calls["_fake_quantize_masked"], overloads("_masked_gradient")[0]
+    keywords = _autograd.keywords_of(OPERATORS[names["_fake_quantize_masked"]].reference)
+    transformed, differentiable = _autograd.straight_through(masked, gradient, keywords)
+    plain, public = calls["_fake_quantize"], calls["fake_quantize"]
+    library.impl(public, _autograd.kernel(differentiable, plain), "Autograd")
+    calls["fake_quantize"] = _autograd.by_mode(public, transformed, plain)
+
+    public_names = {base for base in calls if base[0] != "_"}
+    if differing := public_names ^ {field.name for field in fields(ops.Operators)}:
+        raise TypeError(
+            "expected the same names in operators.OPERATORS and the fields of ops.Operators, "
+            f"got {', '.join(sorted(differing))} in one alone"
+        )
+    return ops.Operators(**{
+        base: _raising_exact_errors(calls[base], OPERATORS[names[base]].check)
+        for base in public_names
+    })  # fmt: skip
 
 
 extension, reason = _load()
@@ -204,14 +234,5 @@ if extension is None:
     warnings.warn(
         f"quantkit runs its slow pure-torch reference: {reason}", UserWarning, stacklevel=3
     )
-
-_plain = _ops._fake_quantize.default
-_transformed, _differentiable = _autograd.straight_through(
-    _ops._fake_quantize_masked.default, _ops._masked_gradient.default
-)
-_library.impl("fake_quantize", _autograd.kernel(_differentiable, _plain), "Autograd")
-_called = {name: getattr(_ops, name).default for name in OPERATORS if name[0] != "_"}
-_called["fake_quantize"] = _autograd.by_mode(_called["fake_quantize"], _transformed, _plain)
-ops.operators = ops.Operators(
-    **{name: _raising_exact_errors(call, OPERATORS[name].check) for name, call in _called.items()}
-)
+ops.operators = _functions_call(_library, "")
+ops.format_operators = _functions_call(_library, "format")

@@ -1,7 +1,8 @@
 """The operators of ``torch.ops.quantkit``: one table of schemas, references, checks and results.
 
-A new operator is a row of OPERATORS, a function in reference.py and its errors in _checks.py.
-csrc has the same schemas, literally; tests/test_operators.py compares them.
+A new overload is a row of OPERATORS, a function in reference.py and its errors in _checks.py. A row without
+a name behind a dot is the default overload, which is version 1's. csrc has the same schemas, literally;
+tests/test_operators.py compares them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import _checks, _torch, reference
+from .formats import OF_NAME, Format
 
 _Function = Callable[..., Any]
 
@@ -50,16 +52,51 @@ def _codes_numbers_and_parameters(*args):
     return q, _dequantized(q, *parameters), *parameters
 
 
-def _numbers(x, *_):
+def _numbers(x, *_, **__):
     return _like(x, x.dtype if x.is_floating_point() else torch.float32)
 
 
-def _numbers_and_mask(x, *_):
+def _numbers_and_mask(x, *_, **__):
     return _numbers(x), _like(x, torch.bool)
 
 
 def _gradient(grad, like, *_):
     return _like(like, grad.dtype)
+
+
+# Of the .format overloads.
+
+
+def _format_parameters(x, block_size, q_min, q_max, eps, symmetric, format, **_):
+    shape = reference.parameter_shape(x.shape, block_size)
+    zero_shape = shape if OF_NAME[format].has_zero_point else ()
+    return tuple(x.new_empty(s, dtype=torch.float32) for s in (shape, zero_shape))
+
+
+def _stored(x, f: Format):
+    if f.per_byte == 1:
+        return _like(x, f.storage)
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // f.per_byte), dtype=f.storage)
+
+
+def _format_codes(x, scale, zero_point, q_min, q_max, format, **_):
+    return _stored(x, OF_NAME[format])
+
+
+def _format_dequantized(q, scale, zero_point, format, *, output_dtype=None, **_):
+    f, dtype = OF_NAME[format], output_dtype or torch.float32
+    if f.per_byte == 1:
+        return _like(q, dtype)
+    return q.new_empty(_checks.elements_of(q.shape, f), dtype=dtype)
+
+
+def _format_codes_and_parameters(*args, **_):
+    return _stored(args[0], OF_NAME[args[6]]), *_format_parameters(*args)
+
+
+def _format_codes_numbers_and_parameters(*args, output_dtype=None, **_):
+    q, *parameters = _format_codes_and_parameters(*args)
+    return q, _format_dequantized(q, *parameters, args[6], output_dtype=output_dtype), *parameters
 
 
 # ---- the table --------------------------------------------------------------------------------------
@@ -81,22 +118,57 @@ _DYNAMIC = _CHOOSE.format(dtype="ScalarType dtype, ")
 _GIVEN = "Tensor x, Tensor scale, Tensor zero_point, int q_min, int q_max"
 _FAKE = Operator(_GIVEN, ("out",), reference.fake_quantize_op, _checks.quantize, _numbers)
 
+# The arguments of .format overloads, in groups that several take.
+_SCALED = "SymInt[]? block_size=None, Tensor? global_scale=None"
+_ROUNDED = "Tensor? seed=None, SymInt[]? index=None, bool round_first=False"
+_FORMAT_CHOOSE = (
+    "Tensor x, SymInt[]? block_size, int q_min, int q_max, float eps, bool symmetric, str format, *, "
+    "bool include_zero=False, ScalarType? scale_dtype=None, str? scale_rule=None, "
+    "Tensor? global_scale=None"
+)
+_FORMAT_DYNAMIC = f"{_FORMAT_CHOOSE}, {_ROUNDED}"
+_FORMAT_GIVEN = (
+    "Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, "
+    f"{_SCALED}, {_ROUNDED}"
+)
+_FORMAT_FAKE = Operator(_FORMAT_GIVEN, ("out",),
+    reference.fake_quantize_format_op, _checks.fake_quantize_format, _numbers)  # fmt: skip
+
 OPERATORS = {
     "choose_qparams": Operator(_CHOOSE.format(dtype=""), ("scale", "zero_point"),
         reference.choose_qparams_op, _checks.choose_qparams, _parameters),
+    "choose_qparams.format": Operator(_FORMAT_CHOOSE, ("scale", "zero_point"),
+        reference.choose_qparams_format_op, _checks.choose_qparams_format, _format_parameters),
     "quantize": Operator(_GIVEN + ", ScalarType dtype", ("out",),
         reference.quantize_op, _checks.quantize, _codes),
+    "quantize.format": Operator(_FORMAT_GIVEN, ("out",),
+        reference.quantize_format_op, _checks.quantize_format, _format_codes),
     "dequantize": Operator("Tensor q, Tensor scale, Tensor zero_point", ("out",),
         reference.dequantize_op, _checks.dequantize, _dequantized),
+    "dequantize.format": Operator(
+        f"Tensor q, Tensor scale, Tensor? zero_point, str format, *, {_SCALED}, "
+        "ScalarType? output_dtype=None", ("out",),
+        reference.dequantize_format_op, _checks.dequantize_format, _format_dequantized),
     "dynamic_quantize": Operator(_DYNAMIC, ("q", "scale", "zero_point"),
         reference.dynamic_quantize_op, _checks.dynamic_quantize, _codes_and_parameters),
+    "dynamic_quantize.format": Operator(_FORMAT_DYNAMIC, ("q", "scale", "zero_point"),
+        reference.dynamic_quantize_format_op, _checks.dynamic_quantize_format,
+        _format_codes_and_parameters),
     "quantize_dequantize": Operator(_DYNAMIC, ("q", "x_hat", "scale", "zero_point"),
         reference.quantize_dequantize_op, _checks.dynamic_quantize, _codes_numbers_and_parameters),
+    "quantize_dequantize.format": Operator(
+        f"{_FORMAT_DYNAMIC}, ScalarType? output_dtype=None", ("q", "x_hat", "scale", "zero_point"),
+        reference.quantize_dequantize_format_op, _checks.dynamic_quantize_format,
+        _format_codes_numbers_and_parameters),
     "fake_quantize": _FAKE,
+    "fake_quantize.format": _FORMAT_FAKE,
     # The same without a gradient (an Autograd kernel costs every call), with its mask, and the gradient.
     "_fake_quantize": _FAKE,
+    "_fake_quantize.format": _FORMAT_FAKE,
     "_fake_quantize_masked": Operator(_GIVEN, ("out", "mask"),
         reference.fake_quantize_masked_op, _checks.quantize, _numbers_and_mask),
+    "_fake_quantize_masked.format": Operator(_FORMAT_GIVEN, ("out", "mask"),
+        reference.fake_quantize_masked_format_op, _checks.fake_quantize_format, _numbers_and_mask),
     "_masked_gradient": Operator("Tensor grad, Tensor mask", ("out",),
         reference.masked_gradient_op, _checks.masked_gradient, _gradient),
     # The gradient from x and the parameters: programs that contract 1 exported hold it.
@@ -110,7 +182,17 @@ def schemas(name: str) -> tuple[str, str]:
     arguments, results, *_ = OPERATORS[name]
     returns = "Tensor" if len(results) == 1 else f"({', '.join(['Tensor'] * len(results))})"
     outs = ", ".join(f"Tensor({chr(97 + i)}!) {result}" for i, result in enumerate(results))
-    return f"{name}({arguments}) -> {returns}", f"{name}.out({arguments}, *, {outs}) -> ()"
+    by_name = "" if "*, " in arguments else "*, "
+    out = f"{name}_out" if "." in name else f"{name}.out"
+    return f"{name}({arguments}) -> {returns}", f"{out}({arguments}, {by_name}{outs}) -> ()"
+
+
+def overloads(name: str) -> tuple[Any, Any]:
+    """What these schemas are registered as: the functional overload and the ``out`` overload."""
+    operator, _, overload = name.partition(".")
+    packet = getattr(torch.ops.quantkit, operator)
+    names = (overload, f"{overload}_out") if overload else ("default", "out")
+    return tuple(getattr(packet, name) for name in names)
 
 
 # ---- fake kernels -----------------------------------------------------------------------------------
@@ -131,11 +213,13 @@ def _check_compiler() -> None:
 def fake(name: str) -> _Function:
     """The fake kernel: the checks, then results without values."""
     operator = OPERATORS[name]
+    dtypes = [a.split()[1] for a in operator.arguments.split(", ") if a.startswith("ScalarType")]
+    dtypes = [a.partition("=")[0] for a in dtypes]
 
-    def kernel(*args):
-        if "ScalarType" in operator.arguments:
+    def kernel(*args, **options):
+        if "dtype" in dtypes or any(options.get(name) is not None for name in dtypes):
             _check_compiler()
-        operator.check(*args)
-        return operator.shaped(*args)
+        operator.check(*args, **options)
+        return operator.shaped(*args, **options)
 
     return kernel

@@ -23,7 +23,9 @@ class Operators:
     fake_quantize: Callable[..., Any]
 
 
-operators: Any = None  # Operators, from _load, which registers them; quantkit.reference has its own
+# Operators, from _load, which registers them; quantkit.reference has its own.
+operators: Any = None  # version 1's overloads
+format_operators: Any = None  # the .format overloads
 
 
 def get_symmetric_qparams(

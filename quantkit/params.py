@@ -210,7 +210,7 @@ def choice(
     else:
         low = code.low if q_min is None else _checks.integer("q_min", q_min)
         high = code.high if q_max is None else _checks.integer("q_max", q_max)
-        _checks.q_range(low, high, dtype)
+        _checks.q_range(low, high, code)
     if per_channel is not False and _checks.flag("per_channel", per_channel):
         block_size = _channel(x, channel_dim, block_size)
     elif block_size is not None:

@@ -2,7 +2,8 @@
 
 Plain torch operations, each rounded to its own dtype, in eager mode, on any device. It is also what
 runs where the compiled extension does not. Never let a compiler trace it: inductor computes half
-precision wider. Top half: the six operators. Bottom half: the public functions over them.
+precision wider. First the six operators by version 1's steps, then by float32 steps, which are those of
+their ``.format`` overloads, then the public functions over both.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from . import _autograd, _checks, ops, schemes
-from .formats import HALF_DTYPES, OF_DTYPE, WIDEST, rounded
+from .formats import HALF_DTYPES, OF_NAME, OF_NUMBER, WIDEST, Format, rounded
 from .params import QuantizationParams
 
 __all__ = [
@@ -51,15 +52,21 @@ def parameter_shape(shape: Sequence[int], block_size: _Blocks) -> list[int]:
     """The shape of scale and zero_point: how many blocks each dimension has; 0-dim for None."""
     if block_size is None:
         return []
-    return [1 if b == -1 else n // b for n, b in zip(shape, block_size, strict=True)]
+    return [_checks.blocks_in(n, b) for n, b in zip(shape, block_size, strict=True)]
 
 
-def _expand(p: _Tensor, shape: Sequence[int]) -> _Tensor:
-    """A parameter over blocks, repeated until it broadcasts; its rank stays."""
+def _expand(p: _Tensor, shape: Sequence[int], block_size: _Blocks = None) -> _Tensor:
+    """A parameter over blocks, repeated until it broadcasts; its rank stays.
+
+    block_size is needed where the last block of a dimension is short.
+    """
     if p.dim() == len(shape):
         for dim, (size, whole) in enumerate(zip(p.shape, shape, strict=True)):
             if size not in (0, 1, whole):
-                p = p.repeat_interleave(whole // size, dim)
+                block = whole // size
+                if block_size is not None and whole % block_size[dim] != 0:
+                    block = block_size[dim]
+                p = p.repeat_interleave(block, dim).narrow(dim, 0, whole)
     return p
 
 
@@ -106,22 +113,22 @@ def _before_rounding(
     return _add(_divide(x, scale), zero_point)
 
 
-# ---- the operators --------------------------------------------------------------------------------
-
-
-def choose_qparams_op(
+def _chosen(
     x: _Tensor, block_size: _Blocks, q_min: int, q_max: int, eps: float, symmetric: bool,
-    include_zero: bool = False,
+    include_zero: bool, scale_rule: str | None = None,
 ) -> tuple[_Tensor, _Tensor]:  # fmt: skip
-    """scale and zero_point over the whole of x (None) or over blocks (-1: the whole dimension)."""
-    _checks.choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero)
-    x = x.detach().to(first_dtype(x, q_min, q_max))
-
+    """scale and zero_point in x's dtype."""
     shape = parameter_shape(x.shape, block_size)
     if x.numel() == 0:
         return x.new_empty(shape), x.new_empty(shape)
     counts = shape or [1] * x.dim()
-    sizes = [n // count for n, count in zip(x.shape, counts, strict=True)]
+    sizes = [
+        n if b == -1 else min(b, n) for n, b in zip(x.shape, block_size or x.shape, strict=True)
+    ]
+    for dim, (count, size) in enumerate(zip(counts, sizes, strict=True)):
+        if count * size != x.shape[dim]:  # a short last block: its last element once more and more
+            whole = torch.arange(count * size, device=x.device).clamp(max=x.shape[dim] - 1)
+            x = x.index_select(dim, whole)
     # Each dimension is two axes here. Torch's tensors end at 64: those of one element are left out.
     axes = [(n, i) for pair in zip(counts, sizes, strict=True) for i, n in enumerate(pair) if n > 1]
     blocks = x.reshape([n for n, _ in axes])
@@ -131,8 +138,21 @@ def choose_qparams_op(
         return (reduce(t, dim=within) if within else t).reshape(shape)
 
     scheme = schemes.symmetric if symmetric else schemes.asymmetric
-    scale, zero_point = scheme(blocks, over, q_min, q_max, eps, include_zero)
+    scale, zero_point = scheme(blocks, over, q_min, q_max, eps, include_zero, scale_rule)
     return scale.contiguous(), zero_point.contiguous()
+
+
+# ---- the operators, by version 1's steps ------------------------------------------------------------
+
+
+def choose_qparams_op(
+    x: _Tensor, block_size: _Blocks, q_min: int, q_max: int, eps: float, symmetric: bool,
+    include_zero: bool = False,
+) -> tuple[_Tensor, _Tensor]:  # fmt: skip
+    """scale and zero_point over the whole of x (None) or over blocks (-1: the whole dimension)."""
+    _checks.choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero)
+    x = x.detach().to(first_dtype(x, q_min, q_max))
+    return _chosen(x, block_size, q_min, q_max, eps, symmetric, include_zero)
 
 
 def quantize_op(
@@ -141,14 +161,14 @@ def quantize_op(
     """clip(round(x / scale + zero_point), q_min, q_max), NaN to 0, in dtype."""
     _checks.quantize(x, scale, zero_point, q_min, q_max, dtype)
     v = _before_rounding(x, scale, zero_point, q_min, q_max)
-    return _like(x, _checks.format_of(dtype, numbered=True).encode(v, q_min, q_max))
+    return _like(x, OF_NUMBER[dtype].encode(v, q_min, q_max))
 
 
 def dequantize_op(q: _Tensor, scale: _Tensor, zero_point: _Tensor) -> _Tensor:
     """(q - zero_point) * scale, from q as float32, in the dtype that torch's promotion gives."""
     _checks.dequantize(q, scale, zero_point)
     scale, zero_point = _parameters(q, scale, zero_point, wide=True)
-    numbers = OF_DTYPE.get(q.dtype, WIDEST).decode(q.detach())
+    numbers = OF_NUMBER.get(q.dtype, WIDEST).decode(q.detach())
     return _like(q, (numbers - zero_point) * scale)
 
 
@@ -211,23 +231,182 @@ def fake_quantize_backward_op(
     return masked_gradient_op(grad, _mask(x, scale, zero_point, q_min, q_max))
 
 
+# ---- the operators' .format overloads, by float32 steps ---------------------------------------------
+
+# Not yet: global_scale, seed and index, which the checks take as None only.
+
+
+def _in_float32(
+    p: _Tensor, device: torch.device, shape: Sequence[int], block_size: _Blocks
+) -> _Tensor:
+    """A parameter as float32 on x's device, repeated until it broadcasts."""
+    return _expand(p.detach().to(device).to(torch.float32), shape, block_size)
+
+
+def _float32_steps(
+    x: _Tensor, scale: _Tensor, zero_point: _Tensor | None, block_size: _Blocks, round_first: bool
+) -> _Tensor:
+    """What is rounded to a code: x / scale + zero_point, with round_first round(x / scale) + zero_point."""
+    place = (x.device, x.shape, block_size)
+    v = x.detach().to(torch.float32) / _in_float32(scale, *place)
+    if round_first:
+        v = torch.round(v)
+    return v if zero_point is None else v + _in_float32(zero_point, *place)
+
+
+def _numbers(
+    f: Format, codes: _Tensor, scale: _Tensor, zero_point: _Tensor | None, block_size: _Blocks
+) -> _Tensor:
+    """(number - zero_point) * scale, of codes that are one in each element."""
+    place = (codes.device, codes.shape, block_size)
+    v = f.decode(codes)
+    if zero_point is not None:
+        v = v - _in_float32(zero_point, *place)
+    return v * _in_float32(scale, *place)
+
+
+def choose_qparams_format_op(
+    x: _Tensor, block_size: _Blocks, q_min: int, q_max: int, eps: float, symmetric: bool,
+    format: str, *, include_zero: bool = False, scale_dtype: torch.dtype | None = None,
+    scale_rule: str | None = None, global_scale: _Tensor | None = None,
+) -> tuple[_Tensor, _Tensor]:  # fmt: skip
+    """scale and zero_point in float32; float formats have a 0-dim zero_point of 0."""
+    _checks.choose_qparams_format(
+        x, block_size, q_min, q_max, eps, symmetric, format, include_zero=include_zero,
+        scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
+    )  # fmt: skip
+    x = x.detach().to(torch.float32)
+    parameters = _chosen(x, block_size, q_min, q_max, eps, symmetric, include_zero, scale_rule)
+    scale, zero_point = parameters
+    return scale, zero_point if OF_NAME[format].has_zero_point else x.new_zeros(())
+
+
+def quantize_format_op(
+    x: _Tensor, scale: _Tensor, zero_point: _Tensor | None, q_min: int, q_max: int, format: str, *,
+    block_size: _Blocks = None, global_scale: _Tensor | None = None, seed: _Tensor | None = None,
+    index: Sequence[int] | None = None, round_first: bool = False,
+) -> _Tensor:  # fmt: skip
+    """x / scale + zero_point as codes; those of fewer than 8 bits packed, and contiguous."""
+    _checks.quantize_format(
+        x, scale, zero_point, q_min, q_max, format, block_size=block_size,
+        global_scale=global_scale, seed=seed, index=index, round_first=round_first,
+    )  # fmt: skip
+    f = OF_NAME[format]
+    v = _float32_steps(x, scale, zero_point, block_size, round_first)
+    codes = f.encode(v, q_min, q_max)
+    return f.pack(codes) if f.per_byte > 1 else _like(x, codes)
+
+
+def dequantize_format_op(
+    q: _Tensor, scale: _Tensor, zero_point: _Tensor | None, format: str, *,
+    block_size: _Blocks = None, global_scale: _Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
+) -> _Tensor:  # fmt: skip
+    """(number - zero_point) * scale in float32, then in output_dtype."""
+    _checks.dequantize_format(
+        q, scale, zero_point, format, block_size=block_size, global_scale=global_scale,
+        output_dtype=output_dtype,
+    )  # fmt: skip
+    f = OF_NAME[format]
+    x_hat = _numbers(f, f.unpack(q.detach()), scale, zero_point, block_size)
+    x_hat = x_hat.to(output_dtype or torch.float32)
+    return x_hat.contiguous() if f.per_byte > 1 else _like(q, x_hat)
+
+
+def dynamic_quantize_format_op(
+    x: _Tensor, block_size: _Blocks, q_min: int, q_max: int, eps: float, symmetric: bool,
+    format: str, *, seed: _Tensor | None = None, index: Sequence[int] | None = None,
+    round_first: bool = False, **choosing: Any,
+) -> tuple[_Tensor, _Tensor, _Tensor]:  # fmt: skip
+    """choose_qparams, then quantize with what it returned: (q, scale, zero_point)."""
+    args = (x, block_size, q_min, q_max, eps, symmetric, format)
+    rounding = {"seed": seed, "index": index, "round_first": round_first}
+    _checks.dynamic_quantize_format(*args, **rounding, **choosing)
+    scale, zero_point = choose_qparams_format_op(*args, **choosing)
+    q = quantize_format_op(
+        x, scale, zero_point if OF_NAME[format].has_zero_point else None, q_min, q_max, format,
+        block_size=block_size, global_scale=choosing.get("global_scale"), **rounding,
+    )  # fmt: skip
+    return q, scale, zero_point
+
+
+def quantize_dequantize_format_op(
+    x: _Tensor, block_size: _Blocks, q_min: int, q_max: int, eps: float, symmetric: bool,
+    format: str, *, output_dtype: torch.dtype | None = None, **options: Any,
+) -> tuple[_Tensor, _Tensor, _Tensor, _Tensor]:  # fmt: skip
+    """dynamic_quantize, then dequantize of its q: (q, x_hat, scale, zero_point)."""
+    args = (x, block_size, q_min, q_max, eps, symmetric, format)
+    _checks.dynamic_quantize_format(*args, output_dtype=output_dtype, **options)
+    q, scale, zero_point = dynamic_quantize_format_op(*args, **options)
+    x_hat = dequantize_format_op(
+        q, scale, zero_point if OF_NAME[format].has_zero_point else None, format,
+        block_size=block_size, global_scale=options.get("global_scale"), output_dtype=output_dtype,
+    )  # fmt: skip
+    return q, x_hat, scale, zero_point
+
+
+def fake_quantize_format_op(
+    x: _Tensor, scale: _Tensor, zero_point: _Tensor | None, q_min: int, q_max: int, format: str,
+    **options: Any,
+) -> _Tensor:  # fmt: skip
+    """dequantize(quantize(x)) in x's dtype (float32 for integer x); no gradient."""
+    return fake_quantize_masked_format_op(
+        x, scale, zero_point, q_min, q_max, format, **options
+    )[0]  # fmt: skip
+
+
+def fake_quantize_masked_format_op(
+    x: _Tensor, scale: _Tensor, zero_point: _Tensor | None, q_min: int, q_max: int, format: str, *,
+    block_size: _Blocks = None, global_scale: _Tensor | None = None, seed: _Tensor | None = None,
+    index: Sequence[int] | None = None, round_first: bool = False,
+) -> tuple[_Tensor, _Tensor]:  # fmt: skip
+    """fake_quantize, and the mask of its gradient: what is not clipped."""
+    _checks.fake_quantize_format(
+        x, scale, zero_point, q_min, q_max, format, block_size=block_size,
+        global_scale=global_scale, seed=seed, index=index, round_first=round_first,
+    )  # fmt: skip
+    f = OF_NAME[format]
+    v = _float32_steps(x, scale, zero_point, block_size, round_first)
+    mask = (v >= q_min) & (v <= q_max) if round_first else f.is_inside(v, q_min, q_max)
+    x_hat = _numbers(f, f.encode(v, q_min, q_max), scale, zero_point, block_size)
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    return _like(x, x_hat.to(dtype)), _like(x, mask)
+
+
 # ---- the public functions: those of quantkit/ops.py over the operators above ------------------------
 
-_differentiable, _ = _autograd.straight_through(fake_quantize_masked_op, masked_gradient_op)
 _OPERATORS = ops.Operators(
-    choose_qparams_op, quantize_op, dequantize_op, dynamic_quantize_op, quantize_dequantize_op,
-    _autograd.by_mode(_differentiable, _differentiable, fake_quantize_op),
-)  # fmt: skip
+    choose_qparams=choose_qparams_op,
+    quantize=quantize_op,
+    dequantize=dequantize_op,
+    dynamic_quantize=dynamic_quantize_op,
+    quantize_dequantize=quantize_dequantize_op,
+    fake_quantize=_autograd.reference(fake_quantize_op, fake_quantize_masked_op, masked_gradient_op),
+)
+_FORMAT_OPERATORS = ops.Operators(
+    choose_qparams=choose_qparams_format_op,
+    quantize=quantize_format_op,
+    dequantize=dequantize_format_op,
+    dynamic_quantize=dynamic_quantize_format_op,
+    quantize_dequantize=quantize_dequantize_format_op,
+    fake_quantize=_autograd.reference(
+        fake_quantize_format_op, fake_quantize_masked_format_op, masked_gradient_op
+    ),
+)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+# What the functions find here in place of torch.ops.quantkit's operators.
+_NAMES: dict[str, Any] = {
+    **vars(ops), "operators": _OPERATORS, "format_operators": _FORMAT_OPERATORS,
+}  # fmt: skip
+del _NAMES["__name__"]  # of a module whose `operators` a compiler would take instead
 
 
 def _over_reference(function: _Function) -> _Function:
-    """The same code with these operators in place of torch.ops.quantkit's."""
-    names = {**function.__globals__, "operators": _OPERATORS}
-    del names["__name__"]  # of a module whose `operators` a compiler would take instead
-    made: Any = types.FunctionType(function.__code__, names, None, function.__defaults__)
+    """The same code over these operators."""
+    made: Any = types.FunctionType(function.__code__, _NAMES, None, function.__defaults__)
     made.__kwdefaults__, made.__annotations__ = function.__kwdefaults__, function.__annotations__
     made.__module__, made.__doc__ = __name__, f"See :func:`quantkit.{function.__name__}`."
+    _NAMES[function.__name__] = made  # for functions that call others
     return made
 
 
