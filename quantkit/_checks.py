@@ -71,6 +71,11 @@ def tensor(name: str, value: object, kind: tuple[Collection[torch.dtype], str] =
         raise wrong(TypeError, name, expected, value.dtype)
 
 
+def _named(name: object) -> str:
+    """A name that nothing has; anything else by its type."""
+    return repr(name[:40]) if isinstance(name, str) else shown(name)
+
+
 def _one_of(names: Iterable[object]) -> str:
     *others, last = map(str, names)
     return f"{', '.join(others)} or {last}"
@@ -89,7 +94,7 @@ def format_of(dtype: object) -> Format:
 def format_named(name: str, argument: str = "format") -> Format:
     """The format of a name, as the ``.format`` operators take it."""
     if name not in OF_NAME:
-        raise wrong(ValueError, argument, _one_of(OF_NAME), shown(name))
+        raise wrong(ValueError, argument, _one_of(OF_NAME), _named(name))
     return OF_NAME[name]
 
 
@@ -408,7 +413,7 @@ def scale_choice(f, symmetric, scale_dtype, scale_rule):
         if not isinstance(scale_rule, str):
             raise wrong(TypeError, "scale_rule", "a str or None", type(scale_rule).__name__)
         if scale_rule not in RULES:
-            raise wrong(ValueError, "scale_rule", _one_of(RULES), shown(scale_rule))
+            raise wrong(ValueError, "scale_rule", _one_of(RULES), _named(scale_rule))
         if f.low >= 0 or not f.has_zero_point:
             raise ValueError(
                 f"scale_rule: {scale_rule} is for signed integer formats, got {f.name}"
