@@ -81,10 +81,13 @@ def _one_of(names: Iterable[object]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-def format_of(dtype: object) -> Format:
+def format_given(dtype: object) -> Format:
     """The format of a dtype, or of a name, as functions take it."""
-    if isinstance(dtype, str):
-        return format_named(dtype, "dtype")
+    return format_named(dtype, "dtype") if isinstance(dtype, str) else format_of(dtype)
+
+
+def format_of(dtype: object) -> Format:
+    """The format of a dtype, as QuantizationParams holds it."""
     found = OF_DTYPE.get(dtype) if isinstance(dtype, torch.dtype) else None
     if found is None:
         raise wrong(TypeError, "dtype", _one_of(f.dtype for f in FORMATS), shown(dtype))
@@ -193,9 +196,23 @@ def smallest_format(q_min: int, q_max: int) -> Format:
     return next(f for f in VERSION_1 if f.holds(q_min, q_max))
 
 
+def _may_be_symbolic(value: object) -> bool:
+    """Whether value is a compiler's symbol; dynamo shows a function those as plain numbers."""
+    return isinstance(value, (torch.SymBool, torch.SymInt)) or torch.compiler.is_compiling()
+
+
+def is_symbol(size: int) -> bool:
+    """Whether a size is a compiler's symbol, which may have many values."""
+    if not _may_be_symbolic(size):
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # heavy
+
+    return not has_static_value(size)
+
+
 def _surely(condition: bool | torch.SymBool) -> bool:
     """A condition on sizes; False where a compiler cannot know it."""
-    if not isinstance(condition, torch.SymBool):
+    if not _may_be_symbolic(condition):
         return condition
     from torch.fx.experimental.symbolic_shapes import guard_or_false  # heavy
 
@@ -204,7 +221,7 @@ def _surely(condition: bool | torch.SymBool) -> bool:
 
 def known(condition: bool | torch.SymBool) -> bool:
     """A condition on sizes; False where only its values, and not its symbols, make it true."""
-    if not isinstance(condition, torch.SymBool):
+    if not _may_be_symbolic(condition):
         return condition
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # heavy
 
@@ -425,6 +442,11 @@ def scale_choice(f, symmetric, scale_dtype, scale_rule):
             raise ValueError(
                 "scale_rule: only the symmetric scheme takes one, but the asymmetric one was asked for"
             )
+
+
+def compute_dtype(value):
+    if value is not None and value is not torch.float32:
+        raise wrong(TypeError, "compute_dtype", "None or torch.float32", shown(value))
 
 
 def rounding(f, round_first):

@@ -20,11 +20,13 @@ from .params import QuantizationParams
 
 __all__ = [
     "QuantizationParams",
+    "dequantize",
     "dequantize_tensor",
     "dynamic_quantize",
     "fake_quantize",
     "get_asymmetric_qparams",
     "get_symmetric_qparams",
+    "quantize",
     "quantize_dequant",
     "quantize_tensor",
 ]
@@ -417,3 +419,5 @@ dequantize_tensor = _over_reference(ops.dequantize_tensor)
 quantize_dequant = _over_reference(ops.quantize_dequant)
 dynamic_quantize = _over_reference(ops.dynamic_quantize)
 fake_quantize = _over_reference(ops.fake_quantize)
+quantize = _over_reference(ops.quantize)
+dequantize = _over_reference(ops.dequantize)
