@@ -178,7 +178,9 @@ def q_range(q_min: int, q_max: int, f: Format = WIDEST, name: object = None) -> 
     if f.holds(q_min, q_max):
         return
     if not f.has_zero_point:
-        expected = f"-n and n, n a positive integer that is a number of {name or f.dtype} up to {f.high}"
+        expected = (
+            f"-n and n, n a positive integer that is a number of {name or f.dtype} up to {f.high}"
+        )
         raise wrong(ValueError, "q_min, q_max", expected, shown_sizes([q_min, q_max]))
     if q_min > q_max:
         raise wrong(
@@ -213,7 +215,7 @@ def is_symbol(size: int) -> bool:
 def _surely(condition: bool | torch.SymBool) -> bool:
     """A condition on sizes; False where a compiler cannot know it."""
     if not _may_be_symbolic(condition):
-        return condition
+        return bool(condition)
     from torch.fx.experimental.symbolic_shapes import guard_or_false  # heavy
 
     return guard_or_false(condition)
@@ -222,7 +224,7 @@ def _surely(condition: bool | torch.SymBool) -> bool:
 def known(condition: bool | torch.SymBool) -> bool:
     """A condition on sizes; False where only its values, and not its symbols, make it true."""
     if not _may_be_symbolic(condition):
-        return condition
+        return bool(condition)
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # heavy
 
     return statically_known_true(condition)
@@ -296,23 +298,23 @@ def format_parameters(
     if block_size is not None:
         blocks(block_size, shape, x_name, short=True)
         block_parameter("scale", scale, shape, block_size, x_name)
-        if has_short_block(shape, block_size):  # where only block_size says what is whose
-            if zero_point is not None:
-                _fits_scale(scale, zero_point)
-            return
-    for name, p in given.items():
-        _fits_shape(name, p, x_name, shape)
-    if zero_point is not None:
-        _fit_each_other(scale, zero_point)
-
-
-def _fits_scale(scale: torch.Tensor, zero_point: torch.Tensor) -> None:
-    fits = zero_point.dim() in (0, scale.dim()) and not any(
-        _surely((z != 1) & (z != s)) for z, s in zip(zero_point.shape, scale.shape, strict=False)
-    )
-    if not fits:
-        expected = f"sizes of 1 or those of scale of shape {tuple(scale.shape)}"
+    else:
+        _fits_shape("scale", scale, x_name, shape)
+    if zero_point is None or (block_size is not None and _fits_scale(scale, zero_point)):
+        return
+    if block_size is not None and has_short_block(shape, block_size):
+        expected = f"sizes of 1 or those of scale of shape {tuple(scale.shape)} beside short blocks"
         raise wrong(ValueError, "zero_point", expected, tuple(zero_point.shape))
+    _fits_shape("zero_point", zero_point, x_name, shape)
+    _fit_each_other(scale, zero_point)
+
+
+def _fits_scale(scale: torch.Tensor, zero_point: torch.Tensor) -> bool:
+    """Whether each size is 1 or scale's; also without dimensions."""
+    if zero_point.dim() not in (0, scale.dim()):
+        return False
+    pairs = zip(zero_point.shape, scale.shape, strict=False)
+    return not any(_surely((z != 1) & (z != s)) for z, s in pairs)
 
 
 def blocks_in(n: int, block: int) -> int:
@@ -322,9 +324,7 @@ def blocks_in(n: int, block: int) -> int:
 
 
 def has_short_block(shape: Sequence[int], block_size: Sequence[int]) -> bool:
-    return any(
-        b != -1 and _surely(n % b != 0) for n, b in zip(shape, block_size, strict=True)
-    )
+    return any(b != -1 and _surely(n % b != 0) for n, b in zip(shape, block_size, strict=True))
 
 
 def block_parameter(

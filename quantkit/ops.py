@@ -49,9 +49,9 @@ def get_symmetric_qparams(
 ) -> QuantizationParams:
     """Choose a scale that maps max |x| to q_max. The zero point is 0.
 
-    ``scale = max(max |x| / max(q_max, 1), eps)``. int8, uint8 and int16 round each step to x's dtype, unless
-    ``compute_dtype=torch.float32`` or another option asks for float32 steps. All other formats take those.
-    Integer x, and half precision with limits outside [-128, 255], become float32 first.
+    ``scale = max(max |x| / max(q_max, 1), eps)``. For int8, uint8 and int16 each step is rounded to x's
+    dtype. Integer x, and half precision with limits outside [-128, 255], become float32 first.
+    ``compute_dtype=torch.float32`` asks for float32 steps, which all other formats take.
 
     | granularity | arguments | scale.shape for x of shape (R, C) |
     |---|---|---|
@@ -74,17 +74,18 @@ def get_symmetric_qparams(
         eps: the smallest scale, above 0. None is 1e-8 for integer formats and 2^-126 for float formats.
             Values far below eps become 0: pass a smaller eps for them.
         block_size: one int for each dimension of x; -1 stands for the whole dimension.
-        q_min, q_max: limits within those of dtype, such as -127 and 127. Those of a float format are a
-            number of the format and its negative.
+        q_min, q_max: limits within those of dtype, such as -127 and 127. Of a float format q_max is an
+            integer that it has, and q_min the negative.
         scale_dtype: None or torch.float32.
-        scale_rule: "half_range" divides by (q_max - q_min) / 2 instead of q_max, for signed integer formats.
+        scale_rule: "half_range" divides by (q_max - q_min) / 2 instead of q_max. It is for signed
+            integer formats.
         global_scale: None; no format takes one yet.
-        compute_dtype: torch.float32 asks for float32 steps whatever x's dtype: bfloat16 loses no accuracy.
+        compute_dtype: torch.float32 asks for float32 steps, which cost bfloat16 x no accuracy.
         round_first: kept for :func:`quantize_tensor`, which then adds the zero point after rounding.
 
     Returns:
-        QuantizationParams with contiguous scale and zero_point. Both are 0-dim for a whole tensor. float32
-        steps give float32 scales; the zero point of a float format is a 0-dim 0.
+        QuantizationParams with contiguous scale and zero_point. Both are 0-dim for a whole tensor.
+        Float32 steps give float32 scales. The zero point of a float format is a 0-dim 0.
 
     Raises:
         TypeError, ValueError or IndexError that names the argument, its value and what was expected.
@@ -95,7 +96,8 @@ def get_symmetric_qparams(
 
         In float16 the default eps rounds to 0, and an all-zero x gets scale 0: pass ``eps=1e-7``.
 
-        bfloat16 rounds every step, which costs about 0.6 dB of SQNR: pass ``compute_dtype=torch.float32``.
+        bfloat16 rounds every step, which costs about 0.6 dB of SQNR: pass
+        ``compute_dtype=torch.float32``.
 
     docs/numerics.md has the formula, docs/options.md helps to choose.
     """
@@ -146,7 +148,8 @@ def get_asymmetric_qparams(
         In float16 a range max x - min x above 65504 overflows, and the block becomes NaN: pass
         ``x.float()``.
 
-        bfloat16 rounds every step, which costs about 0.6 dB of SQNR: pass ``compute_dtype=torch.float32``.
+        bfloat16 rounds every step, which costs about 0.6 dB of SQNR: pass
+        ``compute_dtype=torch.float32``.
 
     docs/numerics.md has the formula, docs/options.md helps to choose.
     """
@@ -172,18 +175,19 @@ def quantize_tensor(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tenso
             and broadcasting to x's shape.
 
     Returns:
-        Codes of x's shape in ``qparams.dtype`` with the strides of ``torch.empty_like(x)``. int4 and uint4
-        are packed: uint8, two codes a byte along the last dimension, the first in the lower bits. The
-        last size is halved, and the result is contiguous.
+        Codes of x's shape in ``qparams.dtype`` with the strides of ``torch.empty_like(x)``. Those of int4
+        and uint4 are contiguous uint8, two codes a byte along the last dimension, whose size is halved.
+        The first of two is in the lower bits.
 
     Raises:
         TypeError or ValueError that names the argument, its value and what was expected.
         RuntimeError where tensors are on different devices.
 
     Note:
-        The zero point is added before rounding. ONNX and ``torch.fake_quantize_per_tensor_affine`` add it
-        after, so codes at ties differ where the zero point is odd. ``qparams.round_first`` does as they do.
-        Float formats clip first, then round to a number of the format; NaN becomes the code of NaN.
+        The zero point is added before rounding. ONNX and ``torch.fake_quantize_per_tensor_affine`` add
+        it after, so codes at ties differ where the zero point is odd: ``round_first`` does as they do.
+
+        Float formats clip first, then round to a number of the format. NaN becomes the code of NaN.
 
     docs/numerics.md has the formula.
     """

@@ -21,17 +21,17 @@ class QuantizationParams:
     Args:
         scale, zero_point: tensors whose shapes say the granularity. 0-dim is the whole tensor. Otherwise
             the rank is x's and each size divides x's: element i of a dimension uses index
-            ``i // (x.size / scale.size)``. A Python number becomes a 0-dim float64 tensor. Float formats
-            have no zero point: what stands there is not read.
+            ``i // (x.size / scale.size)``. A Python number becomes a 0-dim float64 tensor. Float
+            formats have no zero point: what stands there is not read.
         q_min, q_max: the inclusive limits of the codes.
-        dtype: of the codes' format, such as ``torch.int4``. None stands for int8 where [q_min, q_max] fits
-            it, else uint8, else int16.
-        block_size: one int for each dimension of x, -1 for a whole dimension. Where it has x's rank, and
-            scale too, scale must have one value for each block, and a last block may be short. None: the
+        dtype: of the codes' format, such as ``torch.int4``. None stands for int8 where [q_min, q_max]
+            fits it, else uint8, else int16.
+        block_size: one int for each dimension of x, -1 for a whole dimension. Where it and scale have
+            x's rank, scale must have one value for each block, and a last block may be short. None: the
             shapes alone say the granularity.
         global_scale: a second scale, for coded ones. No function takes one yet.
-        compute_dtype: torch.float32 for float32 steps, None for those of :func:`quantkit.quantize_tensor`.
-        round_first: whether the zero point is added after rounding, as ONNX does. It takes float32 steps.
+        compute_dtype: torch.float32 for float32 steps. None: version 1's, where dtype has them.
+        round_first: whether the zero point is added after rounding, as ONNX does, in float32 steps.
     """
 
     scale: torch.Tensor
@@ -84,7 +84,8 @@ class QuantizationParams:
             t.to(device=device) if isinstance(t, torch.Tensor) else t
             for t in (self.scale, self.zero_point, self.global_scale)
         )
-        return replace(self, scale=scale, zero_point=zero_point, global_scale=global_scale)
+        tensors: dict[str, Any] = {"scale": scale, "zero_point": zero_point}
+        return replace(self, **tensors, global_scale=global_scale)
 
 
 torch.serialization.add_safe_globals([QuantizationParams])  # for torch.load(weights_only=True)
@@ -106,7 +107,7 @@ def _leaves(p: QuantizationParams) -> list[Any]:
 
 
 def _context(p: QuantizationParams) -> _Context:
-    """All else: programs that version 1 exported take parameters of version 1's form, and know no other."""
+    """All else, in version 1's form where it says all: programs that version 1 exported know no other."""
     dtypes = (None, *(f.dtype for f in VERSION_1))
     plain = p.compute_dtype is None and p.global_scale is None and not p.round_first
     if plain and p.dtype in dtypes:
@@ -270,13 +271,8 @@ def _blocks_of(
     name: str, x: torch.Tensor, scale: Any, f: Format, block_size: Any, version_1: bool
 ) -> Sequence[int] | None:
     """block_size where it says what the parameters are for; None where their shapes do."""
-    if version_1 and type(block_size) is tuple and not torch.compiler.is_compiling():
-        if type(x) is torch.Tensor and not x.is_nested and len(block_size) == x.dim() == scale.dim():
-            for n, b, s in zip(x.shape, block_size, scale.shape, strict=True):
-                if b < -1 or (s != 1 if b == -1 else s * b != n):
-                    break
-            else:
-                return block_size
+    if version_1 and _is_one_for_each_block(x, scale, block_size):
+        return block_size
     block_size = _checks.block_sizes(block_size)
     if not isinstance(x, torch.Tensor) or not isinstance(scale, torch.Tensor):
         return None  # the operator says what they are not
@@ -286,6 +282,18 @@ def _blocks_of(
     _checks.blocks(block_size, shape, name, short=not version_1)
     _checks.block_parameter("scale", scale, shape, block_size, name)
     return block_size
+
+
+def _is_one_for_each_block(x: torch.Tensor, scale: Any, block_size: Any) -> bool:
+    """The usual case of whole blocks, at the price of a comparison for each dimension."""
+    if type(x) is not torch.Tensor or type(block_size) is not tuple or x.is_nested:
+        return False
+    if not len(block_size) == x.dim() == scale.dim() or torch.compiler.is_compiling():
+        return False
+    return all(
+        s == 1 if b == -1 else b > 0 and s * b == n
+        for n, b, s in zip(x.shape, block_size, scale.shape, strict=True)
+    )
 
 
 def _channel(x: torch.Tensor, channel_dim: int, block_size: Sequence[int] | None) -> Any:
@@ -334,11 +342,10 @@ def choice(
     if type(symmetric) is not bool or type(include_zero) is not bool:
         symmetric = _checks.flag("symmetric (sym)", symmetric)
         include_zero = _checks.flag("include_zero", include_zero)
-    if eps is None:
-        eps = default_eps(f)
-    elif type(eps) is not float:
-        eps = _checks.real("eps", eps)
-    return f, block_size, low, high, eps, symmetric, include_zero
+    smallest = default_eps(f) if eps is None else eps
+    if type(smallest) is not float:
+        smallest = _checks.real("eps", smallest)
+    return f, block_size, low, high, smallest, symmetric, include_zero
 
 
 def kept(x: torch.Tensor, block_size: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -80,23 +80,23 @@ _ZERO = {"sym": False, "include_zero": True}
 # What a name does, in one line, and the keywords of dynamic_quantize. Sizes of blocks are those of the
 # last dimensions.
 _NAMED: dict[str, tuple[str, dict[str, Any]]] = {
-    "int8_tensor": ("int8, one scale", {"dtype": torch.int8}),
+    "int8_tensor": ("int8, one scale", {"dtype": "int8"}),
     "int8_channel": ("int8, a scale for each index of dimension 0",
-        {"dtype": torch.int8, "per_channel": True}),
+        {"dtype": "int8", "per_channel": True}),
     "int8_token": ("int8, a scale for each row of the last dimension",
-        {"dtype": torch.int8, "block_size": (-1,)}),
-    "uint8_tensor": ("uint8, one scale and zero point", {"dtype": torch.uint8, **_ZERO}),
+        {"dtype": "int8", "block_size": (-1,)}),
+    "uint8_tensor": ("uint8, one scale and zero point", {"dtype": "uint8", **_ZERO}),
     "uint8_token": ("uint8, a scale and zero point for each row of the last dimension",
-        {"dtype": torch.uint8, "block_size": (-1,), **_ZERO}),
+        {"dtype": "uint8", "block_size": (-1,), **_ZERO}),
     "int4_group128": ("int4, packed, a scale for 128 numbers of the last dimension",
-        {"dtype": torch.int4, "block_size": (128,)}),
-    "fp8_tensor": ("float8_e4m3fn, one scale", {"dtype": torch.float8_e4m3fn}),
+        {"dtype": "int4", "block_size": (128,)}),
+    "fp8_tensor": ("float8_e4m3fn, one scale", {"dtype": "float8_e4m3fn"}),
     "fp8_token": ("float8_e4m3fn, a scale for each row of the last dimension",
-        {"dtype": torch.float8_e4m3fn, "block_size": (-1,)}),
+        {"dtype": "float8_e4m3fn", "block_size": (-1,)}),
     "fp8_group128": ("float8_e4m3fn, a scale for 128 numbers of the last dimension",
-        {"dtype": torch.float8_e4m3fn, "block_size": (128,)}),
+        {"dtype": "float8_e4m3fn", "block_size": (128,)}),
     "fp8_block128": ("float8_e4m3fn, a scale for 128 x 128 numbers of the last two dimensions",
-        {"dtype": torch.float8_e4m3fn, "block_size": (128, 128)}),
+        {"dtype": "float8_e4m3fn", "block_size": (128, 128)}),
 }  # fmt: skip
 #: The schemes of :func:`quantkit.quantize`, and what each is. All take float32 steps.
 SCHEMES: Mapping[str, str] = MappingProxyType({name: text for name, (text, _) in _NAMED.items()})
