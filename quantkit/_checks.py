@@ -336,8 +336,8 @@ def block_parameter(
         _surely(a != b) for a, b in zip(p.shape, expected, strict=True)
     ):
         raise ValueError(
-            f"{name}: shape {tuple(p.shape)} does not fit {x_name} of shape {tuple(shape)} in blocks of "
-            f"{shown_sizes(list(block_size))}: expected {tuple(expected)}"
+            f"{name}: shape {tuple(p.shape)} does not fit {x_name} of shape {tuple(shape)} and "
+            f"block_size {shown_sizes(list(block_size))}: expected {tuple(expected)}"
         )
 
 

@@ -347,7 +347,8 @@ def quantize(
     """
     keywords = {**keywords_of(scheme), **options}
     blocks = _checks.block_sizes(keywords.get("block_size"))
-    if blocks is not None and isinstance(x, torch.Tensor):
+    if blocks is not None:
+        _checks.tensor("x", x)
         keywords["block_size"] = [*[1] * (x.dim() - len(blocks)), *blocks]
     return dynamic_quantize(x, **keywords)
 

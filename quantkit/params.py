@@ -291,7 +291,7 @@ def _is_one_for_each_block(x: torch.Tensor, scale: Any, block_size: Any) -> bool
     if not len(block_size) == x.dim() == scale.dim() or torch.compiler.is_compiling():
         return False
     return all(
-        s == 1 if b == -1 else b > 0 and s * b == n
+        type(b) is int and (s == 1 if b == -1 else b > 0 and s * b == n)
         for n, b, s in zip(x.shape, block_size, scale.shape, strict=True)
     )
 
