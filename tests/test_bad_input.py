@@ -23,12 +23,11 @@ from lib.bad import (
     bad_of,
     described,
     of_operators,
-    ops,
     outs_of,
     refused,
     without,
 )
-from lib.cases import assert_same
+from lib.cases import assert_same, ops
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quantkit import QuantizationParams, _checks, _load, reference

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from lib import cases, gpu_code
-from lib.cases import NAMES, assert_same, given, inputs, values
+from lib.cases import NAMES, assert_same, flat, given, inputs, invoke, values
 
 import quantkit
 from quantkit import _load, reference
+from quantkit.operators import overloads
 
 ops = torch.ops.quantkit
 EMU = Path(__file__).resolve().parents[1] / "proof" / "emu"
@@ -118,7 +119,7 @@ def test_the_cuda_runtime_is_inside_and_hidden():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_operator_is_registered_for_every_device(name):
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    for overload in (f"quantkit::{name}", f"quantkit::{name}.out"):
+    for overload in (overload.name() for overload in overloads(name)):
         assert has(overload, "CPU") and has(overload, "Meta")
         assert has(overload, "CUDA") == bool(quantkit.backend().cuda_archs)
 
@@ -132,11 +133,11 @@ def test_fake_cuda_tensors_go_through(name):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     for args in inputs(name):
-        real = getattr(ops, name)(*args)
+        operator = overloads(name)[0]
+        real = invoke(operator, args)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            fake = getattr(ops, name)(*on_fake_cuda(args))
-        real, fake = ((r if isinstance(r, tuple) else (r,)) for r in (real, fake))
-        for r, f in zip(real, fake, strict=True):
+            fake = invoke(operator, on_fake_cuda(args))
+        for r, f in zip(flat(real), flat(fake), strict=True):
             assert (f.shape, f.dtype, f.stride()) == (r.shape, r.dtype, r.stride())
             assert f.device == torch.device("cuda:0")
 
@@ -251,11 +252,15 @@ def test_the_proxy_for_other_devices_keeps_strides_offsets_and_aliases(name, mon
     """Tried on the CPU itself, which takes the place of another device."""
     seen = []
 
-    def operator(*args, **outs):
-        seen.append(args[0].untyped_storage().data_ptr())
-        return getattr(ops, name).out(*args, **outs) if outs else getattr(ops, name)(*args)
+    def noted(overload):
+        def call(*args, **outs):
+            seen.append(args[0].untyped_storage().data_ptr())
+            return overload(*args, **outs)
 
-    proxy = cases._Overload(cases.Operators(), operator)
+        return call
+
+    proxy = cases._Operator(cases.Operators(), name)
+    proxy._functional, proxy._out = map(noted, overloads(name))
     monkeypatch.setattr(cases.Operators, "device", "cpu")
     x = cases.STRIDES["sliced"](values((4, 6), torch.float32))
     p = tuple(given((4, 6), [1, -1], torch.float32))
@@ -268,7 +273,7 @@ def test_the_proxy_for_other_devices_keeps_strides_offsets_and_aliases(name, mon
     assert_same(proxy(*args), right)
     assert seen[0] != x.untyped_storage().data_ptr()
     if name == "fake_quantize":
-        proxy(*args, out=x)  # in place
+        proxy.out(*args, out=x)  # in place
         assert_same(x.contiguous(), right.contiguous())
 
 

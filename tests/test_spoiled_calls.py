@@ -17,12 +17,11 @@ from lib.bad import (
     ZERO,
     X,
     arguments_of,
-    ops,
     outs_of,
     refused,
     state_of,
 )
-from lib.cases import assert_same
+from lib.cases import assert_same, ops
 
 import quantkit
 from quantkit import QuantizationParams, _load, reference

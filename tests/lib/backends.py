@@ -87,7 +87,7 @@ def on_every_backend(generator=None, *, emulated=False):
     backend = inspect.Parameter("backend", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     signature = inspect.signature(generator)
     test.__signature__ = signature.replace(parameters=[backend, *signature.parameters.values()])
-    return pytest.mark.emulated(emulated)(test)
+    return pytest.mark.emulated.with_args(emulated)(test)
 
 
 def shown(args):

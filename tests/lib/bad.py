@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from lib.cases import bits_of, flat, ops, values
+from lib.cases import bits_of, flat, values
 from torch._subclasses.fake_tensor import FakeTensor
 
 import quantkit
@@ -144,9 +144,18 @@ SIZES = (
     | DIVIDING
     | bad(ValueError, *([v, 1] for v in BEYOND))
 )
-NO_CODES = (torch.int32, torch.float32, torch.complex64, torch.bool, torch.qint8, torch.float8_e5m2fnuz)
+NO_CODES = (
+    torch.int32,
+    torch.float32,
+    torch.complex64,
+    torch.bool,
+    torch.qint8,
+    torch.float8_e5m2fnuz,
+)
 NO_CODES = bad(TypeError, *NO_CODES, None, [torch.int8], 1j, object)
-DTYPES = NO_CODES | bad(TypeError, "int8", torch.uint16, torch.float8_e4m3fn)  # of version 1's operators
+DTYPES = NO_CODES | bad(
+    TypeError, "int8", torch.uint16, torch.float8_e4m3fn
+)  # of version 1's operators
 
 # By argument of the operators.
 BAD = {
@@ -172,9 +181,14 @@ BAD = {
     "include_zero": FLAGS,
     "block_size": SIZES,
     "dtype": DTYPES,
-    "format": bad(TypeError, None, 3, torch.int8, [], 1j) | bad(ValueError, "", "int9", "INT8", "int"),
-    "scale_dtype": bad(TypeError, "float32", [], 1j, torch.float16, torch.int8, torch.float8_e4m3fn),
-    "output_dtype": bad(TypeError, "float32", [], 1j, torch.float64, torch.int8, torch.float8_e4m3fn),
+    "format": bad(TypeError, None, 3, torch.int8, [], 1j)
+    | bad(ValueError, "", "int9", "INT8", "int"),
+    "scale_dtype": bad(
+        TypeError, "float32", [], 1j, torch.float16, torch.int8, torch.float8_e4m3fn
+    ),
+    "output_dtype": bad(
+        TypeError, "float32", [], 1j, torch.float64, torch.int8, torch.float8_e4m3fn
+    ),
     "scale_rule": bad(TypeError, 3, [], torch.int8) | bad(ValueError, "", "half", "ceil"),
     "global_scale": made(TypeError, tensor=lambda: torch.ones(())) | bad(TypeError, "s", [1.0], 1j),
     "seed": made(TypeError, tensor=lambda: torch.zeros(2, dtype=torch.int64)) | bad(TypeError, "s"),
@@ -225,7 +239,9 @@ CHOOSING = {
     "block_size": SIZES | TURNED_SIZES | MUTE,
     "q_min": without(BAD["q_min"], "None") | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
     "q_max": without(BAD["q_max"], "None") | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
-    "scheme": MUTE | bad(TypeError, None, 3, [], torch.int8) | bad(ValueError, "", "int8", "INT8_TENSOR"),
+    "scheme": MUTE
+    | bad(TypeError, None, 3, [], torch.int8)
+    | bad(ValueError, "", "int8", "INT8_TENSOR"),
     "compute_dtype": MUTE | bad(TypeError, "float32", 1, torch.float64, torch.float16, float),
     "round_first": FLAGS | TURNED_FLAGS | MUTE,
     **{k: BAD[k] | MUTE for k in ("scale_dtype", "scale_rule", "global_scale", "output_dtype")},

@@ -156,10 +156,10 @@ LAYOUTS = [
 
 
 def parameter_shape(shape, block_size):
-    """The shape of scale for block_size."""
+    """The shape of scale for block_size; a last block may be short."""
     if block_size is None:
         return ()
-    return tuple(1 if b == -1 else n // b for n, b in zip(shape, block_size, strict=True))
+    return tuple(1 if b == -1 else -(-n // b) for n, b in zip(shape, block_size, strict=True))
 
 
 def given(shape, block_size, dtype, seed=0, scale=None, integral=True):
@@ -198,7 +198,9 @@ TURNS = (
 def arguments(name, x, blocks, turn=0):
     """Those of one call of an operator on x, which has as many dimensions as blocks."""
     operator, _, overload = name.partition(".")
-    scale, zero_point = given(x.shape, blocks, x.dtype if x.is_floating_point() else torch.float32, turn)
+    scale, zero_point = given(
+        x.shape, blocks, x.dtype if x.is_floating_point() else torch.float32, turn
+    )
     symmetric = turn % 2 == 0
     if overload == "format":
         return format_arguments(operator, x, blocks, scale, zero_point, turn % len(TURNS))
@@ -229,7 +231,13 @@ def format_arguments(operator, x, blocks, scale, zero_point, turn):
     return {
         "choose_qparams": (*choose, choosing),
         "quantize": (x, *given_),
-        "dequantize": (codes(f, x.shape), scale, zero_point, name, {"block_size": blocks, **output}),
+        "dequantize": (
+            codes(f, x.shape),
+            scale,
+            zero_point,
+            name,
+            {"block_size": blocks, **output},
+        ),
         "dynamic_quantize": (*choose, {**choosing, **rounding}),
         "quantize_dequantize": (*choose, {**choosing, **rounding, **output}),
         "fake_quantize": (fake, *given_),
