@@ -107,6 +107,7 @@ def get_symmetric_qparams(
     if is_version_1(f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale):
         parameters = operators.choose_qparams(x, blocks, q_min, q_max, eps, True)
         return _parameters(x, blocks, f, q_min, q_max, parameters)
+    _checks.rounding(f, round_first)
     parameters = format_operators.choose_qparams(
         x, blocks, q_min, q_max, eps, True, f.name,
         scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
@@ -159,10 +160,10 @@ def get_asymmetric_qparams(
     if is_version_1(f, compute_dtype, round_first):
         parameters = operators.choose_qparams(x, blocks, q_min, q_max, eps, False, include_zero)
         return _parameters(x, blocks, f, q_min, q_max, parameters)
+    _checks.rounding(f, round_first)
     parameters = format_operators.choose_qparams(
         x, blocks, q_min, q_max, eps, False, f.name, include_zero=include_zero
     )
-    _checks.rounding(f, round_first)
     return _parameters(x, blocks, f, q_min, q_max, parameters, True, round_first)
 
 

@@ -384,7 +384,9 @@ def test_results_in_any_strides(name):
                 storage = BYTES.get(t.dtype, t.dtype)
                 assert_same(outs[k].view(storage).contiguous().view(t.dtype), t.contiguous())
                 outs[k].view(storage).fill_(77)
-                assert (whole[k] == whole[k].new_tensor(77)).all(), f"{operator} wrote outside of {k}"
+                assert (whole[k] == whole[k].new_tensor(77)).all(), (
+                    f"{operator} wrote outside of {k}"
+                )
 
 
 def sent(calls):

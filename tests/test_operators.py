@@ -18,7 +18,12 @@ pytestmark = pytest.mark.fallback
 
 def opcheck(overload, *args, **options):
     """torch's own, which cannot compare float8 before and after a call."""
-    tests = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    tests = [
+        "test_schema",
+        "test_autograd_registration",
+        "test_faketensor",
+        "test_aot_dispatch_dynamic",
+    ]
     if any(isinstance(t, torch.Tensor) and t.dtype in FLOAT8 for t in (*args, *options.values())):
         tests.remove("test_schema")
     torch.library.opcheck(overload, args, options, test_utils=tests)

@@ -1,0 +1,70 @@
+"""float32 steps in exact arithmetic: Python's fractions, each step rounded once. Finite numbers only."""
+
+import itertools
+from fractions import Fraction
+
+# Mantissa bits and the exponent of the smallest normal number.
+FLOAT32 = (23, -126)
+FLOATS = {"float8_e4m3fn": (3, -6), "float8_e5m2": (2, -14)}
+
+
+def nearest(v, mantissa, least):
+    """A fraction rounded half to even to a binary float format without upper limit."""
+    v = Fraction(v)
+    if v == 0:
+        return v
+    e = abs(v).numerator.bit_length() - abs(v).denominator.bit_length()
+    e -= abs(v) < Fraction(2) ** e
+    step = Fraction(2) ** (max(e, least) - mantissa)
+    return round(v / step) * step  # Python's round is half to even
+
+
+def f32(v):
+    return nearest(v, *FLOAT32)
+
+
+def clip(v, low, high):
+    return min(max(v, low), high)
+
+
+def number(name, x, scale, zero_point, low, high, round_first):
+    """The number that x's code stands for."""
+    v = f32(x / scale)
+    if name in FLOATS:
+        return nearest(clip(v, low, high), *FLOATS[name])
+    v = f32(round(v) + zero_point) if round_first else f32(v + zero_point)
+    return clip(round(v), low, high)
+
+
+def is_inside(name, x, scale, zero_point, low, high, round_first):
+    v = f32(x / scale)
+    if name not in FLOATS:
+        v = f32(round(v) + zero_point) if round_first else round(f32(v + zero_point))
+    return low <= v <= high
+
+
+def back(q, scale, zero_point):
+    return f32(f32(q - zero_point) * scale)
+
+
+def chosen(block, low, high, eps, symmetric, include_zero=False, half_range=False):
+    """(scale, zero_point) of the numbers of a block."""
+    if symmetric:
+        divisor = Fraction(max(high - low, 1), 2) if half_range else max(high, 1)
+        return max(f32(max(map(abs, block)) / divisor), f32(eps)), Fraction(0)
+    x_min, x_max = min(block), max(block)
+    if include_zero:
+        x_min, x_max = min(x_min, Fraction(0)), max(x_max, Fraction(0))
+    scale = max(f32(f32(x_max - x_min) / max(high - low, 1)), f32(eps))
+    return scale, clip(f32(low - round(f32(x_min / scale))), low, high)
+
+
+def blocks_of(shape, block_size):
+    """(index of a parameter, indices of its elements), for every block; the last may be short."""
+    sizes = [n if b == -1 else b for n, b in zip(shape, block_size, strict=True)]
+    counts = [-(-n // b) for n, b in zip(shape, sizes, strict=True)]
+    for index in itertools.product(*map(range, counts)):
+        ranges = (
+            range(i * b, min((i + 1) * b, n)) for i, b, n in zip(index, sizes, shape, strict=True)
+        )
+        yield index, list(itertools.product(*ranges))

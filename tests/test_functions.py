@@ -1,0 +1,491 @@
+"""The functions: which overload each call takes, schemes, block_size, parameters of version 2."""
+
+import dataclasses
+import io
+import itertools
+import json
+import pickle
+
+import pytest
+import torch
+from lib.cases import assert_same, values
+from torch._dynamo.utils import counters
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import quantkit
+from quantkit import QuantizationParams, params, reference
+from quantkit.formats import FORMATS, VERSION_1
+
+pytestmark = pytest.mark.fallback
+MODULES = pytest.mark.parametrize("m", [quantkit, reference], ids=lambda m: m.__name__)
+F8, F32 = torch.float8_e4m3fn, torch.float32
+X = values((6, 20), torch.bfloat16, 1)
+P = QuantizationParams(torch.tensor(0.1), torch.tensor(0.0), -128, 127)
+
+
+def of(**fields):
+    return dataclasses.replace(P, **fields)
+
+
+class Called(TorchDispatchMode):
+    """The names of quantkit's overloads that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "quantkit":
+            self.names.append(function.name().removeprefix("quantkit::"))
+        return function(*args, **(kwargs or {}))
+
+
+def called(call):
+    with Called() as mode:
+        call()
+    return mode.names
+
+
+# ---- which steps -----------------------------------------------------------------------------------
+
+# Of version 1's dtypes: keywords that change nothing, and those that ask for float32 steps.
+SAME = [{}, {"eps": 1e-5}, {"block_size": [1, 5]}, {"q_max": 7}, {"dtype": torch.int16}]
+SAME += [{"dtype": "uint8"}, {"compute_dtype": None}, {"round_first": False}, {"round_first": 0}]
+OTHERS = [{"compute_dtype": F32}, {"round_first": True}, {"round_first": 1}]
+OTHERS += [{"dtype": d} for d in (torch.uint16, "uint16", torch.int4, "uint4")]
+SYMMETRIC = [
+    {"scale_rule": "half_range"},
+    {"scale_dtype": F32},
+    {"dtype": F8},
+    {"dtype": "float8_e5m2"},
+]
+CHOOSERS = {
+    "choose_qparams": lambda **k: quantkit.get_symmetric_qparams(X, **k),
+    "dynamic_quantize": lambda **k: quantkit.dynamic_quantize(X, **k),
+    "quantize_dequantize": lambda **k: quantkit.quantize_dequant(X, **k),
+}
+
+
+@pytest.mark.parametrize("operator", CHOOSERS)
+def test_which_overload_choosing_takes(operator):
+    function = CHOOSERS[operator]
+    for options in SAME:
+        assert called(lambda o=options: function(**o)) == [operator]
+        p = function(**options)
+        p = p if operator == "choose_qparams" else p[-1]
+        assert p.compute_dtype is None and p.round_first is False
+        assert p.scale.dtype == (F32 if p.dtype == torch.int16 else X.dtype)
+    more = [{"output_dtype": F32}] if operator == "quantize_dequantize" else []
+    for options in OTHERS + SYMMETRIC + more:
+        assert called(lambda o=options: function(**o)) == [f"{operator}.format"]
+        p = function(**options)
+        p = p if operator == "choose_qparams" else p[-1]
+        assert p.compute_dtype is F32 and p.scale.dtype == F32
+        assert p.round_first is bool(options.get("round_first", False))
+        f = next(f for f in FORMATS if options.get("dtype", torch.int8) in (f.name, f.dtype))
+        assert p.dtype is f.dtype and (p.q_min, p.q_max) == (f.low, f.high)
+
+
+def test_which_overload_the_asymmetric_scheme_takes():
+    for options in SAME:
+        assert called(lambda o=options: quantkit.get_asymmetric_qparams(X, **o)) == [
+            "choose_qparams"
+        ]
+    for options in OTHERS:
+        names = called(lambda o=options: quantkit.get_asymmetric_qparams(X, **o))
+        assert names == ["choose_qparams.format"]
+    for dtype in (F8, "float8_e5m2"):
+        for m in (quantkit, reference):
+            with pytest.raises(ValueError, match="symmetric"):
+                m.get_asymmetric_qparams(X, dtype=dtype)
+            with pytest.raises(ValueError, match="round_first"):
+                m.get_symmetric_qparams(X, dtype=dtype, round_first=True)
+
+
+def test_which_overload_given_parameters_take():
+    q = X.to(torch.int8)
+    plain = [P, of(dtype=torch.int16), of(block_size=(-1, -1)), of(round_first=False)]
+    for p in plain:
+        assert called(lambda p=p: quantkit.quantize_tensor(X, p)) == ["quantize"]
+        assert called(lambda p=p: quantkit.dequantize_tensor(q, p)) == ["dequantize"]
+        assert called(lambda p=p: quantkit.fake_quantize(X, p)) == ["_fake_quantize"]
+    for p in (of(compute_dtype=F32), of(round_first=True), of(dtype=torch.uint16, q_min=0)):
+        assert called(lambda p=p: quantkit.quantize_tensor(X, p)) == ["quantize.format"]
+        assert called(lambda p=p: quantkit.dequantize_tensor(q, p)) == ["dequantize.format"]
+        assert called(lambda p=p: quantkit.fake_quantize(X, p)) == ["_fake_quantize.format"]
+    for dtype in (torch.float16, F32):
+        for function in (quantkit.dequantize_tensor, quantkit.dequantize):
+            names = called(lambda d=dtype, f=function: f(q, P, output_dtype=d))
+            assert names == ["dequantize.format"]
+
+
+@MODULES
+def test_float32_steps_of_half_precision_are_those_of_float32(m):
+    for x in (X, X.half()):
+        q, x_hat, p = m.quantize_dequant(x, True, sym=False, compute_dtype=F32)
+        expected = m.quantize_dequant(x.float(), True, sym=False)
+        assert_same(
+            (q, x_hat, p.scale, p.zero_point),
+            (*expected[:2], expected[2].scale, expected[2].zero_point),
+        )
+        assert_same(m.quantize_tensor(x, p), q)
+        assert_same(m.dequantize_tensor(q, p), x_hat)
+        assert_same(m.fake_quantize(x, p), x_hat.to(x.dtype))
+
+
+@MODULES
+def test_defaults_of_eps_and_limits(m):
+    x = torch.zeros(4)
+    for f in FORMATS:
+        p = m.get_symmetric_qparams(x, dtype=f.dtype)
+        assert p.scale == torch.tensor(1e-8 if f.has_zero_point else 2.0**-126)
+        if not f.has_zero_point:
+            for limits in ({"q_min": -96}, {"q_max": 96}, {"q_min": -96, "q_max": 96}):
+                p = m.get_symmetric_qparams(x + 1, dtype=f.name, **limits)
+                assert (p.q_min, p.q_max) == (-96, 96) and p.scale == torch.tensor(1.0) / 96
+            assert p.zero_point.shape == () and p.zero_point.dtype == F32 and p.zero_point == 0
+
+
+@MODULES
+def test_float_formats_read_no_zero_point(m):
+    q, p = m.dynamic_quantize(X, dtype=F8)
+    for zero_point in (p.zero_point, torch.ones(()), torch.ones(7, 7, 7), 3.0, 1):
+        other = dataclasses.replace(p, zero_point=zero_point)
+        assert torch.equal(m.quantize_tensor(X, other).view(torch.uint8), q.view(torch.uint8))
+        assert_same(m.dequantize_tensor(q, other), m.dequantize_tensor(q, p))
+
+
+# ---- gradients -------------------------------------------------------------------------------------
+
+
+@MODULES
+def test_gradients_of_formats(m):
+    """1 where nothing is clipped: at the limits themselves float formats do not round first."""
+    x = torch.tensor([-9.0, -8.4, -8.0, 7.0, 7.4, 7.6, float("nan")])
+    for dtype, limits, expected in (
+        ("int4", (-8, 7), [0, 1, 1, 1, 1, 0, 0]),
+        ("float8_e4m3fn", (-8, 8), [0, 0, 1, 1, 1, 1, 0]),
+        ("float8_e5m2", (-7, 7), [0, 0, 0, 1, 0, 0, 0]),
+    ):
+        f = next(f for f in FORMATS if f.name == dtype)
+        p = QuantizationParams(torch.ones(()), torch.zeros(()), *limits, dtype=f.dtype)
+        leaf = x.clone().requires_grad_()
+        m.fake_quantize(leaf, p).backward(torch.arange(1.0, 8.0))
+        assert leaf.grad.tolist() == [g * e for g, e in zip(range(1, 8), expected, strict=True)]
+        gradient = torch.func.grad(lambda t, p=p: m.fake_quantize(t, p).sum())(x)
+        assert gradient.tolist() == expected
+        tangent = torch.func.jvp(lambda t, p=p: m.fake_quantize(t, p), (x,), (torch.ones(7),))[1]
+        assert tangent.tolist() == expected
+    y = torch.tensor([7.5, 6.5])
+    for round_first, expected in ((False, [1, 1]), (True, [0, 1])):  # the codes 8, 8 and 9, 7
+        p = of(scale=torch.ones(()), zero_point=torch.ones(()), q_min=-8, q_max=8, dtype=torch.int8)
+        p = dataclasses.replace(p, round_first=round_first, compute_dtype=F32)
+        assert torch.func.grad(lambda t, p=p: m.fake_quantize(t, p).sum())(y).tolist() == expected
+
+
+def test_a_short_block_has_its_gradient():
+    x = torch.full((2, 5), 3.0, requires_grad=True)
+    p = QuantizationParams(
+        torch.tensor([[1.0, 0.1]]), torch.zeros(1, 2), -8, 7, dtype=torch.int4, block_size=(2, 3)
+    )
+    quantkit.fake_quantize(x, p).sum().backward()
+    assert x.grad.tolist() == [[1, 1, 1, 0, 0]] * 2
+    assert torch.ops.quantkit.fake_quantize.format(
+        x, p.scale, None, -8, 7, "int4", block_size=[2, 3]
+    ).requires_grad
+
+
+# ---- block_size ------------------------------------------------------------------------------------
+
+
+@MODULES
+def test_block_size_is_kept(m):
+    for dtype in (torch.int8, F8):
+        for x, options, expected in (
+            (X, {}, None), (X, {"per_channel": True}, (1, -1)), (X[0], {"per_channel": True}, (-1,)),
+            (X, {"per_channel": True, "channel_dim": -1}, (-1, 1)),
+            (X, {"block_size": [2, 5]}, (2, 5)), (X, {"block_size": (6, 20)}, (6, 20)),
+            (X[0, 0], {"per_channel": True}, None), (X[0, 0], {"block_size": []}, None),
+        ):  # fmt: skip
+            q, p = m.dynamic_quantize(x, dtype=dtype, **options)
+            assert p.block_size == expected
+            assert_same(m.quantize_tensor(x, p).view(torch.uint8), q.view(torch.uint8))
+
+
+@MODULES
+def test_block_size_is_checked(m):
+    p = m.get_symmetric_qparams(X, True)
+    assert p.block_size == (1, -1)
+    for x in (X, X[:, :7]):
+        m.quantize_tensor(x, p)
+    for call in (m.quantize_tensor, m.fake_quantize, m.dequantize_tensor):
+        for x in (X[:3], X[:2], X.repeat(2, 1)):
+            x = x.to(torch.int8) if call is m.dequantize_tensor else x
+            with pytest.raises(ValueError, match=r"scale: .*block_size"):
+                call(x, p)
+    # Parameters of another axis are an error, also where their shape divides x's.
+    p = m.get_symmetric_qparams(torch.randn(5, 5), True)
+    m.quantize_tensor(torch.randn(5, 1), p)
+    with pytest.raises(ValueError, match="scale: "):
+        m.quantize_tensor(torch.randn(5, 5), dataclasses.replace(p, scale=p.scale.t()))
+    # Where ranks differ shapes decide.
+    lower = of(scale=torch.ones(20), block_size=(1, -1))
+    assert_same(m.quantize_tensor(X, lower), m.quantize_tensor(X, of(scale=torch.ones(20))))
+
+
+NEEDED = r"block_size: 7 does not divide 20, .*; .*compute_dtype=torch\.float32"
+
+
+@MODULES
+def test_short_blocks_need_float32_steps(m):
+    for dtype in ("int8", "uint8", "int16"):
+        for function in (m.get_symmetric_qparams, m.dynamic_quantize, m.quantize_dequant):
+            with pytest.raises(ValueError, match=NEEDED):
+                function(X.float(), dtype=dtype, block_size=[1, 7])
+    q, p = m.dynamic_quantize(X, block_size=[1, 7], compute_dtype=F32)
+    assert p.scale.shape == (6, 3)
+    x_hat = m.dequantize_tensor(q, p)
+    assert_same(x_hat, m.quantize_dequant(X, block_size=[1, 7], compute_dtype=F32)[1])
+    for call in (m.quantize_tensor, m.dequantize_tensor, m.fake_quantize):
+        with pytest.raises(ValueError, match=NEEDED):
+            call(q, dataclasses.replace(p, compute_dtype=None))
+    # 18 columns make 3 blocks of 7, which without block_size would be 3 of 6.
+    with pytest.raises(ValueError, match="compute_dtype"):
+        m.quantize_tensor(X[:, :18], dataclasses.replace(p, compute_dtype=None))
+
+
+@MODULES
+def test_packed_codes_are_counted_by_elements(m):
+    q, p = m.dynamic_quantize(X, block_size=[1, 8], dtype=torch.int4)
+    assert q.shape == (6, 10) and p.scale.shape == (6, 3)
+    assert m.dequantize_tensor(q, p).shape == X.shape
+    with pytest.raises(ValueError, match=r"scale: .*q of shape \(6, 8\)"):
+        m.dequantize_tensor(q[:, :4], p)
+
+
+# ---- schemes ---------------------------------------------------------------------------------------
+
+KEYWORDS = {
+    "int8_tensor": {}, "int8_channel": {"per_channel": True}, "int8_token": {"block_size": [1, 1, -1]},
+    "uint8_tensor": {"dtype": torch.uint8, "sym": False, "include_zero": True},
+    "uint8_token": {"dtype": torch.uint8, "sym": False, "include_zero": True, "block_size": [1, 1, -1]},
+    "int4_group128": {"dtype": torch.int4, "block_size": [1, 1, 128]},
+    "fp8_tensor": {"dtype": F8}, "fp8_token": {"dtype": F8, "block_size": [1, 1, -1]},
+    "fp8_group128": {"dtype": F8, "block_size": [1, 1, 128]},
+    "fp8_block128": {"dtype": F8, "block_size": [1, 128, 128]},
+}  # fmt: skip
+
+
+@MODULES
+def test_schemes(m):
+    x = values((2, 130, 300), torch.bfloat16, 5)
+    assert set(quantkit.SCHEMES) == set(KEYWORDS)
+    for name, keywords in KEYWORDS.items():
+        q, p = m.quantize(x, name)
+        expected, expected_p = m.dynamic_quantize(x, compute_dtype=F32, **keywords)
+        assert p == expected_p and p.compute_dtype is F32 and p.block_size == expected_p.block_size
+        assert_same(q.view(torch.uint8), expected.view(torch.uint8))
+        assert_same(m.dequantize(q, p), m.dequantize_tensor(q, p))
+        error = (m.dequantize(q, p) - x.float()).norm() / x.float().norm()
+        assert error < 0.2 and m.dequantize(q, p, output_dtype=torch.float16).dtype == torch.float16
+    with pytest.raises(TypeError):
+        quantkit.SCHEMES["int8_tensor"] = ""
+    assert all(isinstance(text, str) and "\n" not in text for text in quantkit.SCHEMES.values())
+
+
+@MODULES
+def test_schemes_of_few_dimensions(m):
+    number, row = torch.tensor(1.5), torch.randn(256)
+    for name in quantkit.SCHEMES:
+        if name.endswith("_tensor") or name == "int8_channel":
+            q, p = m.quantize(number, name)
+            assert q.shape == () and p.scale.shape == ()
+        else:
+            with pytest.raises(ValueError, match="block_size"):
+                m.quantize(number, name)
+        if name == "fp8_block128":
+            with pytest.raises(ValueError, match="block_size"):
+                m.quantize(row, name)
+        else:
+            assert m.quantize(row, name)[1].scale.dim() <= 1
+
+
+@MODULES
+def test_options_and_mappings(m):
+    q, p = m.quantize(X, "int8_token", q_max=7, q_min=-7)
+    assert (p.q_min, p.q_max, q.abs().max()) == (-7, 7, 7)
+    own = {"dtype": torch.int4, "block_size": (4,)}
+    assert m.quantize(X, own)[1] == m.dynamic_quantize(X, dtype="int4", block_size=[1, 4])[1]
+    assert m.quantize(X, own, block_size=[2, 4])[1].scale.shape == (3, 5)
+    assert m.quantize(X, {})[1] == m.dynamic_quantize(X)[1]  # a mapping says its steps itself
+    assert m.quantize(X, own, dtype="uint4")[1].dtype == torch.uint4 and own["dtype"] == torch.int4
+    with pytest.raises(ValueError, match=r"scheme: expected one of int8_tensor.*got mxfp8"):
+        m.quantize(X, "mxfp8")
+    with pytest.raises(TypeError, match="scheme: expected a str or a mapping, got int"):
+        m.quantize(X, 3)
+    with pytest.raises(TypeError, match="other"):
+        m.quantize(X, "int8_token", other=1)
+
+
+# ---- parameters of version 2 -----------------------------------------------------------------------
+
+
+def every_kind():
+    """QuantizationParams of which no two are equal."""
+    two = torch.ones(3, 2)
+    yield from (P, of(dtype=torch.int8), of(compute_dtype=F32), of(round_first=True))
+    yield from (
+        of(dtype=torch.int4),
+        of(dtype=F8),
+        of(dtype=torch.uint16),
+        of(dtype=torch.int8, compute_dtype=F32),
+    )
+    for fields in (
+        {"global_scale": torch.ones(())},
+        {"global_scale": 2.0},
+        {"block_size": (1, 4), "compute_dtype": F32},
+    ):
+        yield of(scale=two, zero_point=two, **fields)
+    yield of(scale=two, zero_point=two, block_size=(1, -1), compute_dtype=F32)
+
+
+def is_version_1(p):
+    return (
+        p.compute_dtype is None
+        and p.global_scale is None
+        and not p.round_first
+        and (p.dtype in (None, *(f.dtype for f in VERSION_1)))
+    )
+
+
+def test_equal_where_all_fields_are():
+    for (i, a), (j, b) in itertools.product(enumerate(every_kind()), enumerate(every_kind())):
+        assert (a == b) is (i == j) and (a != b) is (i != j)
+        assert i != j or hash(a) == hash(b)
+    assert of(block_size=(1, -1)) == P  # left out by pytrees
+    assert of(block_size=(1, -1), compute_dtype=F32) != of(compute_dtype=F32)
+    assert of(block_size=[1, -1], compute_dtype=F32) == of(block_size=(1, -1), compute_dtype=F32)
+    assert of(global_scale=2) == of(global_scale=torch.tensor(2.0, dtype=torch.float64))
+    assert of(global_scale=2) != of(global_scale=torch.tensor(2.0))
+    assert "block_size" not in repr(of(block_size=(1, 2))) and repr(P).count("=") == 4
+
+
+def test_pickles_pytrees_and_text():
+    for p in every_kind():
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+            again = pickle.loads(pickle.dumps(p, protocol))
+            assert again == p and again.block_size == p.block_size
+        file = io.BytesIO()
+        torch.save(p, file)
+        file.seek(0)
+        assert torch.load(file, weights_only=True) == p
+        leaves, context = _pytree.tree_flatten(p)
+        assert len(leaves) == (2 if p.global_scale is None else 3)
+        assert len(context.context) == (3 if is_version_1(p) else 6)
+        again = _pytree.tree_unflatten(
+            leaves, _pytree.treespec_loads(_pytree.treespec_dumps(context))
+        )
+        assert again == p
+        assert again.block_size == (None if is_version_1(p) else p.block_size)
+        keys, _ = _pytree.tree_flatten_with_path(p)
+        names = [path[0].name for path, _ in keys]
+        assert names == ["scale", "zero_point", "global_scale"][: len(names)]
+
+
+@pytest.mark.parametrize(
+    "context",
+    [[-7, 7, "load", None, None, False], [-7, 7, None, [1.5], None, False], [-7, 7, None, 3, None, False],
+     [-7, 7, None, None, "load", False], [-7, 7, None, None, None, "yes"], [-7, 7], [-7, 7, None, None],
+     [-7, 7, "int8", None, None, False, 1]],
+    ids=str,
+)  # fmt: skip
+def test_text_that_says_no_parameters(context):
+    with pytest.raises((TypeError, ValueError)):
+        params._context_of_text(json.dumps(context))
+
+
+def test_to_a_device_takes_all_tensors():
+    p = of(global_scale=torch.ones(()), block_size=(1, 2), compute_dtype=F32, round_first=True)
+    there = p.to("meta")
+    assert all(t.device.type == "meta" for t in (there.scale, there.zero_point, there.global_scale))
+    kept = ("block_size", "compute_dtype", "round_first", "dtype", "q_min")
+    assert all(getattr(there, k) == getattr(p, k) for k in kept)
+
+
+@MODULES
+def test_parameters_that_no_steps_take(m):
+    with pytest.raises(TypeError, match="global_scale: expected None"):
+        m.quantize_tensor(X, of(global_scale=2.0))
+    with pytest.raises(TypeError, match=r"compute_dtype: expected None or torch\.float32, got"):
+        m.quantize_tensor(X, of(compute_dtype=torch.float64))
+    with pytest.raises(TypeError, match="global_scale: expected None"):
+        m.dynamic_quantize(X, global_scale=torch.ones(()))
+
+
+# ---- compiled --------------------------------------------------------------------------------------
+
+
+def everything(x):
+    q, p = quantkit.quantize(x, "int4_group128")
+    q8, p8 = quantkit.quantize(x, "fp8_block128")
+    y = quantkit.dequantize(q8, p8, output_dtype=torch.bfloat16)
+    own, own_p = quantkit.dynamic_quantize(x, block_size=[1, x.shape[1]], dtype="float8_e5m2")
+    short = quantkit.dynamic_quantize(x, block_size=[1, 7], compute_dtype=F32)[0]
+    z = quantkit.fake_quantize(x, own_p)
+    return (
+        q,
+        p.scale,
+        quantkit.dequantize(q, p),
+        y,
+        own.view(torch.uint8) + 0,
+        own_p.scale,
+        short,
+        z,
+    )
+
+
+def test_one_graph_serves_shapes_and_blocks_of_their_size():
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(everything, backend="aot_eager", fullgraph=True, dynamic=True)
+    for shape in ((300, 270), (290, 400), (400, 512)):
+        x = values(shape, torch.bfloat16, shape[0])
+        assert_same(compiled(x), everything(x))
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+def test_block_size_in_a_graph_holds_ints():
+    torch._dynamo.reset()
+    kept = {}
+
+    def function(x):
+        for name, blocks in (("whole", [1, x.shape[1]]), ("five", [1, 5]), ("all", [1, -1])):
+            kept[name] = quantkit.get_symmetric_qparams(x, dtype=F8, block_size=blocks)
+        return kept["whole"], kept["five"], kept["all"]
+
+    found = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)(
+        torch.randn(4, 20)
+    )
+    assert [p.block_size for p in found] == [(1, -1), (1, 5), (1, -1)]
+    assert all(type(b) is int for p in found for b in p.block_size)
+
+
+class Crossing(torch.nn.Module):
+    def forward(self, x, p):
+        _, chosen = quantkit.quantize(x, "fp8_group128")
+        return quantkit.fake_quantize(x, p), quantkit.quantize_tensor(x, p), chosen
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_parameters_cross_the_border_of_exported_programs(tmp_path):
+    x = values((300, 520), torch.bfloat16, 3)
+    p = quantkit.get_symmetric_qparams(x, dtype=torch.int4)
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(Crossing(), (x, p), dynamic_shapes=(free, [None, None]))
+    torch.export.save(program, tmp_path / "program.pt2")
+    for module in (program.module(), torch.export.load(tmp_path / "program.pt2").module()):
+        for rows, columns in ((300, 520), (271, 300)):
+            expected, found = Crossing()(x[:rows, :columns], p), module(x[:rows, :columns], p)
+            assert_same(found[:2], expected[:2])
+            assert found[2] == expected[2] and found[2].block_size == (1, 128)
