@@ -105,14 +105,15 @@ def get_symmetric_qparams(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, True, False
     )
     if is_version_1(f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale):
-        parameters = operators.choose_qparams(x, blocks, q_min, q_max, eps, True)
-        return _parameters(x, blocks, f, q_min, q_max, parameters)
+        scale, zero_point = operators.choose_qparams(x, blocks, q_min, q_max, eps, True)
+        blocks = kept(x, blocks)
+        return QuantizationParams(scale, zero_point, q_min, q_max, dtype=f.dtype, block_size=blocks)
     _checks.rounding(f, round_first)
     parameters = format_operators.choose_qparams(
         x, blocks, q_min, q_max, eps, True, f.name,
         scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
     )  # fmt: skip
-    return _parameters(x, blocks, f, q_min, q_max, parameters, True, round_first, global_scale)
+    return _parameters(x, blocks, f, q_min, q_max, parameters, round_first, global_scale)
 
 
 def get_asymmetric_qparams(
@@ -158,13 +159,16 @@ def get_asymmetric_qparams(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, False, include_zero
     )
     if is_version_1(f, compute_dtype, round_first):
-        parameters = operators.choose_qparams(x, blocks, q_min, q_max, eps, False, include_zero)
-        return _parameters(x, blocks, f, q_min, q_max, parameters)
+        scale, zero_point = operators.choose_qparams(
+            x, blocks, q_min, q_max, eps, False, include_zero
+        )
+        blocks = kept(x, blocks)
+        return QuantizationParams(scale, zero_point, q_min, q_max, dtype=f.dtype, block_size=blocks)
     _checks.rounding(f, round_first)
     parameters = format_operators.choose_qparams(
         x, blocks, q_min, q_max, eps, False, f.name, include_zero=include_zero
     )
-    return _parameters(x, blocks, f, q_min, q_max, parameters, True, round_first)
+    return _parameters(x, blocks, f, q_min, q_max, parameters, round_first)
 
 
 def quantize_tensor(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
@@ -264,16 +268,19 @@ def quantize_dequant(
     if is_version_1(
         f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale, output_dtype
     ):
-        q, x_hat, *parameters = operators.quantize_dequantize(
+        q, x_hat, scale, zero_point = operators.quantize_dequantize(
             x, blocks, q_min, q_max, eps, sym, f.number, include_zero
         )
-        return q, x_hat, _parameters(x, blocks, f, q_min, q_max, parameters)
+        blocks = kept(x, blocks)
+        return q, x_hat, QuantizationParams(
+            scale, zero_point, q_min, q_max, dtype=f.dtype, block_size=blocks
+        )  # fmt: skip
     q, x_hat, *parameters = format_operators.quantize_dequantize(
         x, blocks, q_min, q_max, eps, sym, f.name, include_zero=include_zero,
         scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
         round_first=round_first, output_dtype=output_dtype,
     )  # fmt: skip
-    made = _parameters(x, blocks, f, q_min, q_max, parameters, True, round_first, global_scale)
+    made = _parameters(x, blocks, f, q_min, q_max, parameters, round_first, global_scale)
     return q, x_hat, made
 
 
@@ -303,16 +310,19 @@ def dynamic_quantize(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero
     )
     if is_version_1(f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale):
-        q, *parameters = operators.dynamic_quantize(
+        q, scale, zero_point = operators.dynamic_quantize(
             x, blocks, q_min, q_max, eps, sym, f.number, include_zero
         )
-        return q, _parameters(x, blocks, f, q_min, q_max, parameters)
+        blocks = kept(x, blocks)
+        return q, QuantizationParams(
+            scale, zero_point, q_min, q_max, dtype=f.dtype, block_size=blocks
+        )
     q, *parameters = format_operators.dynamic_quantize(
         x, blocks, q_min, q_max, eps, sym, f.name, include_zero=include_zero,
         scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
         round_first=round_first,
     )  # fmt: skip
-    return q, _parameters(x, blocks, f, q_min, q_max, parameters, True, round_first, global_scale)
+    return q, _parameters(x, blocks, f, q_min, q_max, parameters, round_first, global_scale)
 
 
 def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
@@ -363,13 +373,12 @@ def dequantize(
 
 def _parameters(
     x: torch.Tensor, blocks: Sequence[int] | None, f: Format, q_min: int, q_max: int,
-    chosen: Sequence[torch.Tensor], float32: bool = False, round_first: bool = False,
-    global_scale: torch.Tensor | None = None,
+    chosen: Sequence[torch.Tensor], round_first: bool, global_scale: torch.Tensor | None = None,
 ) -> QuantizationParams:  # fmt: skip
-    """What the functions return of chosen parameters."""
+    """What the functions return of parameters chosen by float32 steps."""
     scale, zero_point = chosen
     return QuantizationParams(
         scale, zero_point, q_min, q_max, dtype=f.dtype, block_size=kept(x, blocks),
-        global_scale=global_scale, compute_dtype=torch.float32 if float32 else None,
+        global_scale=global_scale, compute_dtype=torch.float32,
         round_first=bool(round_first),
     )  # fmt: skip

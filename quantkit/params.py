@@ -211,6 +211,8 @@ def _as_tensor(name: str, value: Any) -> Any:
 
 
 # Where a type is compared here the usual case is spared a call.
+_OPTIONS = ("dtype", "block_size", "global_scale", "compute_dtype", "round_first")
+_is_compiling = torch.compiler.is_compiling
 
 
 def unpack(
@@ -231,8 +233,17 @@ def unpack(
         scale = _as_tensor("scale", scale)
     if type(zero_point) is not torch.Tensor:
         zero_point = _as_tensor("zero_point", zero_point)
-    # quant_tool's parameters have no more, and a program may have those of version 1.
-    dtype = getattr(qparams, "dtype", None)
+    dtype: Any
+    block_size: Any
+    round_first: Any
+    if type(qparams) is QuantizationParams:
+        dtype, block_size, global_scale = qparams.dtype, qparams.block_size, qparams.global_scale
+        compute_dtype, round_first = qparams.compute_dtype, qparams.round_first
+    else:  # quant_tool's parameters have no more
+        dtype, block_size, global_scale, compute_dtype, round_first = (
+            getattr(qparams, name, None) for name in _OPTIONS
+        )
+        round_first = False if round_first is None else round_first
     if dtype is None:
         q_min, q_max = _checks.number(q_min), _checks.number(q_max)
         f = _checks.smallest_format(q_min, q_max)
@@ -240,10 +251,6 @@ def unpack(
         f = _checks.format_of(dtype)
         if type(q_min) is not int or type(q_max) is not int:
             q_min, q_max = _checks.integer("q_min", q_min), _checks.integer("q_max", q_max)
-    compute_dtype = getattr(qparams, "compute_dtype", None)
-    round_first = getattr(qparams, "round_first", False)
-    global_scale = getattr(qparams, "global_scale", None)
-    block_size = getattr(qparams, "block_size", None)
     version_1 = not float32 and is_version_1(f, compute_dtype, round_first, global_scale)
     if block_size is not None:
         block_size = _blocks_of(name, x, scale, f, block_size, version_1)
@@ -264,14 +271,17 @@ def is_version_1(f: Format, compute_dtype: Any, round_first: Any, *others: Any) 
         return False
     if round_first is not False and _checks.flag("round_first", round_first):
         return False
-    return f.number is not None and all(option is None for option in others)
+    for option in others:  # all() of a generator takes four times as long
+        if option is not None:
+            return False
+    return f.number is not None
 
 
 def _blocks_of(
     name: str, x: torch.Tensor, scale: Any, f: Format, block_size: Any, version_1: bool
 ) -> Sequence[int] | None:
     """block_size where it says what the parameters are for; None where their shapes do."""
-    if version_1 and _is_one_for_each_block(x, scale, block_size):
+    if version_1 and not _is_compiling() and _is_one_for_each_block(x, scale, block_size):
         return block_size
     block_size = _checks.block_sizes(block_size)
     if not isinstance(x, torch.Tensor) or not isinstance(scale, torch.Tensor):
@@ -286,14 +296,15 @@ def _blocks_of(
 
 def _is_one_for_each_block(x: torch.Tensor, scale: Any, block_size: Any) -> bool:
     """The usual case of whole blocks, at the price of a comparison for each dimension."""
-    if type(x) is not torch.Tensor or type(block_size) is not tuple or x.is_nested:
+    if type(x) is not torch.Tensor or type(scale) is not torch.Tensor or x.is_nested:
         return False
-    if not len(block_size) == x.dim() == scale.dim() or torch.compiler.is_compiling():
+    shape, sizes = x.shape, scale.shape
+    if type(block_size) is not tuple or not len(block_size) == len(shape) == len(sizes):
         return False
-    return all(
-        type(b) is int and (s == 1 if b == -1 else b > 0 and s * b == n)
-        for n, b, s in zip(x.shape, block_size, scale.shape, strict=True)
-    )
+    for n, b, s in zip(shape, block_size, sizes, strict=True):
+        if type(b) is not int or (s != 1 if b == -1 else b < 1 or s * b != n):
+            return False
+    return True
 
 
 def _channel(x: torch.Tensor, channel_dim: int, block_size: Sequence[int] | None) -> Any:
@@ -352,6 +363,8 @@ def kept(x: torch.Tensor, block_size: Sequence[int] | None) -> tuple[int, ...] |
     """block_size as QuantizationParams has it: ints only."""
     if not block_size:
         return None
+    if not _is_compiling() and set(map(type, block_size)) == {int}:
+        return tuple(block_size)
     return tuple(
         -1 if _checks.is_symbol(b) and _checks.known(b == n) else int(b)
         for n, b in zip(x.shape, block_size, strict=True)

@@ -1,11 +1,14 @@
 """`out=` tensors: any strides, nothing returned, untouched on error."""
 
+from functools import partial
+
 import pytest
 import torch
 from lib.backends import daily
-from lib.cases import STRIDES, assert_same, bits_of, given, ops, values
+from lib.cases import STRIDES, assert_same, bits_of, codes, flat, given, invoke, ops, values
 
 from quantkit import _load, reference
+from quantkit.formats import OF_NAME
 from quantkit.operators import OPERATORS
 
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.fallback]
@@ -22,18 +25,24 @@ CALLS = {
     "choose_qparams": CHOOSE,
     "dynamic_quantize": (*CHOOSE, torch.int8),
     "quantize_dequantize": (*CHOOSE, torch.int8),
+    "quantize.format": (X, SCALE, ZERO, -8, 7, "int4", {"block_size": [1, -1]}),
+    "dequantize.format": (codes(OF_NAME["int4"], X.shape), SCALE, ZERO, "int4", {}),
+    "fake_quantize.format": (X, SCALE, None, -448, 448, "float8_e4m3fn", {"block_size": [1, -1]}),
+    "_fake_quantize_masked.format": (X, SCALE, ZERO, 0, 15, "uint4", {"round_first": True}),
+    "choose_qparams.format": (X, [4, 3], -8, 7, 1e-8, False, "int4", {}),
+    "dynamic_quantize.format": (X, [1, 3], 0, 65535, 1e-8, False, "uint16", {}),
+    "quantize_dequantize.format": (X, [4, 3], -8, 7, 1e-8, True, "int4", {}),
 }
 
 
 def expected(name, args=None):
     """The results by the reference, by name."""
     _, names, function, *_ = OPERATORS[name]
-    made = function(*(args or CALLS[name]))
-    return dict(zip(names, made if isinstance(made, tuple) else (made,), strict=True))
+    return dict(zip(names, flat(invoke(function, args or CALLS[name])), strict=True))
 
 
 def call(name, outs, args=None):
-    return getattr(ops, name).out(*(args or CALLS[name]), **outs)
+    return invoke(partial(getattr(ops, name).out, **outs), args or CALLS[name])
 
 
 def refused(name, outs, kind, *texts, args=None):
@@ -321,11 +330,11 @@ def test_large_outputs_with_gaps():
 @pytest.mark.parametrize("name", CALLS)
 def test_lazily_negated_tensors(name):
     """The imaginary part of a conjugate: an input like any other, no output."""
-    real = X if name != "dequantize" else SCALE.expand(6, 8)
+    real = X if not name.startswith("dequantize") else SCALE.expand(6, 8)
     lazy = torch.complex(real, -real).conj().imag
     assert lazy.is_neg() and torch.equal(lazy, real)
     args = list(CALLS[name])
-    args[1 if name in ("dequantize", "_fake_quantize_backward") else 0] = lazy
+    args[1 if name.startswith(("dequantize", "_fake_quantize_backward")) else 0] = lazy
     results = expected(name, args)
     outs = {k: torch.empty_like(t) for k, t in results.items()}
     call(name, outs, args)

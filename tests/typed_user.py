@@ -19,6 +19,15 @@ def functions(x: torch.Tensor, blocks: Sequence[int]) -> torch.Tensor:
     assert_type(codes, torch.Tensor)
     assert_type(x_hat, torch.Tensor)
     q, p = quantkit.dynamic_quantize(x, block_size=blocks, dtype=torch.uint8, eps=1e-6)
+    assert_type(quantkit.dequantize_tensor(q, p, output_dtype=torch.float16), torch.Tensor)
+    q, p = quantkit.dynamic_quantize(x, dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    q, p = quantkit.dynamic_quantize(x, dtype="int4", block_size=[1, 128], scale_rule="half_range")
+    q, p = assert_type(
+        quantkit.quantize(x, "fp8_block128"), tuple[torch.Tensor, QuantizationParams]
+    )
+    q, p = quantkit.quantize(x, {"dtype": torch.uint16, "block_size": (-1,)}, eps=1e-6)
+    assert_type(quantkit.dequantize(q, p, output_dtype=torch.bfloat16), torch.Tensor)
+    assert_type(quantkit.SCHEMES["int8_token"], str)
     return quantkit.fake_quantize(x, p)
 
 
@@ -28,6 +37,9 @@ def parameters() -> QuantizationParams:
     assert_type(p.scale, torch.Tensor)
     assert_type(p.q_min, int)
     assert_type(p.dtype, torch.dtype | None)
+    assert_type(p.block_size, tuple[int, ...] | None)
+    assert_type(p.compute_dtype, torch.dtype | None)
+    QuantizationParams(0.1, 0, -8, 7, dtype=torch.int8, block_size=[1, 4], round_first=True)
     return p
 
 

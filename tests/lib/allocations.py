@@ -4,15 +4,15 @@ import contextlib
 import ctypes
 import re
 import resource
+from functools import partial
 from pathlib import Path
 
 import torch
-from lib.cases import assert_same, bits_of
+from lib.cases import arguments, assert_same, bits_of, flat, invoke, ops, tensors_of
 
 from quantkit import _load
-from quantkit.operators import OPERATORS
+from quantkit.operators import OPERATORS, overloads
 
-ops = torch.ops.quantkit
 NEVER = 2**45  # elements: more than an address space holds
 ERRORS = RuntimeError, MemoryError
 SAYS_SO = r"can't allocate memory|bad_alloc|Cannot allocate"
@@ -29,36 +29,27 @@ def uses(t):
     return torch._C._storage_Use_Count(t.untyped_storage()._cdata)
 
 
-def tuple_of(result):
-    return result if isinstance(result, tuple) else (result,)
-
-
-def tensors_of(args):
-    return [a for a in args if isinstance(a, torch.Tensor)]
-
-
 def given(name, n, converts):
     """Arguments of n * n elements; converts: of dtypes that no kernel takes."""
     x = torch.linspace(-3, 3, n * n).view(n, n)
-    scale, zero_point = torch.full((n, 1), 0.02), torch.full((n, 1), 3.0)
-    q = (x * 40).to(torch.int16)
-    grad = x.flip(0)
-    if converts:
-        zero_point, q = (x * 9).to(torch.int32), q.to(torch.int32)
-        x = x if name == "_fake_quantize_backward" else (x * 40).to(torch.int16)
-    chosen = (x, [1, 1] if converts else [1, -1], *CHOSEN[1:])
-    return {
-        "quantize": (x, scale, zero_point, -128, 127, torch.int16),
-        "dequantize": (q, scale, zero_point),
-        "fake_quantize": (x, scale, zero_point, -128, 127),
-        "_fake_quantize": (x, scale, zero_point, -128, 127),
-        "_fake_quantize_masked": (x, scale, zero_point, -128, 127),
-        "_masked_gradient": (grad, x > 0),
-        "_fake_quantize_backward": (grad, x, scale, zero_point, -128, 127),
-        "choose_qparams": (x, [1, 1], *CHOSEN[1:]),
-        "dynamic_quantize": (*chosen, torch.int16),
-        "quantize_dequantize": (*chosen, torch.int16),
-    }[name]
+    args = arguments(name, x, [1, -1], turn=2 if ".format" in name else 0)
+    if not converts:
+        return args
+    others = {"x": (x * 40).to(torch.int16), "zero_point": torch.full((n, 1), 3, dtype=torch.int32)}
+    others |= {"q": (x * 40).to(torch.int32), "block_size": [1, 1]}
+    if name == "_fake_quantize_backward":
+        del others["x"]  # which has grad's dtype
+    if ".format" in name:  # float8 codes have one dtype, and no zero point
+        others = {
+            k: v
+            for k, v in others.items()
+            if k in ("x", "block_size") and "scale" not in names_of(name)
+        }
+    return tuple(others.get(k, a) for k, a in zip(names_of(name), args, strict=False))
+
+
+def names_of(name):
+    return [a.name for a in overloads(name)[0]._schema.arguments]
 
 
 def strided(t):
@@ -73,7 +64,7 @@ def limited_calls(isa):
         if emulated and "zero_point" not in names:
             continue  # slow, and with no scratch of its own
         args = given(name, n, True)
-        outs = dict(zip(names, map(strided, tuple_of(function(*args))), strict=True))
+        outs = dict(zip(names, map(strided, flat(invoke(function, args))), strict=True))
         if name != "_masked_gradient":  # which needs no memory beside them
             yield f"{name}, into strided outputs", name, args, outs
         if not emulated:
@@ -114,14 +105,14 @@ def refused_step_by_step(isa):
 
 
 def refusals(name, args, outs, step):
-    right = tuple_of(OPERATORS[name].reference(*args))
+    right = flat(invoke(OPERATORS[name].reference, args))
     inputs = tensors_of(args)
     bits, held = [bits_of(t) for t in inputs], [uses(t) for t in inputs]
 
     def call():
         if outs is None:
-            return tuple_of(getattr(ops, name)(*args))
-        getattr(ops, name).out(*args, **outs)
+            return flat(invoke(getattr(ops, name), args))
+        invoke(partial(getattr(ops, name).out, **outs), args)
         return tuple(outs.values())
 
     def works():
@@ -172,10 +163,10 @@ def refused_one_by_one(library):
     torch.set_num_threads(1)
     for name, (_, names, function, *_) in OPERATORS.items():
         args = given(name, 6, True)
-        right = tuple_of(function(*args))
+        right = flat(invoke(function, args))
         outs = dict(zip(names, map(strided, right), strict=True))
         operator = getattr(ops, name).out
-        operator(*args, **outs)
+        invoke(partial(operator, **outs), args)
         k, left = 0, -1
         while left < 0:
             for out in outs.values():
@@ -183,7 +174,7 @@ def refused_one_by_one(library):
             failed = False
             new.arm(k)
             try:
-                operator(*args, **outs)
+                invoke(partial(operator, **outs), args)
             except ERRORS:
                 failed = True
             left = new.disarm()
