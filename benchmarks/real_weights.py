@@ -1,8 +1,10 @@
 """The main job: quantize and dequantize a real model's weights, reference against quantkit.
 
-Every floating-point tensor of a weights file goes through ``quantize_dequant`` in six schemes, by the
-pure-torch reference and by quantkit. Their results are compared bit for bit and their times measured
-side by side. Prints what ``include_zero=True`` changes. Writes ``run.json`` and ``run.png``.
+Every floating-point tensor of a weights file goes there and back, by the pure-torch reference and by
+quantkit: through ``quantize_dequant`` in six schemes, and through ``quantize`` and ``dequantize`` in
+each of ``quantkit.SCHEMES`` that takes it. Their results are compared bit for bit and their times
+measured side by side. Prints the size and the SQNR of each scheme, and what ``include_zero=True``
+changes. Writes ``run.json`` and ``run.png``.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ SCHEMES = {
     "asymmetric with zero, per tensor": {"sym": False, "per_channel": False, "include_zero": True},
     "asymmetric with zero, per channel": {"sym": False, "per_channel": True, "include_zero": True},
 }
+# The named schemes after these.
+ALL_SCHEMES = (*SCHEMES, *quantkit.SCHEMES)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -58,6 +62,7 @@ class Row:
     reference_ms: float
     quantkit_ms: float
     sqnr_db: float | None
+    bytes: int  # of codes and parameters
 
     @property
     def speedup(self) -> float:
@@ -160,6 +165,8 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal dtype, shape, strides and bits; any NaN equals any other."""
     if a.dtype != b.dtype or a.shape != b.shape or a.stride() != b.stride():
         return False
+    if a.element_size() == 1:  # codes, those of float8 too
+        return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
     if not a.is_floating_point():
         return torch.equal(a, b)
     nan = a.isnan()
@@ -189,30 +196,53 @@ def sqnr_db(x: torch.Tensor, x_hat: torch.Tensor) -> float | None:
     return 10 * math.log10(power / noise)
 
 
-def milliseconds(call: Callable[[], object]) -> float:
+def timed(call: Callable[[], tuple]) -> tuple[float, tuple]:
+    """Milliseconds, and the result."""
     start = time.perf_counter()
-    call()
-    return (time.perf_counter() - start) * 1e3
+    result = call()
+    return (time.perf_counter() - start) * 1e3, result
+
+
+def takes(scheme: str, x: torch.Tensor) -> bool:
+    """Whether a tensor of x's shape has the dimensions, and fills the bytes, of a scheme."""
+    if scheme in SCHEMES or scheme in ("int8_tensor", "uint8_tensor", "fp8_tensor", "int8_channel"):
+        return True
+    if scheme == "fp8_block128":
+        return x.dim() >= 2
+    return x.dim() >= 1 and (not scheme.startswith("int4") or x.shape[-1] % 2 == 0)
+
+
+def there_and_back(functions, x: torch.Tensor, scheme: str) -> tuple:
+    """(q, x_hat, qparams) by the functions of quantkit, or of its reference."""
+    if scheme in SCHEMES:
+        return functions.quantize_dequant(x, **SCHEMES[scheme])
+    q, qparams = functions.quantize(x, scheme)
+    return q, functions.dequantize(q, qparams), qparams
+
+
+def stored_bytes(q: torch.Tensor, qparams: quantkit.QuantizationParams) -> int:
+    """Of the codes, and of the parameters that they need."""
+    tensors = [q, qparams.scale]
+    if bool((qparams.zero_point != 0).any()):
+        tensors.append(qparams.zero_point)
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def measure(name: str, x: torch.Tensor, scheme: str) -> tuple[Row, str | None]:
     """One tensor in one scheme: the row, and the result that differs, if one does."""
-    arguments = SCHEMES[scheme]
-    expected = reference.quantize_dequant(x, **arguments)
-    actual = quantkit.quantize_dequant(x, **arguments)
-    different = first_difference(expected, actual)
+    calls = [lambda f=f: there_and_back(f, x, scheme) for f in (reference, quantkit)]
+    times = [[], []]
     # In turn, so that a slow moment of the machine meets both; small tensors more often.
-    rounds = 3 if x.numel() > 1 << 20 else 7
-    times = [
-        (
-            milliseconds(lambda: reference.quantize_dequant(x, **arguments)),
-            milliseconds(lambda: quantkit.quantize_dequant(x, **arguments)),
-        )
-        for _ in range(rounds)
-    ]
-    slow, fast = (min(column) for column in zip(*times, strict=True))
+    for _ in range(2 if x.numel() > 1 << 20 else 5):
+        (slow, expected), (fast, actual) = map(timed, calls)
+        times[0].append(slow)
+        times[1].append(fast)
+    different = first_difference(expected, actual)
+    slow, fast = map(min, times)
+    size = stored_bytes(expected[0], expected[2])
     noise = sqnr_db(x, expected[1])
-    return Row(name, list(x.shape), scheme, different is None, slow, fast, noise), different
+    row = Row(name, list(x.shape), scheme, different is None, slow, fast, noise, size)
+    return row, different
 
 
 # ---- reporting ------------------------------------------------------------------------------------
@@ -235,6 +265,25 @@ def table(rows: list[Row], backend: str, console: Console) -> None:
         grid.add_row(
             Text(printable(row.name)), shape, row.scheme, *ms, f"{row.speedup:.1f}×", noise
         )
+    console.print(grid)
+
+
+def by_scheme(rows: list[Row], console: Console) -> None:
+    """What the matrices of the model become in each scheme."""
+    grid = Table(title="matrices, by scheme")
+    columns = ("scheme", "tensors", "MB", "bits a weight", "median SQNR dB", "worst", "faster")
+    for column in columns:
+        grid.add_column(column, justify="left" if column == "scheme" else "right")
+    for scheme in ALL_SCHEMES:
+        some = [row for row in rows if row.scheme == scheme and len(row.shape) >= 2]
+        noise = [row.sqnr_db for row in some if row.sqnr_db is not None]
+        if not some:
+            continue
+        size, weights = sum(row.bytes for row in some), sum(math.prod(row.shape) for row in some)
+        quality = (f"{median(noise):.1f}", f"{min(noise):.1f}") if noise else ("-", "-")
+        faster = f"{totals(some)['speedup']:.1f}×"
+        share = f"{8 * size / weights:.2f}"
+        grid.add_row(scheme, str(len(some)), f"{size / 1e6:.1f}", share, *quality, faster)
     console.print(grid)
 
 
@@ -280,7 +329,7 @@ def plot(rows: list[Row], backend: str, path: Path) -> None:
     left.set_title(f"{total['speedup']:.1f}× faster, every bit equal", fontsize=15, weight="bold")
     if not all(row.bit_equal for row in rows):
         left.set_title("RESULTS DIFFER", color="red", fontsize=15, weight="bold")
-    for scheme in SCHEMES:
+    for scheme in ALL_SCHEMES:
         some = [row for row in rows if row.scheme == scheme]
         sizes = [math.prod(row.shape) for row in some]
         right.scatter(sizes, [row.speedup for row in some], s=22, alpha=0.7, label=scheme)
@@ -289,10 +338,10 @@ def plot(rows: list[Row], backend: str, path: Path) -> None:
     right.set(xscale="log", yscale="log", xlabel="elements of the tensor")
     right.set(ylabel="times faster than the reference (higher is better)")
     right.yaxis.set_major_formatter("{x:g}×")
-    right.set_title("each tensor of the model, six schemes")
+    right.set_title("each tensor of the model, by scheme")
     right.grid(alpha=0.3, which="both")
-    right.legend()
-    figure.suptitle(f"quantize + dequantize to int8 · {backend} · {machine()}", fontsize=10)
+    right.legend(fontsize=7, ncols=2)
+    figure.suptitle(f"quantize + dequantize · {backend} · {machine()}", fontsize=10)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -338,19 +387,18 @@ def run(weights: Path, results: Path, console: Console) -> list[str]:
         console=console,
     )
     with progress:
-        task = progress.add_task("comparing and timing", total=len(tensors) * len(SCHEMES))
-        for name, tensor in tensors.items():
-            for scheme in SCHEMES:
-                row, different = measure(name, tensor, scheme)
-                rows.append(row)
-                if different is not None:
-                    differences.append(f"{name} ({scheme}): {different} differs")
-                progress.advance(task)
+        calls = [(n, t, s) for n, t in tensors.items() for s in ALL_SCHEMES if takes(s, t)]
+        for name, tensor, scheme in progress.track(calls, description="comparing and timing"):
+            row, different = measure(name, tensor, scheme)
+            rows.append(row)
+            if different is not None:
+                differences.append(f"{name} ({scheme}): {different} differs")
     write_results(rows, backend, results)
     table(rows, backend, console)
+    by_scheme(rows, console)
     total = totals(rows)
     console.print(
-        f"{len(tensors)} tensors × {len(SCHEMES)} schemes: reference {total['reference_ms']:.0f} ms, "
+        f"{len(tensors)} tensors, {len(ALL_SCHEMES)} schemes: reference {total['reference_ms']:.0f} ms, "
         f"quantkit {total['quantkit_ms']:.0f} ms, {total['speedup']:.1f}× faster; "
         f"{sum(row.bit_equal for row in rows)} of {len(rows)} bit-equal",
         highlight=False,

@@ -42,14 +42,19 @@ def weights(tmp_path):
 
 def test_report(weights, tmp_path, capsys):
     code, printed, report = job(weights, tmp_path / "results", capsys)
-    assert code == 0 and "30 of 30 bit-equal" in printed.out
+    assert code == 0 and "78 of 78 bit-equal" in printed.out  # a bias has no blocks, 3 no bytes
     assert set(report) == {"backend", "tensors", "total"}
     assert report["backend"] == str(quantkit.backend())
     assert set(report["total"]) == {"reference_ms", "quantkit_ms", "speedup"}
     keys = {"name", "shape", "scheme", "bit_equal", "reference_ms", "quantkit_ms", "sqnr_db"}
+    keys |= {"bytes"}
     assert all(set(row) == keys and row["bit_equal"] for row in report["tensors"])
     assert {row["name"] for row in report["tensors"]} == set(WEIGHTS) - {"steps"}
-    assert len({row["scheme"] for row in report["tensors"]}) == 6
+    schemes = {row["scheme"] for row in report["tensors"]}
+    assert schemes == {*real_weights.SCHEMES, *quantkit.SCHEMES}
+    packed = [row for row in report["tensors"] if row["scheme"] == "int4_group128"]
+    sizes = {row["name"]: row["bytes"] for row in packed}
+    assert sizes == {"layer.weight": 96, "layer.bias": 12, "half": 24, "brain": 24}
     zeros = [row for row in report["tensors"] if row["name"] == "zeros"]
     assert all(row["sqnr_db"] is None for row in zeros)
     sums = sum(row["reference_ms"] for row in report["tensors"])
@@ -151,6 +156,21 @@ def test_a_differing_bit_is_found_and_named(weights, tmp_path, capsys, monkeypat
     lines = printed.err.strip().splitlines()
     assert len(lines) == 4 and all("half" in line and which in line for line in lines)
     assert sum(not row["bit_equal"] for row in report["tensors"]) == 4
+
+
+def test_a_wrong_bit_of_a_named_scheme_is_reported(weights, tmp_path, monkeypatch, capsys):
+    right = quantkit.quantize
+
+    def wrong(x, scheme):
+        q, p = right(x, scheme)
+        q.view(torch.uint8).view(-1)[0] ^= 1
+        return q, p
+
+    monkeypatch.setattr(quantkit, "quantize", wrong)
+    code, printed, report = job(weights, tmp_path / "results", capsys)
+    assert code == 1
+    wrong_rows = [row for row in report["tensors"] if not row["bit_equal"]]
+    assert len(wrong_rows) == 48 and {row["scheme"] for row in wrong_rows} == {*quantkit.SCHEMES}
 
 
 def test_the_reference_is_not_compared_with_itself(weights, tmp_path):
