@@ -167,7 +167,7 @@ def test_a_wrong_bit_of_a_named_scheme_is_reported(weights, tmp_path, monkeypatc
         return q, p
 
     monkeypatch.setattr(quantkit, "quantize", wrong)
-    code, printed, report = job(weights, tmp_path / "results", capsys)
+    code, _, report = job(weights, tmp_path / "results", capsys)
     assert code == 1
     wrong_rows = [row for row in report["tensors"] if not row["bit_equal"]]
     assert len(wrong_rows) == 48 and {row["scheme"] for row in wrong_rows} == {*quantkit.SCHEMES}

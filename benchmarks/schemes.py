@@ -1,0 +1,302 @@
+"""Each named scheme beside its rivals: scales given, chosen, and the way back.
+
+python -m benchmarks.schemes [--schemes int8_channel,fp8_token] [--dtypes float32,bfloat16]
+
+For every scheme of quantkit.SCHEMES: GB/s of what the operation must read and write, as a share of
+y.copy_(x)'s, and how many times longer others take. Every call of a row runs in turn with the others.
+`=` says that a rival's codes are ours, bit for bit; else how many of a million differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import quantkit
+from quantkit import reference
+
+from . import machine
+from .__main__ import shapes, words
+from .measure import interleaved, summary
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OPERATIONS = ("quantize", "dynamic_quantize", "dequantize")
+COPY, OURS = "copy", "quantkit out="
+Calls = dict[str, Callable[[], torch.Tensor | tuple]]
+
+
+class Job:
+    """x in one scheme: codes, parameters, and memory for results."""
+
+    def __init__(self, scheme: str, shape: tuple[int, ...], dtype: torch.dtype):
+        torch.manual_seed(0)
+        self.scheme = scheme
+        self.x = torch.randn(shape).to(dtype)
+        self.q, self.p = quantkit.quantize(self.x, scheme)
+        self.x_hat = quantkit.dequantize(self.q, self.p)
+        self.is_float = self.p.dtype.is_floating_point
+        self.format = str(self.p.dtype).removeprefix("torch.")
+        self.symmetric = not scheme.startswith("uint8")
+        self.blocks = [
+            size if block == -1 else block
+            for size, block in zip(shape, self.p.block_size or [-1] * len(shape), strict=True)
+        ]
+
+    def bytes(self, operation: str) -> int:
+        """What the operation must read and write."""
+        ends = [self.x_hat if operation == "dequantize" else self.x, self.q, self.p.scale]
+        return sum(t.numel() * t.element_size() for t in ends)
+
+
+# ---- how each does it -------------------------------------------------------------------------------
+
+
+def ours(job: Job, operation: str) -> Callable[[], object]:
+    """The operator into memory that stays."""
+    ops, p = torch.ops.quantkit, job.p
+    zero_point = None if job.is_float else p.zero_point
+    limits = (p.q_min, p.q_max)
+    if operation == "quantize":
+        q = torch.empty_like(job.q)
+        call = functools.partial(
+            ops.quantize.format_out, job.x, p.scale, zero_point, *limits, job.format,
+            block_size=p.block_size, out=q,
+        )  # fmt: skip
+    elif operation == "dequantize":
+        call = functools.partial(
+            ops.dequantize.format_out, job.q, p.scale, zero_point, job.format,
+            block_size=p.block_size, out=torch.empty_like(job.x_hat),
+        )  # fmt: skip
+    else:
+        outs = {name: torch.empty_like(t) for name, t in
+                (("q", job.q), ("scale", p.scale), ("zero_point", p.zero_point))}  # fmt: skip
+        eps = torch.finfo(torch.float32).tiny if job.is_float else 1e-8
+        call = functools.partial(
+            ops.dynamic_quantize.format_out, job.x, p.block_size, *limits, eps, job.symmetric,
+            job.format, include_zero=not job.symmetric, **outs,
+        )  # fmt: skip
+    return call
+
+
+def plain(job: Job, operation: str) -> Callable[[], object]:
+    """The formula in a few torch operations, with torch's own cast: what one writes by hand."""
+    p = job.p
+    repeats = [
+        b if s > 1 else 1
+        for b, s in zip(job.blocks, p.scale.shape or [1] * job.x.dim(), strict=True)
+    ]
+
+    def spread(t: torch.Tensor) -> torch.Tensor:
+        for dim, count in enumerate(repeats if t.dim() else []):
+            if count > 1:
+                t = t.repeat_interleave(count, dim).narrow(dim, 0, job.x.shape[dim])
+        return t
+
+    scale, zero_point = spread(p.scale), spread(p.zero_point)
+    packed = p.dtype == torch.int4
+
+    def quantize(x):
+        v = x.float() / scale + zero_point
+        v = v.clamp(p.q_min, p.q_max) if job.is_float else v.round().clamp(p.q_min, p.q_max)
+        if not packed:
+            return v.to(p.dtype)
+        codes = v.to(torch.int8).view(torch.uint8) & 15
+        return codes[..., ::2] | (codes[..., 1::2] << 4)
+
+    def dequantize(q):
+        if packed:
+            q = torch.stack([(q << 4).view(torch.int8) >> 4, q.view(torch.int8) >> 4], -1).flatten(
+                -2
+            )
+        return (q.float() - zero_point) * scale
+
+    functions = {"quantize": (quantize, job.x), "dequantize": (dequantize, job.q)}
+    if operation not in functions:
+        raise LookupError("two passes by hand")
+    function, argument = functions[operation]
+    return lambda: function(argument)
+
+
+def eager(job: Job, operation: str) -> Callable[[], object]:
+    """quantkit's own reference."""
+    return {
+        "quantize": lambda: reference.quantize_tensor(job.x, job.p),
+        "dynamic_quantize": lambda: reference.quantize(job.x, job.scheme)[0],
+        "dequantize": lambda: reference.dequantize(job.q, job.p),
+    }[operation]
+
+
+def torchao(job: Job, operation: str) -> Callable[[], object]:
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    primitives = importlib.import_module("torchao.quantization.quant_primitives")
+    x, q, p = job.x, job.q, job.p
+    if job.is_float:
+
+        def choose(x):
+            return primitives._choose_scale_float8(x.float(), job.blocks, p.dtype)
+
+        def quantize(x, scale):
+            return primitives._quantize_affine_float8(x.float(), scale, p.dtype)
+
+        def dequantize(q, scale):
+            return primitives._dequantize_affine_float8(q, scale, torch.float32)
+
+        given = (p.scale if p.scale.dim() else p.scale.view(1, 1),)
+    else:
+        if p.dtype == torch.int4:
+            raise LookupError("its int4 codes are not packed here")
+        kind = primitives.MappingType
+        mapping = kind.SYMMETRIC_NO_CLIPPING_ERR if job.symmetric else kind.ASYMMETRIC
+        limits = (p.dtype, p.q_min, p.q_max)
+
+        def choose(x):
+            return primitives.choose_qparams_affine(
+                x, mapping, job.blocks, *limits, 1e-8, torch.float32, torch.int32
+            )
+
+        def quantize(x, *parameters):
+            return primitives.quantize_affine(x.float(), job.blocks, *parameters, *limits)
+
+        def dequantize(q, *parameters):
+            return primitives.dequantize_affine(
+                q, job.blocks, *parameters, *limits, output_dtype=torch.float32
+            )
+
+        given = (p.scale, p.zero_point.to(torch.int32))
+
+    def dynamic(x):
+        parameters = choose(x)
+        return quantize(x, *(parameters if isinstance(parameters, tuple) else (parameters,)))
+
+    return {
+        "quantize": lambda: quantize(x, *given),
+        "dynamic_quantize": lambda: dynamic(x),
+        "dequantize": lambda: dequantize(q, *given),
+    }[operation]
+
+
+def compiled(make: Callable[[Job, str], Callable[[], object]]):
+    def made(job: Job, operation: str) -> Callable[[], object]:
+        torch._dynamo.reset()
+        return torch.compile(make(job, operation), dynamic=False)
+
+    return made
+
+
+RIVALS = {
+    "reference": eager,
+    "by hand": plain,
+    "by hand, compiled": compiled(plain),
+    "torchao": torchao,
+    "torchao, compiled": compiled(torchao),
+}
+
+
+# ---- measuring --------------------------------------------------------------------------------------
+
+
+def agreement(result: object, job: Job, operation: str) -> str:
+    ours = job.x_hat if operation == "dequantize" else job.q
+    theirs = result[0] if isinstance(result, tuple) else result
+    if theirs.shape != ours.shape or theirs.element_size() != ours.element_size():
+        return "other form"
+    kind = {1: torch.uint8, 4: torch.int32}[ours.element_size()]
+    differing = int((ours.view(kind) != theirs.contiguous().view(kind)).sum())
+    return "=" if differing == 0 else f"{differing * 1e6 / ours.numel():.0f} ppm"
+
+
+def cell(job: Job, operation: str, budget: float) -> dict:
+    out = torch.empty_like(job.x_hat if operation == "dequantize" else job.x)
+    source = job.x_hat if operation == "dequantize" else job.x
+    calls: Calls = {COPY: lambda: out.copy_(source), OURS: ours(job, operation)}
+    notes, absent = {}, {}
+    for name, make in RIVALS.items():
+        try:
+            call = make(job, operation)
+            notes[name] = agreement(call(), job, operation)
+        except Exception as reason:  # whatever a rival cannot do
+            absent[name] = str(reason).splitlines()[0][:120] if str(reason) else repr(reason)
+            continue
+        calls[name] = call
+    measured = {k: {**summary(v), "seconds": v} for k, v in interleaved(calls, budget).items()}
+    copied = 2 * source.numel() * source.element_size() / measured[COPY]["min"]
+    moved = job.bytes(operation) / measured[OURS]["min"]
+    return {
+        "scheme": job.scheme,
+        "operation": operation,
+        "dtype": str(job.x.dtype).removeprefix("torch."),
+        "shape": list(job.x.shape),
+        "threads": torch.get_num_threads(),
+        "gigabytes_per_second": moved / 1e9,
+        "of_copy": moved / copied,
+        "contestants": measured,
+        "notes": notes,
+        "absent": absent,
+    }
+
+
+def cells(args) -> Iterator[tuple[Job, str]]:
+    for shape in args.shapes:
+        for dtype in args.dtypes:
+            for scheme in args.schemes:
+                job = Job(scheme, shape, DTYPES[dtype])
+                for operation in args.ops:
+                    yield job, operation
+
+
+def table(run: list[dict], shape: list[int], dtype: str) -> Table:
+    title = f"{'×'.join(map(str, shape))} {dtype}: ours, and how many times longer others take"
+    grid = Table(title=title, title_justify="left")
+    for column in ("scheme", "operation", "GB/s", "of copy", *RIVALS):
+        grid.add_column(column, justify="left" if column in ("scheme", "operation") else "right")
+    for c in run:
+        if c["shape"] != shape or c["dtype"] != dtype:
+            continue
+        best = c["contestants"][OURS]["min"]
+        others = [
+            f"{c['contestants'][name]['min'] / best:.1f}× {c['notes'][name]}"
+            if name in c["contestants"] else "–"
+            for name in RIVALS
+        ]  # fmt: skip
+        speed = f"{c['gigabytes_per_second']:.1f}", f"{c['of_copy']:.2f}"
+        grid.add_row(c["scheme"], c["operation"], *speed, *others)
+    return grid
+
+
+def main(arguments: list[str] | None = None) -> int:
+    kind = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser("benchmarks.schemes", description=__doc__, formatter_class=kind)
+    p.add_argument("--schemes", type=words(quantkit.SCHEMES), default=tuple(quantkit.SCHEMES))
+    p.add_argument("--dtypes", type=words(DTYPES), default=tuple(DTYPES))
+    p.add_argument("--ops", type=words(OPERATIONS), default=OPERATIONS)
+    p.add_argument("--shapes", type=shapes, default=((4096, 4096), (512, 1024)))
+    p.add_argument("--seconds", type=float, default=1.0, help="for each cell; default: 1")
+    p.add_argument("--json", type=Path, metavar="FILE", help="writes every time")
+    args = p.parse_args(arguments)
+    warnings.filterwarnings("ignore")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    total = len(args.shapes) * len(args.dtypes) * len(args.schemes) * len(args.ops)
+    work = track(cells(args), description="measuring", total=total, console=console)
+    run = [cell(job, operation, args.seconds) for job, operation in work]
+    for shape in dict.fromkeys(tuple(c["shape"]) for c in run):
+        for dtype in args.dtypes:
+            console.print(table(run, list(shape), dtype))
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine.description(), "cells": run}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
