@@ -424,7 +424,7 @@ def test_what_quantize_refuses(changes, texts):
         ({"symmetric": False, "scale_rule": "half_range"}, ValueError, "scale_rule: only the symmetric"),
         ({"format": "uint4", "q_min": 0, "scale_rule": "half_range"}, ValueError, "scale_rule: .*uint4"),
         (E4M3 | {"scale_rule": "half_range"}, ValueError, "scale_rule: .*e4m3fn"),
-        ({"scale_rule": "ceil"}, ValueError, "scale_rule: expected None or half_range, got ceil"),
+        ({"scale_rule": "ceil"}, ValueError, "scale_rule: expected None or half_range, got 'ceil'"),
         ({"scale_dtype": torch.float8_e8m0fnu}, TypeError, "scale_dtype: expected None or torch.float32"),
         ({"global_scale": ONE}, TypeError, "global_scale: expected None"),
         ({"symmetric": True, "include_zero": True}, ValueError, "include_zero: "),
