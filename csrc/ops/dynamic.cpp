@@ -79,8 +79,10 @@ struct FromChosen {
 
   void run(const TensorInfo* outs, bool fresh) const {
     const TensorInfo &scale = outs[kScaleAt], &zero_point = outs[kScaleAt + 1];
-    if (!has_zero_point()) clear(zero_point);
-    if (x.numel == 0) return;
+    if (x.numel == 0) {
+      if (!has_zero_point()) clear(zero_point);
+      return;
+    }
     const Converted converted = loadable(x);
     const TensorInfo& loaded = converted.info;
     std::optional<CodesOut> codes;
@@ -124,6 +126,7 @@ struct FromChosen {
       e.layout = &layout;
       quantkit::run(d, loaded);
     });
+    if (!has_zero_point()) clear(zero_point);
     if (kCodes) codes->finish();
   }
 

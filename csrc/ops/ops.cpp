@@ -112,13 +112,14 @@ CodesOut::CodesOut(const TensorInfo& q, const TensorInfo& x, Format format, bool
   }
   tensor_ = empty_contiguous(x, x.sizes, x.dim, dtype_of(Type::i8));
   made_.emplace("q", *tensor_);
+  // Now: no allocation may fail once something is written.
+  if (!is_contiguous(q)) bytes_ = empty_contiguous(q, q.sizes, q.dim, q.dtype);
 }
 
 void CodesOut::finish() const {
   if (!made_) return;
-  if (is_contiguous(q_)) return repack(Operation::pack, q_, *made_, format_);
-  const Tensor tensor = empty_contiguous(q_, q_.sizes, q_.dim, q_.dtype);
-  const TensorInfo packed("q", tensor);
+  if (!bytes_) return repack(Operation::pack, q_, *made_, format_);
+  const TensorInfo packed("q", *bytes_);
   repack(Operation::pack, packed, *made_, format_);
   copy(q_, packed);
 }

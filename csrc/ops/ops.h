@@ -72,7 +72,7 @@ class CodesOut {
  private:
   const TensorInfo& q_;
   Format format_;
-  std::optional<Tensor> tensor_;
+  std::optional<Tensor> tensor_, bytes_;
   std::optional<TensorInfo> made_;
   std::optional<Codes> codes_;
 };

@@ -184,7 +184,7 @@ bool check_blocks(const TensorInfo& x, const TensorInfo& scale,
   }
   if (!std::equal(scale.sizes, scale.sizes + scale.dim, counts.begin(), counts.end()))
     raise("scale: shape " + scale.shape_text() + " does not fit " + x.name + " of shape " +
-          x.shape_text() + " in blocks of " + list_text(blocks) + ": expected " +
+          x.shape_text() + " and block_size " + list_text(blocks) + ": expected " +
           tuple_text(counts.data(), x.dim));
   return is_short;
 }
