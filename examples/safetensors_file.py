@@ -1,9 +1,11 @@
-"""Quantized weights in a safetensors file: codes, scale and zero_point as tensors, limits as metadata.
+"""Quantized weights in a safetensors file: codes, scale and zero_point as tensors, the rest as metadata.
 
 python examples/safetensors_file.py FILE
 
-Of each weight NAME the file has the tensors NAME.q (int8, uint8 or int16), NAME.scale and NAME.zero_point
-(floats), whose shapes say the granularity; the metadata NAME is JSON: {"q_min": int, "q_max": int}.
+Of each weight NAME the file has the tensors NAME.q, NAME.scale and NAME.zero_point. The metadata NAME
+is JSON with the other fields of QuantizationParams: {"format": str, "q_min": int, "q_max": int,
+"block_size": [int] or null, "float32": bool, "round_first": bool}. Packed codes are uint8, so the dtype
+of NAME.q alone does not say the format.
 """
 
 import json
@@ -15,45 +17,62 @@ from safetensors.torch import save_file
 
 import quantkit
 
+FORMATS = ("int8", "uint8", "int16", "uint16", "int4", "uint4", "float8_e4m3fn", "float8_e5m2")
+OF_DTYPE = {getattr(torch, name): name for name in FORMATS}
+
 
 def save(weights, file):
     """weights: {name: (q, qparams)}."""
     tensors, metadata = {}, {}
     for name, (q, p) in weights.items():
         tensors |= {f"{name}.q": q, f"{name}.scale": p.scale, f"{name}.zero_point": p.zero_point}
-        metadata[name] = json.dumps({"q_min": p.q_min, "q_max": p.q_max})
+        fields = {
+            "format": OF_DTYPE[p.dtype],
+            "q_min": p.q_min,
+            "q_max": p.q_max,
+            "block_size": p.block_size,
+            "float32": p.compute_dtype is torch.float32,
+            "round_first": p.round_first,
+        }
+        metadata[name] = json.dumps(fields)
     save_file(tensors, file, metadata)
 
 
 def load(file):
     weights = {}
     with safe_open(file, "pt") as opened:
-        for name, limits in opened.metadata().items():
+        for name, text in opened.metadata().items():
             q, scale, zero_point = (
                 opened.get_tensor(f"{name}.{part}") for part in ("q", "scale", "zero_point")
             )
-            p = quantkit.QuantizationParams(scale, zero_point, **json.loads(limits), dtype=q.dtype)
+            fields = json.loads(text)
+            p = quantkit.QuantizationParams(
+                scale,
+                zero_point,
+                fields["q_min"],
+                fields["q_max"],
+                dtype=next(d for d, format in OF_DTYPE.items() if format == fields["format"]),
+                block_size=None if fields["block_size"] is None else tuple(fields["block_size"]),
+                compute_dtype=torch.float32 if fields["float32"] else None,
+                round_first=fields["round_first"],
+            )
             weights[name] = q, p
     return weights
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
+    weight = torch.randn(64, 128)
+    groups = {"block_size": [1, 32], "dtype": torch.uint8, "sym": False, "include_zero": True}
     weights = {
-        "per_channel": quantkit.dynamic_quantize(torch.randn(64, 128), True),
-        "groups": quantkit.dynamic_quantize(
-            torch.randn(64, 128),
-            block_size=[1, 32],
-            dtype=torch.uint8,
-            sym=False,
-            include_zero=True,
-        ),
+        "per_channel": quantkit.dynamic_quantize(weight, True),
+        "groups": quantkit.dynamic_quantize(weight, **groups),
+        "int4": quantkit.quantize(weight.bfloat16(), "int4_group128"),
+        "fp8": quantkit.quantize(weight.bfloat16(), "fp8_block128"),  # a short last block of 64
     }
     save(weights, sys.argv[1])
     for name, (q, p) in load(sys.argv[1]).items():
-        right = quantkit.dequantize_tensor(*weights[name])
-        assert torch.equal(quantkit.dequantize_tensor(q, p), right)
-        print(
-            f"{name}: {tuple(q.shape)} {q.dtype}, scale {tuple(p.scale.shape)}, "
-            f"limits {p.q_min} to {p.q_max}"
-        )
+        assert p == weights[name][1]
+        assert torch.equal(quantkit.dequantize(q, p), quantkit.dequantize(*weights[name]))
+        format = OF_DTYPE[p.dtype]
+        print(f"{name}: {tuple(q.shape)} {q.dtype}, scale {tuple(p.scale.shape)}, {format}")

@@ -1,5 +1,6 @@
 """The examples, run as a user would: from another folder, by their own commands."""
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -8,6 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+
+import quantkit
+from benchmarks.real_weights import PACKAGE
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -24,7 +30,7 @@ def run(*command, folder, **variables):
 
 def test_every_example_is_run_here():
     assert {path.name for path in EXAMPLES.iterdir()} - {"__pycache__"} == {
-        "cpp", "export.py", "qat.py", "safetensors_file.py",
+        "cpp", "export.py", "linear.py", "qat.py", "safetensors_file.py", "schemes.py",
     }  # fmt: skip
 
 
@@ -42,7 +48,31 @@ def test_export(tmp_path):
 
 def test_safetensors(tmp_path):
     text = run(sys.executable, EXAMPLES / "safetensors_file.py", tmp_path / "w", folder=tmp_path)
-    assert "groups: (64, 128) torch.uint8, scale (64, 4)" in text
+    assert "groups: (64, 128) torch.uint8, scale (64, 4), uint8" in text
+    assert "int4: (64, 64) torch.uint8, scale (64, 1), int4" in text
+    assert "fp8: (64, 128) torch.float8_e4m3fn, scale (1, 1), float8_e4m3fn" in text
+
+
+def test_linear(tmp_path):
+    text = run(sys.executable, EXAMPLES / "linear.py", folder=tmp_path)
+    assert "int4_group128: 408 KiB of 1536" in text and text.count(" dB") == 4
+
+
+def test_schemes_prints_the_tables_of_the_pages(tmp_path):
+    """On the weight that `make run` installs, and on a file of one's own."""
+    save_file({"w": torch.randn(8, 256)}, tmp_path / "own.safetensors")
+    text = run(
+        sys.executable, EXAMPLES / "schemes.py", tmp_path / "own.safetensors", "w", folder=tmp_path
+    )
+    assert "w: (8, 256), bfloat16" in text and text.count("| `") == len(quantkit.SCHEMES)
+    try:
+        importlib.metadata.distribution(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("make run installs the model")
+    text = run(sys.executable, EXAMPLES / "schemes.py", folder=tmp_path)
+    table = text[text.index("| scheme |") :]
+    for page in ("README.md", "docs/formats.md"):
+        assert table in (ROOT / page).read_text(), f"{page}: run python examples/schemes.py"
 
 
 @pytest.fixture(scope="module")

