@@ -31,8 +31,39 @@ def functions(x: torch.Tensor, blocks: Sequence[int]) -> torch.Tensor:
     return quantkit.fake_quantize(x, p)
 
 
+def schemes(x: torch.Tensor, own: dict[str, int]) -> torch.Tensor:
+    assert_type(quantkit.SCHEMES["int4_group128"], str)
+    names: list[str] = list(quantkit.SCHEMES)
+    q, p = quantkit.quantize(x, names[0], q_min=-7)
+    assert_type(quantkit.quantize(x, own), tuple[torch.Tensor, QuantizationParams])
+    mixed = quantkit.quantize(x, {"dtype": "int4", "block_size": [32]})  # stubs have no torch.int4
+    assert_type(mixed, tuple[torch.Tensor, QuantizationParams])
+    return assert_type(quantkit.dequantize(q, p, output_dtype=torch.float16), torch.Tensor)
+
+
+def formats(x: torch.Tensor) -> torch.Tensor:
+    p = quantkit.get_symmetric_qparams(
+        x, dtype="int4", block_size=(1, 32), scale_rule="half_range", compute_dtype=torch.float32
+    )
+    assert_type(p.block_size, tuple[int, ...] | None)
+    assert_type(p.compute_dtype, torch.dtype | None)
+    assert_type(p.round_first, bool)
+    assert_type(p.global_scale, torch.Tensor | None)
+    quantkit.get_asymmetric_qparams(
+        x, dtype=torch.uint16, compute_dtype=torch.float32, round_first=True
+    )
+    _, x_hat, p = quantkit.quantize_dequant(x, dtype=torch.float8_e5m2, output_dtype=torch.bfloat16)
+    q, p = quantkit.dynamic_quantize(x, dtype="uint4", sym=False, include_zero=True, eps=None)
+    x_hat = quantkit.dequantize_tensor(q, p, output_dtype=torch.float16)
+    return x_hat
+
+
 def parameters() -> QuantizationParams:
     p = QuantizationParams(torch.ones(()), torch.zeros(()), -8, 7, dtype=torch.int8)
+    QuantizationParams(
+        torch.ones(4, 2), 0, -448, 448, dtype=torch.float8_e4m3fn, block_size=[1, 128],
+        compute_dtype=torch.float32, round_first=False,
+    )  # fmt: skip
     assert_type(QuantizationParams(0.1, 0, -8, 7), QuantizationParams)
     assert_type(p.scale, torch.Tensor)
     assert_type(p.q_min, int)
@@ -50,6 +81,8 @@ def reference_functions(x: torch.Tensor) -> torch.Tensor:
     assert_type(reference.get_asymmetric_qparams(x), QuantizationParams)
     assert_type(reference.quantize_tensor(x, p), torch.Tensor)
     assert_type(reference.fake_quantize(x, p), torch.Tensor)
+    assert_type(reference.quantize(x, "fp8_block128"), tuple[torch.Tensor, QuantizationParams])
+    assert_type(reference.dequantize(x, p), torch.Tensor)
     return reference.dequantize_tensor(q, p)
 
 

@@ -20,6 +20,11 @@ HEAD = """# API
 Every public name, from its docstring. `python tools/api_page.py` writes this page.
 The operators have a page of their own: [operators.md](operators.md).
 """
+# Of a mapping, which has no docstring.
+SCHEMES = """The schemes of :func:`quantize`: a read-only mapping from each name to what it stands for.
+
+All take float32 steps. docs/formats.md has their sizes, and the SQNR of a weight in each.
+"""
 
 
 def signature(function: Callable) -> str:
@@ -34,7 +39,7 @@ def markdown(docstring: str) -> str:
     lines = []
     section = False
     for line in inspect.cleandoc(docstring).splitlines():
-        line = re.sub(r":\w+:`(\w+)`|``(.*?)``", lambda m: f"`{m[1] or m[2]}`", line)
+        line = re.sub(r":\w+:`([\w.]+)`|``(.*?)``", lambda m: f"`{m[1] or m[2]}`", line)
         line = re.sub(r"(?<![\w/])docs/(\w+)\.md", r"[\1.md](\1.md)", line)
         if re.fullmatch(r"(Args|Attributes|Returns|Raises|Warning|Note):", line):
             lines += [f"**{line[:-1]}**", ""]
@@ -54,6 +59,10 @@ def markdown(docstring: str) -> str:
 
 def entry(name: str) -> str:
     value = getattr(quantkit, name)
+    if value is quantkit.SCHEMES:
+        rows = "\n".join(f"| `{scheme}` | {text} |" for scheme, text in value.items())
+        table = f"| scheme | codes and scales |\n|---|---|\n{rows}\n"
+        return f"## quantkit.{name}\n\n{markdown(SCHEMES)}\n{table}"
     if inspect.ismodule(value):
         names = ", ".join(f"`{n}`" for n in value.__all__)
         return f"## quantkit.{name}\n\n{markdown(value.__doc__)}\nIts names: {names}.\n"
