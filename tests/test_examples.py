@@ -64,7 +64,7 @@ def test_schemes_prints_the_tables_of_the_pages(tmp_path):
     text = run(
         sys.executable, EXAMPLES / "schemes.py", tmp_path / "own.safetensors", "w", folder=tmp_path
     )
-    assert "w: (8, 256), bfloat16" in text and text.count("| `") == len(quantkit.SCHEMES)
+    assert "w: (8, 256), bfloat16" in text and text.count("\n| `") == len(quantkit.SCHEMES)
     try:
         importlib.metadata.distribution(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
