@@ -79,6 +79,13 @@ def test_files_that_pages_name_are_there():
             assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
+def test_tests_that_pages_name_are_there():
+    there = "\n".join(path.read_text() for path in ROOT.glob("tests/test_*.py"))
+    for page in PAGES:
+        for name in re.findall(r"`(test_\w+)`", page.read_text()):
+            assert f"def {name}(" in there, f"{page.name}: {name}"
+
+
 def test_every_page_is_reached_from_another():
     linked = {
         Path(target).name
