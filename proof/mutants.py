@@ -35,6 +35,10 @@ AUTOGRAD = ("tests/test_autograd.py",)
 MEMORY_GIVEN_BACK = ("tests/test_bad_input.py", "-k", "given_back")
 LAYOUTS = ("tests/test_layout.py",)
 GENERATED = ("tests/test_generated.py",)
+# The .format overloads: on every instruction set of the CPU, by the emulator, and their errors.
+FORMATTED = CPU
+FORMATTED_OUT = OUT
+EMULATED_FORMATS = KERNELS
 PROCESSES = ("tests/test_processes.py", "-k", "child")
 
 
@@ -86,6 +90,7 @@ PARALLEL = "csrc/cpu/parallel.cpp"
 OPS = "csrc/ops/ops.h"
 TYPES = "csrc/ops/ops.cpp"
 STATIC = "csrc/ops/static.cpp"
+CHOOSERS = "csrc/ops/dynamic.cpp"
 CHECKS = "csrc/torch/checks.cpp"
 TENSOR = "csrc/torch/tensor.cpp"
 OVERLAP = "csrc/torch/overlap.cpp"
@@ -399,6 +404,98 @@ MUTANTS = (
     Mutant("no check of a mask's dtype", CHECKS, "if (mask.dtype != dtype_of(Type::boolean))",
            "if (false)", ERRORS),
     Mutant("no check of a masked gradient's shape", CHECKS, "if (!std::equal(grad.sizes, grad.sizes + grad.dim, mask.sizes, mask.sizes + mask.dim))",
+           "if (false)", ERRORS),
+    # Float formats.
+    Mutant("float8: not clipped", FORMATS, "bit_cast<float>(magnitude < limit ? magnitude : limit)",
+           "bit_cast<float>(magnitude)", FORMATTED),
+    Mutant("float8: subnormals begin a binade lower", FORMATS, "field > kLeastField ? field : kLeastField;",
+           "field > kLeastField - (1 << 23) ? field : kLeastField;", FORMATTED),
+    Mutant("float8: another code of NaN", FORMATS, "number ? e.code : 0x7f,",
+           "number ? e.code : 0x7e,", FORMATTED),
+    Mutant("float8: the sign of a NaN", FORMATS, "number ? e.code : 0x7f,",
+           "number ? e.code : (e.code & 0x80) | 0x7f,", FORMATTED),
+    Mutant("float8: the sign of what was clipped", FORMATS, "sign = bit_cast<int32_t>(from) & kSign;",
+           "sign = bit_cast<int32_t>(v) & kSign;", FORMATTED),
+    Mutant("float8: codes that count no binades", FORMATS, " + (power >> (23 - M)) - (kLeastField >> (23 - M)));",
+           ");", FORMATTED),
+    Mutant("float8: ties by an odd addend", FORMATS, "(power >> (23 - M)) - (kLeastField >> (23 - M)));",
+           "(power >> (23 - M)) - (kLeastField >> (23 - M)) + 1);", FORMATTED),
+    Mutant("float8: subnormal codes taken for normal ones", FORMATS, "magnitude < (1 << M) ? small : normal;",
+           "normal;", FORMATTED),
+    Mutant("float8: an infinity that is NaN", FORMATS, "M == 2 && magnitude == kFinite ? 0x7f800000 : kNan;",
+           "kNan;", FORMATTED),
+    Mutant("float8: a mask without the greatest limit", FORMATS, "int32_t(v >= low ? -1 : 0) & int32_t(v <= high ? -1 : 0)",
+           "int32_t(v >= low ? -1 : 0)", FORMATTED),
+    Mutant("CPU: float8's NaN as float16", FORMATS, "_mm_set1_epi16(0x7c00)", "_mm_set1_epi16(0)", FORMATTED),
+    Mutant("CPU: the power beside scales that overflow with it", ROWS, "kOwn || !(scale0 >= 0x1p119f || scale0 <= -0x1p119f);",
+           "true;", FORMATTED),
+    Mutant("CPU: lost tail of float8 as float16", ROWS, "exact && i + 8 <= n; i += 8", "exact && i < n; i += 8", FORMATTED),
+    # Codes of which several share a byte.
+    Mutant("packed: the second code first", FORMATS, "(uint8_t(first) & 15) | (uint8_t(second) << 4)",
+           "(uint8_t(second) & 15) | (uint8_t(first) << 4)", FORMATTED),
+    Mutant("packed: a sign that covers the second code", FORMATS, "(uint8_t(first) & 15) |",
+           "uint8_t(first) |", FORMATTED),
+    Mutant("packed: no sign", FORMATS, "((byte >> 4 * place & 15) ^ (kFrom & 15)) + kFrom",
+           "byte >> 4 * place & 15", FORMATTED),
+    Mutant("CPU: packed codes read from a byte each", CHUNKS, "convert(base + offset / packed, converted.bytes, count);",
+           "convert(base + offset, converted.bytes, count);", FORMATTED),
+    Mutant("CPU: packed codes read from whole bytes on", CHUNKS, "return converted.bytes + begin;",
+           "return converted.bytes;", FORMATTED),
+    Mutant("CPU: the last packed code not read", CHUNKS, "count = (begin + n + packed - 1) / packed * packed;",
+           "count = n;", FORMATTED),
+    Mutant("CPU: packed codes written to a byte each", CHUNKS, "return convert(made.bytes, base + offset / packed, n);",
+           "return convert(made.bytes, base + offset, n);", FORMATTED),
+    Mutant("codes left unpacked", TYPES, "  if (is_contiguous(q_)) return repack(Operation::pack, q_, *made_, format_);\n",
+           "  if (is_contiguous(q_)) return;\n", FORMATTED),
+    Mutant("packed codes not copied to strided outputs", TYPES, "  copy(q_, packed);\n", "", FORMATTED_OUT),
+    Mutant("two parameters in a byte", TYPES, "return block % 2 == 0 || block >= x.sizes[x.dim - 1];",
+           "return true;", FORMATTED),
+    Mutant("packed codes in the order of x, chosen parameters", CHOOSERS, "packed ? kQ : kX, packed ? kX : kQ,", "kX, kQ,", FORMATTED),
+    Mutant("packed codes in the order of x, given parameters", STATIC, "given.run(e, x, beside, y, kFake ? kY : kQ, wide,",
+           "given.run(e, x, beside, y, kX, wide,", FORMATTED),
+    Mutant("packed codes unpacked from between others", TYPES, "const bool apart = q.strides[q.dim - 1] != 1 && q.sizes[q.dim - 1] > 1;",
+           "const bool apart = false;", FORMATTED),
+    # float32 steps.
+    Mutant("steps of x's dtype where float32 ones are asked for", STATIC, "    if (float32) e.steps = {", "    if (false) e.steps = {", FORMATTED),
+    Mutant("integer zero points in half precision, float32 steps", STATIC, "return float32 || (wide && scale.half())",
+           "return (wide && scale.half())", FORMATTED),
+    Mutant("CPU: quotients not rounded first", LOOPS, "      if (e.steps.round_first) return loops_for<whole, E, Q>(e);\n", "", FORMATTED),
+    Mutant("half away from zero, rounded first", AFFINE, "return small ? (v + kShifter<float>)-kShifter<float> : v;",
+           "return small ? __builtin_roundf(v) : v;", FORMATTED),
+    Mutant("chosen parameters: quotients not rounded first", CHOOSERS, "    e.steps.round_first = round_first;\n", "", FORMATTED),
+    Mutant("half_range by whole steps", CHOOSERS, "static_cast<double>(std::max<int64_t>(q_max - q_min, 1)) / 2;",
+           "static_cast<double>(std::max<int64_t>(q_max - q_min, 1) / 2);", FORMATTED),
+    Mutant("CPU: half_range taken for centred", CHOOSERS, "e.centred = scheme.symmetric && scheme.steps == std::max(scheme.q_max, 1);",
+           "e.centred = scheme.symmetric;", FORMATTED),
+    Mutant("blocks of equal sizes where the last is short", TYPES, "const bool by_given = given > 0 && sizes[i] == (x.sizes[d] + given - 1) / given;",
+           "const bool by_given = false;", FORMATTED),
+    Mutant("no cut before a short last block", LAYOUT, "return count == 0 ? axis.size : axis.size - axis.size % blocks[count - 1];",
+           "return axis.size;", LAYOUTS),
+    # The same in CUDA.
+    Mutant("a float mask without the greatest limit", ELEMENTWISE, "return (v >= low) & (v <= high);",
+           "return v >= low;", EMULATED_FORMATS),
+    Mutant("rows of float formats by the integers' kernel", RUN, "if (is_float(e.format) || e.steps.round_first) return false;",
+           "if (e.steps.round_first) return false;", EMULATED_FORMATS),
+    Mutant("rows rounded first by the usual kernel", RUN, "if (is_float(e.format) || e.steps.round_first) return false;",
+           "if (is_float(e.format)) return false;", EMULATED_FORMATS),
+    Mutant("quotients not rounded first", ELEMENTWISE, "  if (steps.round_first) return sum_in<float>(rounded<whole>(float(quotient)), zero_point);\n",
+           "", EMULATED_FORMATS),
+    Mutant("only the first code of a byte", ELEMENTWISE, "store(static_cast<int8_t*>(a.q) + 2 * i + k, F::unpacked(byte, k));",
+           "store(static_cast<int8_t*>(a.q) + 2 * i + k, F::unpacked(byte, 0));", EMULATED_FORMATS),
+    # Checks of the .format overloads.
+    Mutant("no check that there is no global_scale", CHECKS, '  if (global_scale) refuse("global_scale");\n', "", ERRORS),
+    Mutant("no check that there is no index", CHECKS, '  if (index) refuse("index");\n', "", ERRORS),
+    Mutant("no check of a scale's other dtype", CHECKS, "if (scale_dtype && *scale_dtype != dtype_of(Type::f32))", "if (false)", ERRORS),
+    Mutant("no check of half_range's format", CHECKS, "if (is_float(format) || !is_signed || !symmetric)", "if (false)", ERRORS),
+    Mutant("no check that a limit is a number of the format", CHECKS, "if (q_max < 1 || !number)", "if (q_max < 1)", ERRORS),
+    Mutant("no check that limits are opposite", CHECKS, "if (q_min != -q_max)", "if (false)", ERRORS),
+    Mutant("no check of a float format's zero point", CHECKS, "if (zero_point != nullptr && is_float(format))", "if (false)", ERRORS),
+    Mutant("no check of a float format's scheme", CHECKS, "if (is_float(format) && !symmetric)", "if (false)", ERRORS),
+    Mutant("no check of round_first", CHECKS, "if (round_first && is_float(format))", "if (false)", ERRORS),
+    Mutant("no check that codes fill bytes", CHECKS, "if (x.dim == 0 || x.sizes[x.dim - 1] % codes != 0)", "if (x.dim == 0)", ERRORS),
+    Mutant("no check of codes' dtype", CHECKS, "if (q.dtype != dtype_of(format))", "if (false)", ERRORS),
+    Mutant("no check of output_dtype", CHECKS, "for (const Type type : {Type::f16, Type::bf16, Type::f32})", "for (const Type type : {Type::f16, Type::bf16, Type::f32, Type::f64})", ERRORS),
+    Mutant("no check that scale has a size for each block", CHECKS, "if (!std::equal(scale.sizes, scale.sizes + scale.dim, counts.begin(), counts.end()))",
            "if (false)", ERRORS),
 )  # fmt: skip
 

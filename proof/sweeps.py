@@ -182,7 +182,7 @@ def floats(which, index, every=1):
 FORMAT_SETS = [
     ("float8_e4m3fn", 1.0, None, False, "every tie and subnormal of the format"),
     ("float8_e5m2", 1.0, None, False, "every tie and subnormal of the format"),
-    ("float8_e4m3fn", "0x1.f63c0ep-7", None, False, "the divisor that two multiplications get wrong"),
+    ("float8_e4m3fn", "0x1.f63c0ep-7", None, False, "the divisor that is hard"),
     ("float8_e5m2", 1e-41, None, False, "denormal scale"),
     ("float8_e4m3fn", -0.75, None, False, "negative scale"),
     ("float8_e5m2", math.nan, None, False, "NaN scale"),
@@ -207,7 +207,8 @@ def corner_floats():
 
 def strided_floats(index):
     """65,536 floats a little more than 2^16 apart: every exponent, and other low bits each time."""
-    return wrapped(torch.arange(65536, dtype=torch.int64) * 65537 + index * 4099).view(torch.float32)
+    bits = torch.arange(65536, dtype=torch.int64) * 65537 + index * 4099
+    return wrapped(bits).view(torch.float32)
 
 
 def wrapped(bits):
