@@ -5,24 +5,30 @@ from . import reference
 from ._load import backend
 from ._version import __version__ as __version__
 from .ops import (
+    dequantize,
     dequantize_tensor,
     dynamic_quantize,
     fake_quantize,
     get_asymmetric_qparams,
     get_symmetric_qparams,
+    quantize,
     quantize_dequant,
     quantize_tensor,
 )
 from .params import QuantizationParams
+from .schemes import SCHEMES
 
 __all__ = [
+    "SCHEMES",
     "QuantizationParams",
     "backend",
+    "dequantize",
     "dequantize_tensor",
     "dynamic_quantize",
     "fake_quantize",
     "get_asymmetric_qparams",
     "get_symmetric_qparams",
+    "quantize",
     "quantize_dequant",
     "quantize_tensor",
     "reference",

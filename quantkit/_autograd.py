@@ -74,7 +74,9 @@ def straight_through(
             return derivative(ctx, tangents[0]), None
 
     def named(args):
-        return masked(*args[: -len(keywords)], **dict(zip(keywords, args[-len(keywords) :], strict=True)))
+        return masked(
+            *args[: -len(keywords)], **dict(zip(keywords, args[-len(keywords) :], strict=True))
+        )
 
     def applied(apply):
         if not keywords:

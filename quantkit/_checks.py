@@ -71,15 +71,23 @@ def tensor(name: str, value: object, kind: tuple[Collection[torch.dtype], str] =
         raise wrong(TypeError, name, expected, value.dtype)
 
 
+def _named(name: object) -> str:
+    """A name that nothing has; anything else by its type."""
+    return repr(name[:40]) if isinstance(name, str) else shown(name)
+
+
 def _one_of(names: Iterable[object]) -> str:
     *others, last = map(str, names)
     return f"{', '.join(others)} or {last}"
 
 
-def format_of(dtype: object) -> Format:
+def format_given(dtype: object) -> Format:
     """The format of a dtype, or of a name, as functions take it."""
-    if isinstance(dtype, str):
-        return format_named(dtype, "dtype")
+    return format_named(dtype, "dtype") if isinstance(dtype, str) else format_of(dtype)
+
+
+def format_of(dtype: object) -> Format:
+    """The format of a dtype, as QuantizationParams holds it."""
     found = OF_DTYPE.get(dtype) if isinstance(dtype, torch.dtype) else None
     if found is None:
         raise wrong(TypeError, "dtype", _one_of(f.dtype for f in FORMATS), shown(dtype))
@@ -89,7 +97,7 @@ def format_of(dtype: object) -> Format:
 def format_named(name: str, argument: str = "format") -> Format:
     """The format of a name, as the ``.format`` operators take it."""
     if name not in OF_NAME:
-        raise wrong(ValueError, argument, _one_of(OF_NAME), shown(name))
+        raise wrong(ValueError, argument, _one_of(OF_NAME), _named(name))
     return OF_NAME[name]
 
 
@@ -170,7 +178,9 @@ def q_range(q_min: int, q_max: int, f: Format = WIDEST, name: object = None) -> 
     if f.holds(q_min, q_max):
         return
     if not f.has_zero_point:
-        expected = f"-n and n, n a positive integer that is a number of {name or f.dtype} up to {f.high}"
+        expected = (
+            f"-n and n, n a positive integer that is a number of {name or f.dtype} up to {f.high}"
+        )
         raise wrong(ValueError, "q_min, q_max", expected, shown_sizes([q_min, q_max]))
     if q_min > q_max:
         raise wrong(
@@ -188,10 +198,24 @@ def smallest_format(q_min: int, q_max: int) -> Format:
     return next(f for f in VERSION_1 if f.holds(q_min, q_max))
 
 
+def _may_be_symbolic(value: object) -> bool:
+    """Whether value is a compiler's symbol; dynamo shows a function those as plain numbers."""
+    return isinstance(value, (torch.SymBool, torch.SymInt)) or torch.compiler.is_compiling()
+
+
+def is_symbol(size: int) -> bool:
+    """Whether a size is a compiler's symbol, which may have many values."""
+    if not _may_be_symbolic(size):
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # heavy
+
+    return not has_static_value(size)
+
+
 def _surely(condition: bool | torch.SymBool) -> bool:
     """A condition on sizes; False where a compiler cannot know it."""
-    if not isinstance(condition, torch.SymBool):
-        return condition
+    if not _may_be_symbolic(condition):
+        return bool(condition)
     from torch.fx.experimental.symbolic_shapes import guard_or_false  # heavy
 
     return guard_or_false(condition)
@@ -199,8 +223,8 @@ def _surely(condition: bool | torch.SymBool) -> bool:
 
 def known(condition: bool | torch.SymBool) -> bool:
     """A condition on sizes; False where only its values, and not its symbols, make it true."""
-    if not isinstance(condition, torch.SymBool):
-        return condition
+    if not _may_be_symbolic(condition):
+        return bool(condition)
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # heavy
 
     return statically_known_true(condition)
@@ -274,23 +298,23 @@ def format_parameters(
     if block_size is not None:
         blocks(block_size, shape, x_name, short=True)
         block_parameter("scale", scale, shape, block_size, x_name)
-        if has_short_block(shape, block_size):  # where only block_size says what is whose
-            if zero_point is not None:
-                _fits_scale(scale, zero_point)
-            return
-    for name, p in given.items():
-        _fits_shape(name, p, x_name, shape)
-    if zero_point is not None:
-        _fit_each_other(scale, zero_point)
-
-
-def _fits_scale(scale: torch.Tensor, zero_point: torch.Tensor) -> None:
-    fits = zero_point.dim() in (0, scale.dim()) and not any(
-        _surely((z != 1) & (z != s)) for z, s in zip(zero_point.shape, scale.shape, strict=False)
-    )
-    if not fits:
-        expected = f"sizes of 1 or those of scale of shape {tuple(scale.shape)}"
+    else:
+        _fits_shape("scale", scale, x_name, shape)
+    if zero_point is None or (block_size is not None and _fits_scale(scale, zero_point)):
+        return
+    if block_size is not None and has_short_block(shape, block_size):
+        expected = f"sizes of 1 or those of scale of shape {tuple(scale.shape)} beside short blocks"
         raise wrong(ValueError, "zero_point", expected, tuple(zero_point.shape))
+    _fits_shape("zero_point", zero_point, x_name, shape)
+    _fit_each_other(scale, zero_point)
+
+
+def _fits_scale(scale: torch.Tensor, zero_point: torch.Tensor) -> bool:
+    """Whether each size is 1 or scale's; also without dimensions."""
+    if zero_point.dim() not in (0, scale.dim()):
+        return False
+    pairs = zip(zero_point.shape, scale.shape, strict=False)
+    return not any(_surely((z != 1) & (z != s)) for z, s in pairs)
 
 
 def blocks_in(n: int, block: int) -> int:
@@ -300,9 +324,7 @@ def blocks_in(n: int, block: int) -> int:
 
 
 def has_short_block(shape: Sequence[int], block_size: Sequence[int]) -> bool:
-    return any(
-        b != -1 and _surely(n % b != 0) for n, b in zip(shape, block_size, strict=True)
-    )
+    return any(b != -1 and _surely(n % b != 0) for n, b in zip(shape, block_size, strict=True))
 
 
 def block_parameter(
@@ -314,8 +336,8 @@ def block_parameter(
         _surely(a != b) for a, b in zip(p.shape, expected, strict=True)
     ):
         raise ValueError(
-            f"{name}: shape {tuple(p.shape)} does not fit {x_name} of shape {tuple(shape)} in blocks of "
-            f"{shown_sizes(list(block_size))}: expected {tuple(expected)}"
+            f"{name}: shape {tuple(p.shape)} does not fit {x_name} of shape {tuple(shape)} and "
+            f"block_size {shown_sizes(list(block_size))}: expected {tuple(expected)}"
         )
 
 
@@ -408,7 +430,7 @@ def scale_choice(f, symmetric, scale_dtype, scale_rule):
         if not isinstance(scale_rule, str):
             raise wrong(TypeError, "scale_rule", "a str or None", type(scale_rule).__name__)
         if scale_rule not in RULES:
-            raise wrong(ValueError, "scale_rule", _one_of(RULES), shown(scale_rule))
+            raise wrong(ValueError, "scale_rule", _one_of(RULES), _named(scale_rule))
         if f.low >= 0 or not f.has_zero_point:
             raise ValueError(
                 f"scale_rule: {scale_rule} is for signed integer formats, got {f.name}"
@@ -420,6 +442,11 @@ def scale_choice(f, symmetric, scale_dtype, scale_rule):
             raise ValueError(
                 "scale_rule: only the symmetric scheme takes one, but the asymmetric one was asked for"
             )
+
+
+def compute_dtype(value):
+    if value is not None and value is not torch.float32:
+        raise wrong(TypeError, "compute_dtype", "None or torch.float32", shown(value))
 
 
 def rounding(f, round_first):

@@ -206,7 +206,9 @@ def _register(library: torch.library.Library) -> None:
 
 def _functions_call(library: torch.library.Library, overload: str) -> ops.Operators:
     """What the public functions call: one overload of each operator, and the gradient beside it."""
-    names = {name.partition(".")[0]: name for name in OPERATORS if name.partition(".")[2] == overload}
+    names = {
+        name.partition(".")[0]: name for name in OPERATORS if name.partition(".")[2] == overload
+    }
     calls = {base: overloads(name)[0] for base, name in names.items()}
     masked, gradient = calls["_fake_quantize_masked"], overloads("_masked_gradient")[0]
     keywords = _autograd.keywords_of(OPERATORS[names["_fake_quantize_masked"]].reference)

@@ -143,7 +143,9 @@ class Float(Format):
         v = torch.clamp(v, q_min, q_max)
         # The exponent field of |v| is also right for NaN, 0 and denormals, once it is raised to least.
         exponent = ((v.abs().view(torch.int32) >> 23) - 127).clamp(min=self.least)
-        step = ((exponent - self.mantissa + 127) << 23).view(torch.float32)  # between v's neighbours
+        step = ((exponent - self.mantissa + 127) << 23).view(
+            torch.float32
+        )  # between v's neighbours
         n = torch.round(v.abs() / step)  # a division by a power of two: exact
         code = n.nan_to_num().to(torch.int32) + ((exponent - self.least) << self.mantissa)
         code = code | (v.signbit().to(torch.int32) << (self.bits - 1))
@@ -165,14 +167,19 @@ class Float(Format):
         return (v >= q_min) & (v <= q_max)
 
 
-# Those of version 1, of narrower limits first: parameters without a dtype take the first that holds theirs.
+def _dtype(name: str) -> torch.dtype:
+    return getattr(torch, name)  # torch's type stubs leave some out
+
+
+# Those of version 1 first, of narrower limits before wider ones: parameters without a dtype take the
+# first that holds their limits.
 FORMATS = (
     Integer("int8", torch.int8, 8, -128, 127, 1),
     Integer("uint8", torch.uint8, 8, 0, 255, 0),
     Integer("int16", torch.int16, 16, -32768, 32767, 2),
     Integer("uint16", torch.uint16, 16, 0, 65535),
-    Integer("int4", torch.int4, 4, -8, 7),
-    Integer("uint4", torch.uint4, 4, 0, 15),
+    Integer("int4", _dtype("int4"), 4, -8, 7),
+    Integer("uint4", _dtype("uint4"), 4, 0, 15),
     Float("float8_e4m3fn", torch.float8_e4m3fn, 8, -448, 448,
           mantissa=3, least=-6, nan=0x7F, beyond=0x7F),
     Float("float8_e5m2", torch.float8_e5m2, 8, -57344, 57344,

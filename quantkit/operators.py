@@ -1,8 +1,8 @@
 """The operators of ``torch.ops.quantkit``: one table of schemas, references, checks and results.
 
-A new overload is a row of OPERATORS, a function in reference.py and its errors in _checks.py. A row without
-a name behind a dot is the default overload, which is version 1's. csrc has the same schemas, literally;
-tests/test_operators.py compares them.
+A new overload is a row of OPERATORS, a function in reference.py and its errors in _checks.py. A row
+without a name behind a dot is the default overload, which is version 1's. csrc has the same schemas,
+literally; tests/test_operators.py compares them.
 """
 
 from __future__ import annotations
@@ -90,13 +90,14 @@ def _format_dequantized(q, scale, zero_point, format, *, output_dtype=None, **_)
     return q.new_empty(_checks.elements_of(q.shape, f), dtype=dtype)
 
 
-def _format_codes_and_parameters(*args, **_):
-    return _stored(args[0], OF_NAME[args[6]]), *_format_parameters(*args)
+def _format_codes_and_parameters(x, *choice, **_):
+    return _stored(x, OF_NAME[choice[-1]]), *_format_parameters(x, *choice)
 
 
-def _format_codes_numbers_and_parameters(*args, output_dtype=None, **_):
-    q, *parameters = _format_codes_and_parameters(*args)
-    return q, _format_dequantized(q, *parameters, args[6], output_dtype=output_dtype), *parameters
+def _format_codes_numbers_and_parameters(x, *choice, output_dtype=None, **_):
+    q, scale, zero_point = _format_codes_and_parameters(x, *choice)
+    x_hat = _format_dequantized(q, scale, zero_point, choice[-1], output_dtype=output_dtype)
+    return q, x_hat, scale, zero_point
 
 
 # ---- the table --------------------------------------------------------------------------------------

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .params import QuantizationParams, choice, unpack
+from . import _checks
+from .formats import Format
+from .params import QuantizationParams, choice, is_version_1, kept, unpack
+from .schemes import keywords_of
 
 
 @dataclass
@@ -32,17 +35,23 @@ def get_symmetric_qparams(
     x: torch.Tensor,
     per_channel: bool = False,
     channel_dim: int = 0,
-    dtype: torch.dtype = torch.int8,
-    eps: float = 1e-8,
+    dtype: torch.dtype | str = torch.int8,
+    eps: float | None = None,
     *,
     block_size: Sequence[int] | None = None,
     q_min: int | None = None,
     q_max: int | None = None,
+    scale_dtype: torch.dtype | None = None,
+    scale_rule: str | None = None,
+    global_scale: torch.Tensor | None = None,
+    compute_dtype: torch.dtype | None = None,
+    round_first: bool = False,
 ) -> QuantizationParams:
     """Choose a scale that maps max |x| to q_max. The zero point is 0.
 
-    ``scale = max(max |x| / max(q_max, 1), eps)``. Each step is rounded to x's dtype. Integer x, and half
-    precision with limits outside [-128, 255], become float32 first.
+    ``scale = max(max |x| / max(q_max, 1), eps)``. For int8, uint8 and int16 each step is rounded to x's
+    dtype. Integer x, and half precision with limits outside [-128, 255], become float32 first.
+    ``compute_dtype=torch.float32`` asks for float32 steps, which all other formats take.
 
     | granularity | arguments | scale.shape for x of shape (R, C) |
     |---|---|---|
@@ -50,21 +59,33 @@ def get_symmetric_qparams(
     | channel (row) | ``per_channel=True`` | ``(R, 1)`` |
     | channel (column) | ``per_channel=True, channel_dim=1`` | ``(1, C)`` |
     | token | ``block_size=[1, -1]`` | ``(R, 1)`` |
-    | group of 128 | ``block_size=[1, 128]`` | ``(R, C // 128)`` |
-    | block of 128 × 128 | ``block_size=[128, 128]`` | ``(R // 128, C // 128)`` |
+    | group of 128 | ``block_size=[1, 128]`` | ``(R, C / 128)`` |
+    | block of 128 × 128 | ``block_size=[128, 128]`` | ``(R / 128, C / 128)`` |
+
+    Float32 steps take a short last block: the quotient is rounded up. Version 1's steps do not.
 
     Args:
         x: a dense tensor of any real dtype and any strides. It needs an element for each scale.
         per_channel: whether each index of ``channel_dim`` gets a scale of its own. A vector is one
             channel with a scale of shape ``(1,)``.
         channel_dim: the dimension of the channels. A negative one counts from the end.
-        dtype: the dtype of the codes: ``torch.int8``, ``torch.uint8`` or ``torch.int16``.
-        eps: the smallest scale, above 0. Values far below eps become 0: pass a smaller eps for them.
+        dtype: the format of the codes, as a dtype or its name: int8, uint8, int16, uint16, int4, uint4,
+            float8_e4m3fn or float8_e5m2.
+        eps: the smallest scale, above 0. None is 1e-8 for integer formats and 2^-126 for float formats.
+            Values far below eps become 0: pass a smaller eps for them.
         block_size: one int for each dimension of x; -1 stands for the whole dimension.
-        q_min, q_max: limits within those of dtype, such as -127 and 127.
+        q_min, q_max: limits within those of dtype, such as -127 and 127. Of a float format q_max is an
+            integer that it has, and q_min the negative.
+        scale_dtype: None or torch.float32.
+        scale_rule: "half_range" divides by (q_max - q_min) / 2 instead of q_max. It is for signed
+            integer formats.
+        global_scale: None; no format takes one yet.
+        compute_dtype: torch.float32 asks for float32 steps, which cost bfloat16 x no accuracy.
+        round_first: kept for :func:`quantize_tensor`, which then adds the zero point after rounding.
 
     Returns:
         QuantizationParams with contiguous scale and zero_point. Both are 0-dim for a whole tensor.
+        Float32 steps give float32 scales. The zero point of a float format is a 0-dim 0.
 
     Raises:
         TypeError, ValueError or IndexError that names the argument, its value and what was expected.
@@ -75,28 +96,37 @@ def get_symmetric_qparams(
 
         In float16 the default eps rounds to 0, and an all-zero x gets scale 0: pass ``eps=1e-7``.
 
-        bfloat16 rounds every step, which costs about 0.6 dB of SQNR: pass ``x.float()``.
+        bfloat16 rounds every step, which costs about 0.6 dB of SQNR: pass
+        ``compute_dtype=torch.float32``.
 
     docs/numerics.md has the formula, docs/options.md helps to choose.
     """
-    blocks, q_min, q_max, eps, _, _, _ = choice(
+    f, blocks, q_min, q_max, eps, _, _ = choice(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, True, False
     )
-    scale, zero_point = operators.choose_qparams(x, blocks, q_min, q_max, eps, True)
-    return QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
+    if is_version_1(f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale):
+        parameters = operators.choose_qparams(x, blocks, q_min, q_max, eps, True)
+        return _parameters(x, blocks, f, q_min, q_max, parameters)
+    parameters = format_operators.choose_qparams(
+        x, blocks, q_min, q_max, eps, True, f.name,
+        scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
+    )  # fmt: skip
+    return _parameters(x, blocks, f, q_min, q_max, parameters, True, round_first, global_scale)
 
 
 def get_asymmetric_qparams(
     x: torch.Tensor,
     per_channel: bool = False,
     channel_dim: int = 0,
-    dtype: torch.dtype = torch.int8,
-    eps: float = 1e-8,
+    dtype: torch.dtype | str = torch.int8,
+    eps: float | None = None,
     *,
     block_size: Sequence[int] | None = None,
     q_min: int | None = None,
     q_max: int | None = None,
     include_zero: bool = False,
+    compute_dtype: torch.dtype | None = None,
+    round_first: bool = False,
 ) -> QuantizationParams:
     """Choose a scale and a zero point that map [min x, max x] to [q_min, q_max].
 
@@ -104,6 +134,7 @@ def get_asymmetric_qparams(
     ``zero_point = clip(q_min - round(x_min / scale), q_min, q_max)``, a float of scale's dtype.
 
     Args:
+        dtype: an integer format; float formats have no zero point.
         include_zero: extend [min x, max x] to hold 0, so that 0 is exact and data of one sign works.
         The other arguments, granularities, results and errors: :func:`get_symmetric_qparams`.
 
@@ -117,15 +148,22 @@ def get_asymmetric_qparams(
         In float16 a range max x - min x above 65504 overflows, and the block becomes NaN: pass
         ``x.float()``.
 
-        bfloat16 rounds every step, which costs about 0.6 dB of SQNR: pass ``x.float()``.
+        bfloat16 rounds every step, which costs about 0.6 dB of SQNR: pass
+        ``compute_dtype=torch.float32``.
 
     docs/numerics.md has the formula, docs/options.md helps to choose.
     """
-    blocks, q_min, q_max, eps, _, include_zero, _ = choice(
+    f, blocks, q_min, q_max, eps, _, include_zero = choice(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, False, include_zero
     )
-    scale, zero_point = operators.choose_qparams(x, blocks, q_min, q_max, eps, False, include_zero)
-    return QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
+    if is_version_1(f, compute_dtype, round_first):
+        parameters = operators.choose_qparams(x, blocks, q_min, q_max, eps, False, include_zero)
+        return _parameters(x, blocks, f, q_min, q_max, parameters)
+    parameters = format_operators.choose_qparams(
+        x, blocks, q_min, q_max, eps, False, f.name, include_zero=include_zero
+    )
+    _checks.rounding(f, round_first)
+    return _parameters(x, blocks, f, q_min, q_max, parameters, True, round_first)
 
 
 def quantize_tensor(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
@@ -137,52 +175,76 @@ def quantize_tensor(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tenso
             and broadcasting to x's shape.
 
     Returns:
-        Codes of x's shape in ``qparams.dtype`` with the strides of ``torch.empty_like(x)``.
+        Codes of x's shape in ``qparams.dtype`` with the strides of ``torch.empty_like(x)``. Those of int4
+        and uint4 are contiguous uint8, two codes a byte along the last dimension, whose size is halved.
+        The first of two is in the lower bits.
 
     Raises:
         TypeError or ValueError that names the argument, its value and what was expected.
         RuntimeError where tensors are on different devices.
 
     Note:
-        The zero point is added before rounding. ONNX and ``torch.fake_quantize_per_tensor_affine`` add it
-        after, so codes at ties differ where the zero point is odd.
+        The zero point is added before rounding. ONNX and ``torch.fake_quantize_per_tensor_affine`` add
+        it after, so codes at ties differ where the zero point is odd: ``round_first`` does as they do.
+
+        Float formats clip first, then round to a number of the format. NaN becomes the code of NaN.
 
     docs/numerics.md has the formula.
     """
-    return operators.quantize(x, *unpack(qparams))
+    scale, zero_point, q_min, q_max, f, options = unpack("x", x, qparams)
+    if options is None:
+        return operators.quantize(x, scale, zero_point, q_min, q_max, f.number)
+    return format_operators.quantize(x, scale, zero_point, q_min, q_max, f.name, **options)
 
 
-def dequantize_tensor(q: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
+def dequantize_tensor(
+    q: torch.Tensor, qparams: QuantizationParams, *, output_dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """Return ``(float32(q) - zero_point) * scale``.
 
     Args:
-        q: codes of any real dtype; int8, uint8 and int16 are fast.
+        q: codes of any real dtype; int8, uint8 and int16 are fast. Packed formats take uint8, float
+            formats their own dtype.
         qparams: as for :func:`quantize_tensor`. The limits are not used.
+        output_dtype: torch.float16, torch.bfloat16 or torch.float32: the float32 result is cast once. It
+            asks for float32 steps.
 
     Returns:
-        float32 of q's shape. It is float64 where scale or zero_point is a float64 tensor with dimensions.
+        float32, or output_dtype, of q's shape; of packed formats the last size is doubled. Version 1's
+        steps give float64 where scale or zero_point is a float64 tensor with dimensions.
 
     Raises:
         The errors of :func:`quantize_tensor`.
 
     docs/numerics.md has the formula.
     """
-    scale, zero_point, _, _, _ = unpack(qparams)
-    return operators.dequantize(q, scale, zero_point)
+    scale, zero_point, _, _, f, options = unpack("q", q, qparams, output_dtype is not None)
+    if options is None:
+        return operators.dequantize(q, scale, zero_point)
+    del options["round_first"]
+    return format_operators.dequantize(
+        q, scale, zero_point, f.name, **options, output_dtype=output_dtype
+    )
 
 
 def quantize_dequant(
     x: torch.Tensor,
     per_channel: bool = False,
     channel_dim: int = 0,
-    dtype: torch.dtype = torch.int8,
+    dtype: torch.dtype | str = torch.int8,
     sym: bool = True,
     *,
     block_size: Sequence[int] | None = None,
     q_min: int | None = None,
     q_max: int | None = None,
     include_zero: bool = False,
-    eps: float = 1e-8,
+    eps: float | None = None,
+    scale_dtype: torch.dtype | None = None,
+    scale_rule: str | None = None,
+    global_scale: torch.Tensor | None = None,
+    compute_dtype: torch.dtype | None = None,
+    round_first: bool = False,
+    output_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, QuantizationParams]:
     """Choose parameters, quantize and dequantize in one call: ``(q, x_hat, qparams)``.
 
@@ -192,41 +254,64 @@ def quantize_dequant(
     Args:
         sym: False takes the asymmetric scheme. Pass ``include_zero=True`` with it, unless each block of x
             has values on both sides of 0.
+        output_dtype: of x_hat, as in :func:`dequantize_tensor`. It asks for float32 steps.
         The other arguments, results, errors and warnings: those of the three functions.
     """
-    blocks, q_min, q_max, eps, sym, include_zero, code = choice(
+    f, blocks, q_min, q_max, eps, sym, include_zero = choice(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero
     )
-    q, x_hat, scale, zero_point = operators.quantize_dequantize(
-        x, blocks, q_min, q_max, eps, sym, code, include_zero
-    )
-    return q, x_hat, QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
+    if is_version_1(
+        f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale, output_dtype
+    ):
+        q, x_hat, *parameters = operators.quantize_dequantize(
+            x, blocks, q_min, q_max, eps, sym, f.number, include_zero
+        )
+        return q, x_hat, _parameters(x, blocks, f, q_min, q_max, parameters)
+    q, x_hat, *parameters = format_operators.quantize_dequantize(
+        x, blocks, q_min, q_max, eps, sym, f.name, include_zero=include_zero,
+        scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
+        round_first=round_first, output_dtype=output_dtype,
+    )  # fmt: skip
+    made = _parameters(x, blocks, f, q_min, q_max, parameters, True, round_first, global_scale)
+    return q, x_hat, made
 
 
 def dynamic_quantize(
     x: torch.Tensor,
     per_channel: bool = False,
     channel_dim: int = 0,
-    dtype: torch.dtype = torch.int8,
+    dtype: torch.dtype | str = torch.int8,
     sym: bool = True,
     *,
     block_size: Sequence[int] | None = None,
     q_min: int | None = None,
     q_max: int | None = None,
     include_zero: bool = False,
-    eps: float = 1e-8,
+    eps: float | None = None,
+    scale_dtype: torch.dtype | None = None,
+    scale_rule: str | None = None,
+    global_scale: torch.Tensor | None = None,
+    compute_dtype: torch.dtype | None = None,
+    round_first: bool = False,
 ) -> tuple[torch.Tensor, QuantizationParams]:
     """Choose parameters and quantize in one call: ``(q, qparams)``.
 
     This is :func:`quantize_dequant` without the reconstruction.
     """
-    blocks, q_min, q_max, eps, sym, include_zero, code = choice(
+    f, blocks, q_min, q_max, eps, sym, include_zero = choice(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero
     )
-    q, scale, zero_point = operators.dynamic_quantize(
-        x, blocks, q_min, q_max, eps, sym, code, include_zero
-    )
-    return q, QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
+    if is_version_1(f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale):
+        q, *parameters = operators.dynamic_quantize(
+            x, blocks, q_min, q_max, eps, sym, f.number, include_zero
+        )
+        return q, _parameters(x, blocks, f, q_min, q_max, parameters)
+    q, *parameters = format_operators.dynamic_quantize(
+        x, blocks, q_min, q_max, eps, sym, f.name, include_zero=include_zero,
+        scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
+        round_first=round_first,
+    )  # fmt: skip
+    return q, _parameters(x, blocks, f, q_min, q_max, parameters, True, round_first, global_scale)
 
 
 def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
@@ -234,10 +319,56 @@ def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
 
     The values are those of ``dequantize_tensor(quantize_tensor(x, qparams), qparams)``, cast to x's dtype
     (float32 for integer x). No tensor of codes is made. The gradient of x is the incoming one where
-    ``q_min <= round(x / scale + zero_point) <= q_max``. It is 0 elsewhere and at NaN. scale and
-    zero_point get none. For the gradient autograd keeps a mask of one byte an element.
+    ``q_min <= round(x / scale + zero_point) <= q_max``; float formats do not round there, and
+    ``qparams.round_first`` rounds before it adds. It is 0 elsewhere and at NaN. scale and zero_point get
+    none. For the gradient autograd keeps a mask of one byte an element.
 
     Arguments and errors are those of :func:`quantize_tensor`.
     """
-    scale, zero_point, q_min, q_max, _ = unpack(qparams)
-    return operators.fake_quantize(x, scale, zero_point, q_min, q_max)
+    scale, zero_point, q_min, q_max, f, options = unpack("x", x, qparams)
+    if options is None:
+        return operators.fake_quantize(x, scale, zero_point, q_min, q_max)
+    return format_operators.fake_quantize(x, scale, zero_point, q_min, q_max, f.name, **options)
+
+
+def quantize(
+    x: torch.Tensor, scheme: str | Mapping[str, Any], **options: Any
+) -> tuple[torch.Tensor, QuantizationParams]:
+    """Quantize by a named scheme: ``(q, qparams)``.
+
+    Args:
+        x: a dense tensor of any real dtype and any strides. Blocks of more dimensions than x has are an
+            error; the other dimensions of x, in front of theirs, get a scale for each index.
+        scheme: a name of :data:`quantkit.SCHEMES`, all of which take float32 steps. Or a mapping of
+            :func:`dynamic_quantize`'s keywords, whose ``block_size`` may be shorter than x's rank.
+        options: keywords of :func:`dynamic_quantize` that override those of the scheme.
+
+    Returns, raises: as :func:`dynamic_quantize`. An unknown name is a ValueError.
+    """
+    keywords = {**keywords_of(scheme), **options}
+    blocks = _checks.block_sizes(keywords.get("block_size"))
+    if blocks is not None:
+        _checks.tensor("x", x)
+        keywords["block_size"] = [*[1] * (x.dim() - len(blocks)), *blocks]
+    return dynamic_quantize(x, **keywords)
+
+
+def dequantize(
+    q: torch.Tensor, qparams: QuantizationParams, *, output_dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Return what codes stand for: :func:`dequantize_tensor` by a shorter name."""
+    return dequantize_tensor(q, qparams, output_dtype=output_dtype)
+
+
+def _parameters(
+    x: torch.Tensor, blocks: Sequence[int] | None, f: Format, q_min: int, q_max: int,
+    chosen: Sequence[torch.Tensor], float32: bool = False, round_first: bool = False,
+    global_scale: torch.Tensor | None = None,
+) -> QuantizationParams:  # fmt: skip
+    """What the functions return of chosen parameters."""
+    scale, zero_point = chosen
+    return QuantizationParams(
+        scale, zero_point, q_min, q_max, dtype=f.dtype, block_size=kept(x, blocks),
+        global_scale=global_scale, compute_dtype=torch.float32 if float32 else None,
+        round_first=bool(round_first),
+    )  # fmt: skip

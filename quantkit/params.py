@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _checks, _torch
+from .formats import VERSION_1, Format
+from .schemes import default_eps
 
 
 @dataclass(eq=False)
@@ -19,10 +21,17 @@ class QuantizationParams:
     Args:
         scale, zero_point: tensors whose shapes say the granularity. 0-dim is the whole tensor. Otherwise
             the rank is x's and each size divides x's: element i of a dimension uses index
-            ``i // (x.size / scale.size)``. A Python number becomes a 0-dim float64 tensor.
+            ``i // (x.size / scale.size)``. A Python number becomes a 0-dim float64 tensor. Float
+            formats have no zero point: what stands there is not read.
         q_min, q_max: the inclusive limits of the codes.
-        dtype: the dtype of the codes. None stands for int8 where [q_min, q_max] fits it, else uint8,
-            else int16.
+        dtype: of the codes' format, such as ``torch.int4``. None stands for int8 where [q_min, q_max]
+            fits it, else uint8, else int16.
+        block_size: one int for each dimension of x, -1 for a whole dimension. Where it and scale have
+            x's rank, scale must have one value for each block, and a last block may be short. None: the
+            shapes alone say the granularity.
+        global_scale: a second scale, for coded ones. No function takes one yet.
+        compute_dtype: torch.float32 for float32 steps. None: version 1's, where dtype has them.
+        round_first: whether the zero point is added after rounding, as ONNX does, in float32 steps.
     """
 
     scale: torch.Tensor
@@ -30,6 +39,10 @@ class QuantizationParams:
     q_min: int
     q_max: int
     dtype: torch.dtype | None = field(default=None, repr=False, kw_only=True)
+    block_size: tuple[int, ...] | None = field(default=None, repr=False, kw_only=True)
+    global_scale: torch.Tensor | None = field(default=None, repr=False, kw_only=True)
+    compute_dtype: torch.dtype | None = field(default=None, repr=False, kw_only=True)
+    round_first: bool = field(default=False, repr=False, kw_only=True)
 
     if TYPE_CHECKING:  # numbers come in, what is read is taken for tensors
 
@@ -41,15 +54,24 @@ class QuantizationParams:
             q_max: int,
             *,
             dtype: torch.dtype | None = None,
+            block_size: Sequence[int] | None = None,
+            global_scale: torch.Tensor | float | None = None,
+            compute_dtype: torch.dtype | None = None,
+            round_first: bool = False,
         ) -> None: ...
 
     def __eq__(self, other: object) -> bool:
-        """By contents: tensors by dtype, shape, device and bits, without any (meta, fake) by identity."""
+        """By contents: tensors by dtype, shape, device and bits, without any (meta, fake) by identity.
+
+        block_size counts where pytrees keep it: beside float32 steps or a format of version 2.
+        """
         if type(other) is not type(self):
             return False
-        tensors = ((self.scale, other.scale), (self.zero_point, other.zero_point))
         try:
-            return _limits(self) == _limits(other) and all(_same(a, b) for a, b in tensors)
+            if _context(self) != _context(other):
+                return False
+            pairs = zip(_leaves(self), _leaves(other), strict=True)
+            return all(_same(a, b) for a, b in pairs)
         except (RuntimeError, TypeError, ValueError):  # of values that no operator would take
             return False
 
@@ -58,20 +80,40 @@ class QuantizationParams:
 
     def to(self, device: torch.device | str | int) -> QuantizationParams:
         """The same parameters on a device; numbers stay numbers."""
-        scale, zero_point = (
+        scale, zero_point, global_scale = (
             t.to(device=device) if isinstance(t, torch.Tensor) else t
-            for t in (self.scale, self.zero_point)
+            for t in (self.scale, self.zero_point, self.global_scale)
         )
-        return replace(self, scale=scale, zero_point=zero_point)
+        tensors: dict[str, Any] = {"scale": scale, "zero_point": zero_point}
+        return replace(self, **tensors, global_scale=global_scale)
 
 
 torch.serialization.add_safe_globals([QuantizationParams])  # for torch.load(weights_only=True)
 
+_TENSORS = ("scale", "zero_point", "global_scale")
 _Limits = tuple[int, int, torch.dtype | None]
+# Version 1's limits, or those and block_size, compute_dtype and round_first.
+_Context = tuple[Any, ...]
 
 
 def _limits(p: QuantizationParams) -> _Limits:
     return _checks.number(p.q_min), _checks.number(p.q_max), p.dtype
+
+
+def _leaves(p: QuantizationParams) -> list[Any]:
+    """The tensors; global_scale where there is one."""
+    tensors = [p.scale, p.zero_point]
+    return tensors if p.global_scale is None else [*tensors, p.global_scale]
+
+
+def _context(p: QuantizationParams) -> _Context:
+    """All else, in version 1's form where it says all: programs that version 1 exported know no other."""
+    dtypes = (None, *(f.dtype for f in VERSION_1))
+    plain = p.compute_dtype is None and p.global_scale is None and not p.round_first
+    if plain and p.dtype in dtypes:
+        return _limits(p)
+    blocks = None if p.block_size is None else tuple(map(_checks.number, p.block_size))
+    return *_limits(p), blocks, p.compute_dtype, bool(p.round_first)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -92,45 +134,64 @@ def _same(a: Any, b: Any) -> bool:
     return torch.equal(*bits)
 
 
-def _tensors(p: QuantizationParams) -> tuple[list[Any], _Limits]:
-    return [p.scale, p.zero_point], _limits(p)
+def _flat(p: QuantizationParams) -> tuple[list[Any], _Context]:
+    return _leaves(p), _context(p)
 
 
-def _named_tensors(p: QuantizationParams) -> tuple[list[Any], _Limits]:
-    keys = (_torch.pytree_key("scale"), _torch.pytree_key("zero_point"))
-    return list(zip(keys, (p.scale, p.zero_point), strict=True)), _limits(p)
+def _flat_with_keys(p: QuantizationParams) -> tuple[list[Any], _Context]:
+    leaves = _leaves(p)
+    keys = map(_torch.pytree_key, _TENSORS[: len(leaves)])
+    return list(zip(keys, leaves, strict=True)), _context(p)
 
 
-def _of_tensors(tensors: Iterable[Any], limits: _Limits) -> QuantizationParams:
-    scale, zero_point = tensors
-    q_min, q_max, dtype = limits
-    return QuantizationParams(scale, zero_point, q_min, q_max, dtype=dtype)
+def _of_leaves(leaves: Iterable[Any], context: _Context) -> QuantizationParams:
+    scale, zero_point, *rest = leaves
+    q_min, q_max, dtype, *options = context
+    block_size, compute_dtype, round_first = options or (None, None, False)
+    return QuantizationParams(
+        scale, zero_point, q_min, q_max, dtype=dtype, block_size=block_size,
+        global_scale=rest[0] if rest else None, compute_dtype=compute_dtype, round_first=round_first,
+    )  # fmt: skip
 
 
-def _limits_as_text(limits: _Limits) -> str:
-    q_min, q_max, dtype = limits
-    return json.dumps([q_min, q_max, None if dtype is None else str(dtype).removeprefix("torch.")])
+def _context_as_text(context: _Context) -> str:
+    def text(value: Any) -> Any:
+        return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+    return json.dumps([text(value) for value in context])
 
 
-def _limits_of_text(text: str) -> _Limits:
-    q_min, q_max, name = json.loads(text)
+def _context_of_text(text: str) -> _Context:
+    """The text may come from anyone."""
+    q_min, q_max, *others = json.loads(text)
+    if len(others) == 1:
+        return q_min, q_max, _dtype_of_text(others[0])
+    dtype, block_size, compute_dtype, round_first = others
+    blocks = None if block_size is None else tuple(_checks.block_sizes(block_size))
+    return (
+        q_min, q_max, _dtype_of_text(dtype), blocks, _dtype_of_text(compute_dtype),
+        _checks.flag("round_first", round_first),
+    )  # fmt: skip
+
+
+def _dtype_of_text(name: Any) -> torch.dtype | None:
     if name is None:
-        return q_min, q_max, None
+        return None
     dtype = getattr(torch, name, None) if isinstance(name, str) else None
-    if not isinstance(dtype, torch.dtype):  # the text may come from anyone
+    if not isinstance(dtype, torch.dtype):
         raise ValueError(f"QuantizationParams: expected the name of a torch.dtype, got {name!r}")
-    return q_min, q_max, dtype
+    return dtype
 
 
-# So that export, vmap and torch.func take it and return it: two tensors, and the limits as they are.
+# So that export, vmap and torch.func take it and return it: tensors, and all else as it is.
 _torch.register_pytree_node(
     QuantizationParams,
-    _tensors,
-    _of_tensors,
-    flatten_with_keys_fn=_named_tensors,
+    _flat,
+    _of_leaves,
+    flatten_with_keys_fn=_flat_with_keys,
     serialized_type_name="quantkit.QuantizationParams",
-    to_dumpable_context=_limits_as_text,
-    from_dumpable_context=_limits_of_text,
+    to_dumpable_context=_context_as_text,
+    from_dumpable_context=_context_of_text,
 )
 
 
@@ -152,8 +213,13 @@ def _as_tensor(name: str, value: Any) -> Any:
 # Where a type is compared here the usual case is spared a call.
 
 
-def unpack(qparams: QuantizationParams) -> tuple[torch.Tensor, torch.Tensor, int, int, int]:
-    """scale and zero_point as tensors, the limits, and torch's number of the codes' dtype."""
+def unpack(
+    name: str, x: torch.Tensor, qparams: QuantizationParams, float32: bool = False
+) -> tuple[torch.Tensor, Any, int, int, Format, dict[str, Any] | None]:
+    """scale, zero_point, the limits, the format, and what .format operators take by name.
+
+    That is None for version 1's steps. float32: whether an argument asks for the others.
+    """
     try:
         scale, zero_point = qparams.scale, qparams.zero_point
         q_min, q_max = qparams.q_min, qparams.q_max
@@ -165,14 +231,69 @@ def unpack(qparams: QuantizationParams) -> tuple[torch.Tensor, torch.Tensor, int
         scale = _as_tensor("scale", scale)
     if type(zero_point) is not torch.Tensor:
         zero_point = _as_tensor("zero_point", zero_point)
-    dtype = getattr(qparams, "dtype", None)  # quant_tool's parameters have none
+    # quant_tool's parameters have no more, and a program may have those of version 1.
+    dtype = getattr(qparams, "dtype", None)
     if dtype is None:
         q_min, q_max = _checks.number(q_min), _checks.number(q_max)
-        return scale, zero_point, q_min, q_max, _checks.smallest_format(q_min, q_max).number
-    code = _checks.format_of(dtype).number
-    if type(q_min) is not int or type(q_max) is not int:
-        q_min, q_max = _checks.integer("q_min", q_min), _checks.integer("q_max", q_max)
-    return scale, zero_point, q_min, q_max, code
+        f = _checks.smallest_format(q_min, q_max)
+    else:
+        f = _checks.format_of(dtype)
+        if type(q_min) is not int or type(q_max) is not int:
+            q_min, q_max = _checks.integer("q_min", q_min), _checks.integer("q_max", q_max)
+    compute_dtype = getattr(qparams, "compute_dtype", None)
+    round_first = getattr(qparams, "round_first", False)
+    global_scale = getattr(qparams, "global_scale", None)
+    block_size = getattr(qparams, "block_size", None)
+    version_1 = not float32 and is_version_1(f, compute_dtype, round_first, global_scale)
+    if block_size is not None:
+        block_size = _blocks_of(name, x, scale, f, block_size, version_1)
+    if version_1:
+        return scale, zero_point, q_min, q_max, f, None
+    options = {
+        "block_size": block_size,
+        "global_scale": _as_tensor("global_scale", global_scale),
+        "round_first": bool(round_first),
+    }
+    return scale, zero_point if f.has_zero_point else None, q_min, q_max, f, options
+
+
+def is_version_1(f: Format, compute_dtype: Any, round_first: Any, *others: Any) -> bool:
+    """Whether a call takes version 1's steps; what of version 2 is not None asks for float32 steps."""
+    if compute_dtype is not None:
+        _checks.compute_dtype(compute_dtype)
+        return False
+    if round_first is not False and _checks.flag("round_first", round_first):
+        return False
+    return f.number is not None and all(option is None for option in others)
+
+
+def _blocks_of(
+    name: str, x: torch.Tensor, scale: Any, f: Format, block_size: Any, version_1: bool
+) -> Sequence[int] | None:
+    """block_size where it says what the parameters are for; None where their shapes do."""
+    if version_1 and _is_one_for_each_block(x, scale, block_size):
+        return block_size
+    block_size = _checks.block_sizes(block_size)
+    if not isinstance(x, torch.Tensor) or not isinstance(scale, torch.Tensor):
+        return None  # the operator says what they are not
+    if not len(block_size) == x.dim() == scale.dim() or x.is_nested or scale.is_nested:
+        return None
+    shape = _checks.elements_of(x.shape, f) if name == "q" else x.shape
+    _checks.blocks(block_size, shape, name, short=not version_1)
+    _checks.block_parameter("scale", scale, shape, block_size, name)
+    return block_size
+
+
+def _is_one_for_each_block(x: torch.Tensor, scale: Any, block_size: Any) -> bool:
+    """The usual case of whole blocks, at the price of a comparison for each dimension."""
+    if type(x) is not torch.Tensor or type(block_size) is not tuple or x.is_nested:
+        return False
+    if not len(block_size) == x.dim() == scale.dim() or torch.compiler.is_compiling():
+        return False
+    return all(
+        type(b) is int and (s == 1 if b == -1 else b > 0 and s * b == n)
+        for n, b, s in zip(x.shape, block_size, scale.shape, strict=True)
+    )
 
 
 def _channel(x: torch.Tensor, channel_dim: int, block_size: Sequence[int] | None) -> Any:
@@ -200,17 +321,20 @@ def _channel(x: torch.Tensor, channel_dim: int, block_size: Sequence[int] | None
 
 def choice(
     x: torch.Tensor, per_channel: bool, channel_dim: int, block_size: Sequence[int] | None,
-    dtype: torch.dtype, q_min: int | None, q_max: int | None,
-    eps: float, symmetric: bool, include_zero: bool,
-) -> tuple[Sequence[int] | None, int, int, float, bool, bool, int]:  # fmt: skip
-    """The operators' arguments from block_size to include_zero, and torch's number of dtype."""
-    code = _checks.format_of(dtype)
+    dtype: torch.dtype | str, q_min: int | None, q_max: int | None,
+    eps: float | None, symmetric: bool, include_zero: bool,
+) -> tuple[Format, Sequence[int] | None, int, int, float, bool, bool]:  # fmt: skip
+    """The format, and the operators' arguments from block_size to include_zero."""
+    f = _checks.format_given(dtype)
     if q_min is None and q_max is None:
-        low, high = code.low, code.high
+        low, high = f.low, f.high
     else:
-        low = code.low if q_min is None else _checks.integer("q_min", q_min)
-        high = code.high if q_max is None else _checks.integer("q_max", q_max)
-        _checks.q_range(low, high, code)
+        low = f.low if q_min is None else _checks.integer("q_min", q_min)
+        high = f.high if q_max is None else _checks.integer("q_max", q_max)
+        if not f.has_zero_point:  # those of float formats are symmetric
+            low = -high if q_min is None else low
+            high = -low if q_max is None else high
+        _checks.q_range(low, high, f)
     if per_channel is not False and _checks.flag("per_channel", per_channel):
         block_size = _channel(x, channel_dim, block_size)
     elif block_size is not None:
@@ -218,6 +342,17 @@ def choice(
     if type(symmetric) is not bool or type(include_zero) is not bool:
         symmetric = _checks.flag("symmetric (sym)", symmetric)
         include_zero = _checks.flag("include_zero", include_zero)
-    if type(eps) is not float:
-        eps = _checks.real("eps", eps)
-    return block_size, low, high, eps, symmetric, include_zero, code.number
+    smallest = default_eps(f) if eps is None else eps
+    if type(smallest) is not float:
+        smallest = _checks.real("eps", smallest)
+    return f, block_size, low, high, smallest, symmetric, include_zero
+
+
+def kept(x: torch.Tensor, block_size: Sequence[int] | None) -> tuple[int, ...] | None:
+    """block_size as QuantizationParams has it: ints only."""
+    if not block_size:
+        return None
+    return tuple(
+        -1 if _checks.is_symbol(b) and _checks.known(b == n) else int(b)
+        for n, b in zip(x.shape, block_size, strict=True)
+    )

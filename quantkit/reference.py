@@ -20,11 +20,13 @@ from .params import QuantizationParams
 
 __all__ = [
     "QuantizationParams",
+    "dequantize",
     "dequantize_tensor",
     "dynamic_quantize",
     "fake_quantize",
     "get_asymmetric_qparams",
     "get_symmetric_qparams",
+    "quantize",
     "quantize_dequant",
     "quantize_tensor",
 ]
@@ -246,7 +248,7 @@ def _in_float32(
 def _float32_steps(
     x: _Tensor, scale: _Tensor, zero_point: _Tensor | None, block_size: _Blocks, round_first: bool
 ) -> _Tensor:
-    """What is rounded to a code: x / scale + zero_point, with round_first round(x / scale) + zero_point."""
+    """What becomes a code: x / scale + zero_point; round(x / scale) + zero_point with round_first."""
     place = (x.device, x.shape, block_size)
     v = x.detach().to(torch.float32) / _in_float32(scale, *place)
     if round_first:
@@ -319,9 +321,9 @@ def dynamic_quantize_format_op(
     round_first: bool = False, **choosing: Any,
 ) -> tuple[_Tensor, _Tensor, _Tensor]:  # fmt: skip
     """choose_qparams, then quantize with what it returned: (q, scale, zero_point)."""
-    args = (x, block_size, q_min, q_max, eps, symmetric, format)
-    rounding = {"seed": seed, "index": index, "round_first": round_first}
-    _checks.dynamic_quantize_format(*args, **rounding, **choosing)
+    args: Any = (x, block_size, q_min, q_max, eps, symmetric, format)
+    rounding: dict[str, Any] = {"seed": seed, "index": index, "round_first": round_first}
+    _checks.dynamic_quantize_format(*args, **(rounding | choosing))
     scale, zero_point = choose_qparams_format_op(*args, **choosing)
     q = quantize_format_op(
         x, scale, zero_point if OF_NAME[format].has_zero_point else None, q_min, q_max, format,
@@ -335,7 +337,7 @@ def quantize_dequantize_format_op(
     format: str, *, output_dtype: torch.dtype | None = None, **options: Any,
 ) -> tuple[_Tensor, _Tensor, _Tensor, _Tensor]:  # fmt: skip
     """dynamic_quantize, then dequantize of its q: (q, x_hat, scale, zero_point)."""
-    args = (x, block_size, q_min, q_max, eps, symmetric, format)
+    args: Any = (x, block_size, q_min, q_max, eps, symmetric, format)
     _checks.dynamic_quantize_format(*args, output_dtype=output_dtype, **options)
     q, scale, zero_point = dynamic_quantize_format_op(*args, **options)
     x_hat = dequantize_format_op(
@@ -381,7 +383,9 @@ _OPERATORS = ops.Operators(
     dequantize=dequantize_op,
     dynamic_quantize=dynamic_quantize_op,
     quantize_dequantize=quantize_dequantize_op,
-    fake_quantize=_autograd.reference(fake_quantize_op, fake_quantize_masked_op, masked_gradient_op),
+    fake_quantize=_autograd.reference(
+        fake_quantize_op, fake_quantize_masked_op, masked_gradient_op
+    ),
 )
 _FORMAT_OPERATORS = ops.Operators(
     choose_qparams=choose_qparams_format_op,
@@ -417,3 +421,5 @@ dequantize_tensor = _over_reference(ops.dequantize_tensor)
 quantize_dequant = _over_reference(ops.quantize_dequant)
 dynamic_quantize = _over_reference(ops.dynamic_quantize)
 fake_quantize = _over_reference(ops.fake_quantize)
+quantize = _over_reference(ops.quantize)
+dequantize = _over_reference(ops.dequantize)

@@ -1,12 +1,16 @@
 """How scale and zero_point are chosen from the numbers that share them (docs/numerics.md, section 2).
 
+Below stand the schemes that have names: :data:`SCHEMES`.
+
 A scheme gets the tensor, a reduction over what shares a scale, the limits, the smallest scale and the
 scale rule. A new rule is a line of RULES, a new scheme stands beside the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -68,3 +72,42 @@ def asymmetric(
     scale = _scale((x_max + 0.0) - x_min, max(q_max - q_min, 1), eps)
     low = torch.full_like(x_min, q_min)
     return scale, torch.clamp(low - torch.round(x_min / scale), q_min, q_max)
+
+
+# ---- by name ----------------------------------------------------------------------------------------
+
+_ZERO = {"sym": False, "include_zero": True}
+# What a name does, in one line, and the keywords of dynamic_quantize. Sizes of blocks are those of the
+# last dimensions.
+_NAMED: dict[str, tuple[str, dict[str, Any]]] = {
+    "int8_tensor": ("int8, one scale", {"dtype": "int8"}),
+    "int8_channel": ("int8, a scale for each index of dimension 0",
+        {"dtype": "int8", "per_channel": True}),
+    "int8_token": ("int8, a scale for each row of the last dimension",
+        {"dtype": "int8", "block_size": (-1,)}),
+    "uint8_tensor": ("uint8, one scale and zero point", {"dtype": "uint8", **_ZERO}),
+    "uint8_token": ("uint8, a scale and zero point for each row of the last dimension",
+        {"dtype": "uint8", "block_size": (-1,), **_ZERO}),
+    "int4_group128": ("int4, packed, a scale for 128 numbers of the last dimension",
+        {"dtype": "int4", "block_size": (128,)}),
+    "fp8_tensor": ("float8_e4m3fn, one scale", {"dtype": "float8_e4m3fn"}),
+    "fp8_token": ("float8_e4m3fn, a scale for each row of the last dimension",
+        {"dtype": "float8_e4m3fn", "block_size": (-1,)}),
+    "fp8_group128": ("float8_e4m3fn, a scale for 128 numbers of the last dimension",
+        {"dtype": "float8_e4m3fn", "block_size": (128,)}),
+    "fp8_block128": ("float8_e4m3fn, a scale for 128 x 128 numbers of the last two dimensions",
+        {"dtype": "float8_e4m3fn", "block_size": (128, 128)}),
+}  # fmt: skip
+#: The schemes of :func:`quantkit.quantize`, and what each is. All take float32 steps.
+SCHEMES: Mapping[str, str] = MappingProxyType({name: text for name, (text, _) in _NAMED.items()})
+
+
+def keywords_of(scheme: object) -> Mapping[str, Any]:
+    """The keywords of dynamic_quantize that a scheme stands for, which may be such a mapping itself."""
+    if isinstance(scheme, Mapping):
+        return scheme
+    if not isinstance(scheme, str):
+        raise TypeError(f"scheme: expected a str or a mapping, got {type(scheme).__name__}")
+    if scheme not in _NAMED:
+        raise ValueError(f"scheme: expected one of {', '.join(_NAMED)}, got {scheme}")
+    return {"compute_dtype": torch.float32, **_NAMED[scheme][1]}

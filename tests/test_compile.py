@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 
 import quantkit
 from quantkit import operators, reference
-from quantkit.operators import OPERATORS
+from quantkit.operators import OPERATORS, overloads
 
 ROOT = Path(__file__).resolve().parent.parent
 ops = torch.ops.quantkit
@@ -229,20 +229,21 @@ def test_an_aot_inductor_that_changes_dtypes_meets_a_refusal_in_every_operator_w
     for name in OPERATORS:
         arguments, outs = arguments_of(name), outs_of(name)
         far = {k: a.to("meta") if isinstance(a, torch.Tensor) else a for k, a in arguments.items()}
-        calls = [(getattr(ops, name).default, {})]
-        calls += [(getattr(ops, name).out, {k: t.to("meta") for k, t in outs.items()})]
+        functional, out = overloads(name)
+        calls = [(functional, {}), (out, {k: t.to("meta") for k, t in outs.items()})]
         for operator, outs in calls:
             with V.set_aot_compilation(True):
                 monkeypatch.setattr(operators, "_AOT_CHANGES_DTYPES", False)
                 operator(**far, **outs)
                 monkeypatch.setattr(operators, "_AOT_CHANGES_DTYPES", True)
-                if "dtype" not in far:
+                if not any(isinstance(a, torch.dtype) for a in far.values()):
                     operator(**far, **outs)
                     continue
                 with pytest.raises(RuntimeError, match=r"AOTInductor before torch 2\.12"):
                     operator(**far, **outs)
                 refused.append(operator)
-    assert len(refused) == 2 * 3
+    # Those of version 1 that take a dtype, and the .format ones with an output_dtype.
+    assert len(refused) == 2 * (3 + 2)
 
 
 # ---- fake tensors, transforms, modes --------------------------------------------------------------

@@ -8,6 +8,7 @@ from lib.bad import FOREIGN
 
 import quantkit
 from quantkit import QuantizationParams, reference
+from quantkit.formats import FORMATS, VERSION_1
 
 ops = torch.ops.quantkit
 pytestmark = pytest.mark.fallback
@@ -78,13 +79,22 @@ def test_a_scale_must_be_floating(dtype):
         )
 
 
+def listed(names):
+    *others, last = map(str, names)
+    return f"{', '.join(others)} or {last}"
+
+
 @pytest.mark.parametrize(
-    "dtype", [torch.int32, torch.float32, torch.int64, torch.qint8, "int8", None]
+    "dtype", [torch.int32, torch.float32, torch.int64, torch.qint8, torch.float8_e5m2fnuz, None]
 )
 def test_code_dtype(dtype):
-    texts = ("dtype:", "torch.int8, torch.uint8 or torch.int16", str(dtype))
+    texts = ("dtype:", listed(f.dtype for f in FORMATS), str(dtype))
     for call in CHOOSING.values():
         everywhere(TypeError, lambda m, c=call: c(m, X, dtype=dtype), *texts)
+        texts_of_names = ("dtype:", listed(f.name for f in FORMATS), "int9")
+        everywhere(ValueError, lambda m, c=call: c(m, X, dtype="int9"), *texts_of_names)
+    with pytest.raises(RuntimeError, match=listed(f.dtype for f in VERSION_1)):
+        ops.quantize(X, P.scale, P.zero_point, -128, 127, torch.int32)
     if dtype is not None:
         everywhere(TypeError, lambda m: m.quantize_tensor(X, with_params(dtype=dtype)), *texts)
 
@@ -247,7 +257,7 @@ OPERATOR_CALLS = [
     (RuntimeError, lambda: ops.quantize(X, P.scale, P.zero_point, 5, 3, torch.int8),
      lambda: reference.quantize_tensor(X, with_params(q_min=5, q_max=3, dtype=torch.int8))),
     (RuntimeError, lambda: ops.quantize(X, P.scale, P.zero_point, -1, 3, torch.int32),
-     lambda: reference.quantize_tensor(X, with_params(dtype=torch.int32))),
+     lambda: reference.quantize_op(X, P.scale, P.zero_point, -1, 3, torch.int32)),
     (RuntimeError, lambda: ops.dequantize(X.to(torch.complex64), P.scale, P.zero_point),
      lambda: reference.dequantize_tensor(X.to(torch.complex64), P)),
     (RuntimeError, lambda: ops.fake_quantize(X, P.scale.int(), P.zero_point, -1, 3),

@@ -151,4 +151,4 @@ def test_text_of_exported_programs_names_dtypes_only():
         with pytest.raises(
             ValueError, match=r"QuantizationParams: expected the name of a torch.dtype"
         ):
-            params._limits_of_text(json.dumps([-7, 7, name]))
+            params._context_of_text(json.dumps([-7, 7, name]))

@@ -24,7 +24,9 @@ from lib.bad import (
 )
 from lib.cases import assert_same
 
+import quantkit
 from quantkit import QuantizationParams, _load, reference
+from quantkit.formats import OF_NAME
 from quantkit.operators import OPERATORS
 
 pytestmark = [
@@ -51,11 +53,19 @@ WEIRD = {
         lambda v=v: v
         for v in (None, [-1, -1], [2, 3], (4, 6), [1, 1], [-1], [1], [], [1, -1, -1], [True, 2])
     ],
-    "dtype": [lambda v=v: v for v in (torch.int8, torch.uint8, torch.int16)],
+    "dtype": [lambda v=v: v for v in (torch.int8, torch.uint8, torch.int16, torch.float8_e5m2)],
+    "format": [lambda v=v: v for v in (*OF_NAME, "int8", "int4", "float8_e4m3fn")],
+    "rule": [lambda v=v: v for v in (None, "half_range")],
+    "steps": [lambda v=v: v for v in (None, torch.float32)],
+    "scheme": [lambda v=v: v for v in (*quantkit.SCHEMES, {"block_size": (2,)})],
+    "nothing": [lambda: None],
 }  # fmt: skip
 KIND_OF = dict.fromkeys(("q_min", "q_max"), "int") | {"eps": "float", "block_size": "sizes"}
 KIND_OF |= dict.fromkeys(("symmetric", "include_zero", "sym", "per_channel"), "flag")
-KIND_OF |= {"dtype": "dtype", "channel_dim": "int"}
+KIND_OF |= {"dtype": "dtype", "channel_dim": "int", "format": "format", "scheme": "scheme"}
+KIND_OF |= dict.fromkeys(("scale_dtype", "compute_dtype", "output_dtype"), "steps")
+KIND_OF |= dict.fromkeys(("global_scale", "seed", "index"), "nothing")
+KIND_OF |= {"scale_rule": "rule", "round_first": "flag"}
 
 
 def outcome(call):
@@ -149,17 +159,18 @@ def spoiled_function_calls(draw):
     function = draw(st.sampled_from(FUNCTIONS))
     first, *others = inspect.signature(getattr(reference, function)).parameters
     table = CHOOSING | {"q": CHOOSING["x"]}
-    if others == ["qparams"]:
+    takes_parameters, others = "qparams" in others, [a for a in others if a != "options"]
+    if takes_parameters:
         others, table = list(FIELDS), table | FIELDS
     chosen = st.lists(st.sampled_from([first, *others]), min_size=1, max_size=3, unique=True)
-    values = {first: X}
+    values = {first: X} | ({"scheme": "int8_token"} if "scheme" in others else {})
     for argument in draw(chosen):
         makers = WEIRD[KIND_OF.get(argument, "tensor")]
         if draw(st.booleans()):
             makers = [b.make for b in table[argument].values()]
         values[argument] = draw(st.sampled_from(makers))()
-    count = len(values) - (values[first] is X)
-    if others != list(FIELDS):
+    count = len(values) - (values[first] is X) - ("scheme" in values)
+    if not takes_parameters:
         return function, values, count
     fields = {"scale": SCALE, "zero_point": ZERO, "q_min": -128, "q_max": 127} | values
     del fields[first]

@@ -87,7 +87,7 @@ struct Reader {
   const char* base;
   int64_t size;
   Convert convert;     // null: none
-  int64_t packed = 1;  // elements a byte; a chunk of them is contiguous
+  int64_t packed = 1;  // elements a byte
   Buffer gathered, converted;
 
   Reader(const void* data, int64_t size_)
@@ -104,11 +104,7 @@ struct Reader {
   }
 
   const void* get(int64_t offset, int64_t step, int64_t n) {
-    if (packed > 1) {
-      const int64_t begin = offset % packed, count = (begin + n + packed - 1) / packed * packed;
-      convert(base + offset / packed, converted.bytes, count);
-      return converted.bytes + begin;
-    }
+    if (packed > 1) return unpacked(offset, step, n);
     const void* from = base + offset * size;
     if (step != 1 && n != 1) {
       copy_steps(size, from, step, gathered.bytes, 1, n);
@@ -116,6 +112,20 @@ struct Reader {
     }
     if (convert == nullptr) return from;
     convert(from, converted.bytes, n);
+    return converted.bytes;
+  }
+
+ private:
+  const void* unpacked(int64_t offset, int64_t step, int64_t n) {
+    if (step == 1 || n == 1) {
+      const int64_t begin = offset % packed, count = (begin + n + packed - 1) / packed * packed;
+      convert(base + offset / packed, converted.bytes, count);
+      return converted.bytes + begin;
+    }
+    for (int64_t i = 0; i < n; ++i, offset += step) {  // as of a short block of one element
+      convert(base + offset / packed, gathered.bytes, packed);
+      converted.bytes[i] = gathered.bytes[offset % packed];
+    }
     return converted.bytes;
   }
 };

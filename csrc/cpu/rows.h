@@ -107,7 +107,8 @@ void quantize_row(const float* __restrict x, typename StoredAs<Q>::type* __restr
     else  // a scale rounded to half precision may leave the greatest code a step above the limit
       made = E::encode_finite(v, low, high, judged);
     if constexpr (kSame<Q, Mask>)
-      q[i] = E::inside(v, low, high) & (judged == judged ? 1 : 0);
+      q[i] = (kSame<D, whole> ? between(v, low, high) : E::inside(v, low, high)) &
+             (judged == judged ? 1 : 0);
     else if constexpr (!kSame<Q, None>)
       q[i] = static_cast<Q>(made.code);
     if constexpr (kBack)

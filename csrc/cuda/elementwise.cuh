@@ -66,7 +66,7 @@ __device__ __forceinline__ bool is_inside(V v, V low, V high) {
   if constexpr (E::kInteger)
     return E::inside(v, low, high) != 0;
   else
-    return (v >= low) & (v <= high);
+    return between(v, low, high) != 0;
 }
 
 // The element type of y.
@@ -446,7 +446,8 @@ __device__ __forceinline__ void quantize_mixed(const ElementwiseArgs& a) {
     const double v = E::kInteger
                          ? mixed_affine(a.steps, x, scale, exact_number(a.add, at.of[kZeroPoint]))
                          : quotient_in<float>(x, scale);
-    const bool inside = is_inside<E>(v, low, high);
+    const bool inside =
+        a.steps.round_first ? between(v, low, high) != 0 : is_inside<E>(v, low, high);
     if (beside == Beside::gradient)
       return store_selected(inside, a.q_in, at.of[kQ], a.y, a.y_type, at.of[kY]);
     const Encoded<double> made = encoded<E>(a.format, v, low, high, v);

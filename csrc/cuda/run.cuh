@@ -118,13 +118,14 @@ bool have_type(const Elementwise& e, Type type, bool back) {
   return has(e.scale) && has(e.add) && (!back || has(e.subtract));
 }
 
-// Null where the types of the steps are mixed.
+// Null where the types of the steps are mixed, or y is not as kernels make it.
 template <Result kResult>
 ElementwiseKernel quantize_kernel_of(const Elementwise& e, bool each) {
   const Type step = e.steps.divide;
   const bool back = e.y != nullptr;
   if (!e.steps.there_in(step) || (back && !e.steps.back_in(Type::f32))) return nullptr;
   if ((each && !have_type(e, step, back)) || e.steps.round_first) return nullptr;
+  if (kResult == Result::codes && back && e.y_type != Type::f32) return nullptr;
   if (is_float(e.format)) {
     switch (e.x_type) {
       case Type::f16: return quantize_kernel_of<kResult, f16, float, FloatEncoder>(each);
@@ -148,6 +149,7 @@ ElementwiseKernel quantize_kernel_of(const Elementwise& e, bool each) {
 
 ElementwiseKernel dequantize_kernel_of(const Elementwise& e, bool each) {
   if (!e.steps.back_in(Type::f32) || e.format == Format::numbers) return nullptr;
+  if (e.y_type != Type::f32) return nullptr;
   if (each && !have_type(e, Type::f32, true)) return nullptr;
   return with_codes(e.format, [&](auto tag) -> ElementwiseKernel {
     using F = typename decltype(tag)::type;
@@ -312,6 +314,7 @@ bool takes_rows(const SetArgs& a, const Dynamic& d) {
   const Elementwise& e = d.elements;
   if (e.x_type == Type::f64 || d.p_type != e.x_type) return false;
   if (is_float(e.format) || e.steps.round_first) return false;
+  if (e.operation == Operation::quantize_dequantize && e.y_type != Type::f32) return false;
   // Few sets must be split to fill the device, where they are more than a block holds in registers.
   const int64_t held = int64_t(kMostThreads) * kHeld * kVectorBytes / size_of(e.x_type);
   return a.n <= held || a.sets >= 2 * multiprocessors();

@@ -41,6 +41,13 @@ struct Encoded {
   V number;
 };
 
+// All bits where low <= v <= high, else none, as where v is NaN.
+template <class V>
+QK_INLINE typename Traits<V>::Bits between(V v, V low, V high) {
+  using Bits = typename Traits<V>::Bits;
+  return Bits(v >= low ? -1 : 0) & Bits(v <= high ? -1 : 0);
+}
+
 // Codes that are integers, of every width: the low bits are two's complement.
 struct IntegerEncoder {
   static constexpr bool kInteger = true;
@@ -69,9 +76,7 @@ struct IntegerEncoder {
   // and so outside.
   template <class V>
   QK_INLINE static typename Traits<V>::Bits inside(V v, V low, V high) {
-    using Bits = typename Traits<V>::Bits;
-    const V r = (clamp(v, low - 1, high + 1) + kShifter<V>)-kShifter<V>;
-    return Bits(r >= low ? -1 : 0) & Bits(r <= high ? -1 : 0);
+    return between((clamp(v, low - 1, high + 1) + kShifter<V>)-kShifter<V>, low, high);
   }
 };
 
@@ -165,10 +170,7 @@ struct FloatFormat {
   }
 #endif
 
-  // All bits where low <= v <= high, else none, as where v is NaN.
-  QK_INLINE static int32_t inside(float v, float low, float high) {
-    return int32_t(v >= low ? -1 : 0) & int32_t(v <= high ? -1 : 0);
-  }
+  QK_INLINE static int32_t inside(float v, float low, float high) { return between(v, low, high); }
 };
 
 struct Numbers {

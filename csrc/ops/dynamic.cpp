@@ -49,9 +49,11 @@ struct FromChosen {
              bool round = false, const Dtype& output_dtype = {})
       : FromChosen(x_, block_size_, check_format(name.value)) {
     check_q_range(q_min, q_max, format);
-    check_choice(x, block_size, eps, symmetric, include_zero, true);
+    check_none("global_scale", global_scale);
     const bool half_range = check_rule(format, symmetric, scale_dtype, scale_rule);
-    check_later(global_scale, seed, index);
+    check_choice(x, block_size, eps, symmetric, include_zero, true);
+    check_none("seed", seed);
+    check_none("index", index);
     check_round_first(round, format);
     if (kCodes) check_packing(x, format);
     float32 = true;

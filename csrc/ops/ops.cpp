@@ -68,6 +68,7 @@ Codes::Codes(const TensorInfo& packed, std::vector<int64_t> sizes, Format format
       strides_(packed.strides, packed.strides + packed.dim),
       info_(packed) {
   for (int64_t d = 0; d + 1 < packed.dim; ++d) strides_[d] *= per_byte(format);
+  strides_.back() = 1;
   info_.sizes = sizes_.data();
   info_.strides = strides_.data();
   info_.numel *= per_byte(format);

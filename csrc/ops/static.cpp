@@ -50,15 +50,18 @@ struct Given {
     check_parameters(x, scale, zero_point);
   }
   // Of contract 2: `shape` has the sizes of x, or those of what q stands for.
+  Given(const TensorInfo& x_, const Tensor& scale_, const std::optional<Tensor>& zero_point_,
+        Format format, const BlockSize& block_size_)
+      : Given(x_, x_, scale_, zero_point_, format, block_size_) {}
   Given(const TensorInfo& x_, const TensorInfo& shape, const Tensor& scale_,
-        const std::optional<Tensor>& zero_point_, Format format, const Options& options)
+        const std::optional<Tensor>& zero_point_, Format format, const BlockSize& block_size_)
       : x(x_),
         scale("scale", scale_),
         zero_point(zero_point_ ? TensorInfo("zero_point", *zero_point_)
                                : TensorInfo("zero_point", &kNoZeroPoint)),
         float32(true),
-        block_size(options.block_size) {
-    check_parameters(shape, scale, zero_point_ ? &zero_point : nullptr, format, options);
+        block_size(block_size_) {
+    check_parameters(shape, scale, zero_point_ ? &zero_point : nullptr, format, block_size);
   }
 
   std::vector<const TensorInfo*> inputs() const {
@@ -124,17 +127,13 @@ struct FromX {
         int64_t q_min_, int64_t q_max_, const Text& name, const BlockSize& block_size,
         const std::optional<Tensor>& global_scale, const std::optional<Tensor>& seed,
         const BlockSize& index, bool round_first_)
-      : FromX(TensorInfo("x", x), scale, zero_point, q_min_, q_max_, check_format(name.value),
-              {block_size, global_scale, seed, index}, round_first_) {}
-  FromX(const TensorInfo& x, const Tensor& scale, const std::optional<Tensor>& zero_point,
-        int64_t q_min_, int64_t q_max_, Format format_, const Options& options, bool round_first_)
-      : format(format_),
-        given(x, x, scale, zero_point, format, options),
+      : format(check_format(name.value)),
+        given((check_options(x, q_min_, q_max_, format, global_scale, seed, index, round_first_),
+               TensorInfo("x", x)),
+              scale, zero_point, format, block_size),
         q_min(q_min_),
         q_max(q_max_),
         round_first(round_first_) {
-    check_q_range(q_min, q_max, format);
-    check_round_first(round_first, format);
     if (!kFake) check_packing(given.x, format);
     set_result();
   }
@@ -188,6 +187,17 @@ struct FromX {
   }
 
  private:
+  static void check_options(const Tensor& x, int64_t q_min, int64_t q_max, Format format,
+                            const std::optional<Tensor>& global_scale,
+                            const std::optional<Tensor>& seed, const BlockSize& index,
+                            bool round_first) {
+    check_real(TensorInfo("x", x));
+    check_q_range(q_min, q_max, format);
+    check_none("global_scale", global_scale);
+    check_none("seed", seed);
+    check_none("index", index);
+    check_round_first(round_first, format);
+  }
   void set_result() {
     const TensorInfo& x = given.x;
     dtype = !kFake ? dtype_of(format) : x.floating() ? x.dtype : dtype_of(Type::f32);
@@ -217,16 +227,16 @@ struct Dequantize {
   TensorInfo q;
   std::vector<int64_t> sizes;  // of the result
   TensorInfo shape;            // q with them
-  Given given;
   Type type;
+  Given given;
 
   Dequantize(const Tensor& q_, const Tensor& scale, const Tensor& zero_point)
       : format(Format::numbers),
         q("q", q_),
         sizes(q.sizes, q.sizes + q.dim),
         shape(q),
-        given("q", q_, scale, zero_point),
-        type(dequantized_type(q.dim, given.scale.kind(), given.scale.dim, given.zero_point)) {
+        given("q", q_, scale, zero_point) {
+    type = dequantized_type(q.dim, given.scale.kind(), given.scale.dim, given.zero_point);
     take_stored();
   }
   Dequantize(const Tensor& q_, const Tensor& scale, const std::optional<Tensor>& zero_point,
@@ -236,8 +246,9 @@ struct Dequantize {
         q("q", q_),
         sizes((check_codes(q, format), unpacked_sizes(q, format))),
         shape(q),
-        given(q, shaped(), scale, zero_point, format, {block_size, global_scale, {}, {}}),
-        type(check_output_dtype(output_dtype)) {
+        given(
+            (check_none("global_scale", global_scale), type = check_output_dtype(output_dtype), q),
+            shaped(), scale, zero_point, format, block_size) {
     if (per_byte(format) == 1 && !is_float(format)) take_stored();
   }
   Dequantize(const Dequantize&) = delete;

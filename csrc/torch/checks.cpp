@@ -80,24 +80,31 @@ std::string choice_text(const List& list, Name name) {
   return names;
 }
 
-bool within_limits(int64_t q_min, int64_t q_max, Format format) {
+bool holds(Format format, int64_t q_min, int64_t q_max) {
   return with_codes(format, [&](auto tag) {
     using F = typename decltype(tag)::type;
-    return q_min <= q_max && q_min >= F::kLow && q_max <= F::kHigh;
+    if constexpr (F::Encoder::kInteger)
+      return F::kLow <= q_min && q_min <= q_max && q_max <= F::kHigh;
+    else
+      return q_min == -q_max && 0 < q_max && q_max <= F::kHigh &&
+             F::within(float(q_max), 0.0f).number == float(q_max);
   });
 }
 
-// Raises what is wrong.
 [[noreturn]] void refuse_limits(int64_t q_min, int64_t q_max, Format format,
                                 const std::string& name) {
   const auto [low, high] = with_codes(format, [](auto tag) {
     using F = typename decltype(tag)::type;
     return std::pair<int64_t, int64_t>(F::kLow, F::kHigh);
   });
+  const std::string limits = "[" + text(q_min) + ", " + text(q_max) + "]";
+  if (is_float(format))
+    raise("q_min, q_max: expected -n and n, n a positive integer that is a number of " + name +
+          " up to " + text(high) + ", got " + limits);
   if (q_min > q_max)
     raise("q_min, q_max: expected q_min <= q_max, got " + text(q_min) + " > " + text(q_max));
-  raise("q_min, q_max: [" + text(q_min) + ", " + text(q_max) + "] is outside the limits [" +
-        text(low) + ", " + text(high) + "] of " + name);
+  raise("q_min, q_max: " + limits + " is outside the limits [" + text(low) + ", " + text(high) +
+        "] of " + name);
 }
 
 }  // namespace
@@ -105,8 +112,7 @@ bool within_limits(int64_t q_min, int64_t q_max, Format format) {
 Format check_q_range(int64_t q_min, int64_t q_max, int32_t dtype) {
   for (const Format format : kByDtype) {
     if (dtype_of(format) != dtype) continue;
-    if (!within_limits(q_min, q_max, format))
-      refuse_limits(q_min, q_max, format, dtype_name(dtype));
+    if (!holds(format, q_min, q_max)) refuse_limits(q_min, q_max, format, dtype_name(dtype));
     return format;
   }
   raise("dtype: expected " +
@@ -117,25 +123,11 @@ Format check_q_range(int64_t q_min, int64_t q_max, int32_t dtype) {
 Format check_format(const std::string& name) {
   for (const Format format : kFormats)
     if (name == name_of(format)) return format;
-  raise("format: expected " + choice_text(kFormats, name_of) + ", got " + name);
+  raise("format: expected " + choice_text(kFormats, name_of) + ", got '" + name + "'");
 }
 
 void check_q_range(int64_t q_min, int64_t q_max, Format format) {
-  if (!within_limits(q_min, q_max, format)) refuse_limits(q_min, q_max, format, name_of(format));
-  if (!is_float(format)) return;
-  const bool number = with_codes(format, [&](auto tag) {
-    using F = typename decltype(tag)::type;
-    if constexpr (F::Encoder::kInteger)
-      return true;
-    else
-      return F::within(float(q_max), 0.0f).number == float(q_max);
-  });
-  if (q_max < 1 || !number)
-    raise("q_max: expected a positive integer that is a number of " + std::string(name_of(format)) +
-          ", got " + text(q_max));
-  if (q_min != -q_max)
-    raise("q_min: expected -q_max, which is " + text(-q_max) + ", for " + name_of(format) +
-          ", got " + text(q_min));
+  if (!holds(format, q_min, q_max)) refuse_limits(q_min, q_max, format, name_of(format));
 }
 
 namespace {
@@ -164,7 +156,8 @@ void check_block_sizes(const TensorInfo& x, const std::vector<int64_t>& blocks, 
             list_text(blocks));
     if (!short_blocks && blocks[d] != -1 && x.sizes[d] % blocks[d] != 0)
       raise("block_size: " + text(blocks[d]) + " does not divide " + text(x.sizes[d]) +
-            ", the size of dimension " + text(d) + " of " + x.name);
+            ", the size of dimension " + text(d) + " of " + x.name +
+            "; a short last block needs compute_dtype=torch.float32");
   }
 }
 
@@ -172,23 +165,38 @@ int64_t blocks_in(int64_t size, int64_t block) {
   return block == -1 ? 1 : (size + block - 1) / block;
 }
 
-// scale has a size for the blocks of each dimension; zero_point the same or 1, or fits x without.
-void check_blocks(const TensorInfo& x, const TensorInfo& scale, const TensorInfo* zero_point,
+void check_fit(const TensorInfo& scale, const TensorInfo& zero_point, const TensorInfo& x) {
+  check_fit(zero_point, x);
+  if (!fit_each_other(scale, zero_point))
+    raise("scale, zero_point: shapes " + scale.shape_text() + " and " + zero_point.shape_text() +
+          " do not broadcast with each other");
+}
+
+// scale has a size for the blocks of each dimension. Whether the last one of some is short.
+bool check_blocks(const TensorInfo& x, const TensorInfo& scale,
                   const std::vector<int64_t>& blocks) {
   check_block_sizes(x, blocks, true);
   std::vector<int64_t> counts;
-  for (int64_t d = 0; d < x.dim; ++d) counts.push_back(blocks_in(x.sizes[d], blocks[d]));
-  if (!std::equal(scale.sizes, scale.sizes + scale.dim, counts.begin(), counts.end()))
-    raise("scale: expected shape " + tuple_text(counts.data(), x.dim) + ", the blocks of " +
-          list_text(blocks) + " in " + x.name + " of shape " + x.shape_text() + ", got " +
-          scale.shape_text());
-  if (zero_point == nullptr) return;
-  bool same = zero_point->dim <= x.dim;
-  for (int64_t i = 1; same && i <= zero_point->dim; ++i) {
-    const int64_t size = zero_point->sizes[zero_point->dim - i];
-    same = size == 1 || size == scale.sizes[scale.dim - i];
+  bool is_short = false;
+  for (int64_t d = 0; d < x.dim; ++d) {
+    counts.push_back(blocks_in(x.sizes[d], blocks[d]));
+    is_short |= blocks[d] != -1 && x.sizes[d] % blocks[d] != 0;
   }
-  if (!same) check_fit(*zero_point, x);
+  if (!std::equal(scale.sizes, scale.sizes + scale.dim, counts.begin(), counts.end()))
+    raise("scale: shape " + scale.shape_text() + " does not fit " + x.name + " of shape " +
+          x.shape_text() + " in blocks of " + list_text(blocks) + ": expected " +
+          tuple_text(counts.data(), x.dim));
+  return is_short;
+}
+
+// Where block_size alone says which elements share a parameter.
+void check_fits_scale(const TensorInfo& zero_point, const TensorInfo& scale) {
+  bool fits = zero_point.dim == 0 || zero_point.dim == scale.dim;
+  for (int64_t d = 0; fits && d < zero_point.dim; ++d)
+    fits = zero_point.sizes[d] == 1 || zero_point.sizes[d] == scale.sizes[d];
+  if (!fits)
+    raise("zero_point: expected sizes of 1 or those of scale of shape " + scale.shape_text() +
+          ", got " + zero_point.shape_text());
 }
 
 }  // namespace
@@ -197,91 +205,84 @@ void check_parameters(const TensorInfo& x, const TensorInfo& scale, const Tensor
   check_kind(x, false);
   check_kind(scale, true);
   check_kind(zero_point, false);
-  for (const TensorInfo* p : {&scale, &zero_point}) {
-    check_device(*p, x);
-    check_fit(*p, x);
-  }
-  if (!fit_each_other(scale, zero_point))
-    raise("scale, zero_point: shapes " + scale.shape_text() + " and " + zero_point.shape_text() +
-          " do not broadcast with each other");
+  check_device(scale, x);
+  check_fit(scale, x);
+  check_device(zero_point, x);
+  check_fit(scale, zero_point, x);
 }
 
 void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo* zero_point,
-                      Format format, const Options& options) {
-  if (std::string(x.name) == "x") check_kind(x, false);
+                      Format format, const BlockSize& block_size) {
   check_kind(scale, true);
-  check_later(options.global_scale, options.seed, options.index);
-  if (zero_point != nullptr && is_float(format))
-    raise("zero_point: expected None, as " + std::string(name_of(format)) +
-          " has no zero point, got a tensor");
-  if (zero_point != nullptr) check_kind(*zero_point, false);
+  if (zero_point != nullptr) {
+    if (is_float(format))
+      raise("zero_point: expected None for " + std::string(name_of(format)) + ", got Tensor");
+    check_kind(*zero_point, false);
+  }
   check_device(scale, x);
   if (zero_point != nullptr) check_device(*zero_point, x);
-  if (options.block_size) return check_blocks(x, scale, zero_point, *options.block_size);
+  if (block_size && check_blocks(x, scale, *block_size)) {
+    if (zero_point != nullptr) check_fits_scale(*zero_point, scale);
+    return;
+  }
   check_fit(scale, x);
-  if (zero_point == nullptr) return;
-  check_fit(*zero_point, x);
-  if (!fit_each_other(scale, *zero_point))
-    raise("scale, zero_point: shapes " + scale.shape_text() + " and " + zero_point->shape_text() +
-          " do not broadcast with each other");
+  if (zero_point != nullptr) check_fit(scale, *zero_point, x);
 }
 
-void check_later(const std::optional<Tensor>& global_scale, const std::optional<Tensor>& seed,
-                 const BlockSize& index) {
-  const auto refuse = [](const char* name) {
-    raise(std::string(name) + ": expected None, as this version takes no other, got a value");
-  };
-  if (global_scale) refuse("global_scale");
-  if (seed) refuse("seed");
-  if (index) refuse("index");
+void check_none(const char* name, const std::optional<Tensor>& given) {
+  if (given) raise(std::string(name) + ": expected None, got Tensor");
+}
+void check_none(const char* name, const BlockSize& given) {
+  if (given) raise(std::string(name) + ": expected None, got list");
 }
 
 bool check_rule(Format format, bool symmetric, const std::optional<int32_t>& scale_dtype,
                 const std::optional<Text>& scale_rule) {
+  const std::string name = name_of(format);
   if (scale_dtype && *scale_dtype != dtype_of(Type::f32))
-    raise("scale_dtype: expected torch.float32 or None, got " + dtype_name(*scale_dtype));
-  if (is_float(format) && !symmetric)
-    raise("symmetric: expected True, as " + std::string(name_of(format)) +
-          " has no zero point, got False");
-  if (!scale_rule) return false;
-  if (scale_rule->value != "half_range")
-    raise("scale_rule: expected half_range or None, got " + scale_rule->value);
-  const bool is_signed = with_codes(format, [](auto tag) { return decltype(tag)::type::kLow < 0; });
-  if (is_float(format) || !is_signed || !symmetric)
-    raise("scale_rule: half_range is for signed integer formats and the symmetric scheme, got " +
-          std::string(name_of(format)) + (symmetric ? "" : " and the asymmetric one"));
-  return true;
+    raise("scale_dtype: expected None or torch.float32, got " + dtype_name(*scale_dtype));
+  if (scale_rule) {
+    if (scale_rule->value != "half_range")
+      raise("scale_rule: expected None or half_range, got '" + scale_rule->value + "'");
+    const bool is_signed =
+        with_codes(format, [](auto tag) { return decltype(tag)::type::kLow < 0; });
+    if (is_float(format) || !is_signed)
+      raise("scale_rule: half_range is for signed integer formats, got " + name);
+  }
+  if (!symmetric && is_float(format))
+    raise("symmetric (sym): expected True for " + name + ", got False");
+  if (!symmetric && scale_rule)
+    raise("scale_rule: only the symmetric scheme takes one, but the asymmetric one was asked for");
+  return scale_rule.has_value();
 }
 
 void check_round_first(bool round_first, Format format) {
   if (round_first && is_float(format))
-    raise("round_first: expected False, as " + std::string(name_of(format)) +
-          " is no integer format, got True");
+    raise("round_first: expected False for " + std::string(name_of(format)) + ", got True");
 }
 
 void check_packing(const TensorInfo& x, Format format) {
   const int64_t codes = per_byte(format);
-  if (codes == 1) return;
-  if (x.dim == 0 || x.sizes[x.dim - 1] % codes != 0)
-    raise("x: expected a last size that " + text(codes) + " divides, as " + name_of(format) +
-          " has " + text(codes) + " codes a byte, got shape " + x.shape_text());
+  if (codes > 1 && (x.dim == 0 || x.sizes[x.dim - 1] % codes != 0))
+    raise("x: expected a last size that " + text(codes) + " divides for " + name_of(format) +
+          ", got shape " + x.shape_text());
 }
 
 void check_codes(const TensorInfo& q, Format format) {
+  const std::string name = name_of(format);
   if (per_byte(format) == 1 && !is_float(format)) return check_kind(q, false);
   if (q.dtype != dtype_of(format))
-    raise("q: expected " + dtype_name(dtype_of(format)) + " for " + name_of(format) + ", got " +
+    raise("q: expected " + dtype_name(dtype_of(format)) + " for " + name + ", got " +
           dtype_name(q.dtype));
   if (per_byte(format) > 1 && q.dim == 0)
-    raise("q: expected a dimension, as " + std::string(name_of(format)) + " has " +
-          text(per_byte(format)) + " codes a byte, got shape ()");
+    raise("q: expected at least one dimension for " + name + ", got shape ()");
 }
 
 Type check_output_dtype(const std::optional<int32_t>& output_dtype) {
   if (!output_dtype) return Type::f32;
   for (const Type type : {Type::f16, Type::bf16, Type::f32})
     if (dtype_of(type) == *output_dtype) return type;
-  raise("output_dtype: expected torch.float16, torch.bfloat16 or torch.float32, got " +
+  raise("output_dtype: expected None, torch.float16, torch.bfloat16 or torch.float32, got " +
         dtype_name(*output_dtype));
 }
 

@@ -24,18 +24,12 @@ void check_choice(const TensorInfo& x, const BlockSize& block_size, double eps, 
 
 // ---- contract 2 ---------------------------------------------------------------------------------
 
-// What every `.format` overload with given parameters takes.
-struct Options {
-  const BlockSize& block_size;
-  const std::optional<Tensor>& global_scale;
-  const std::optional<Tensor>& seed;
-  const BlockSize& index;
-};
+// zero_point: null where there is none.
 void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo* zero_point,
-                      Format format, const Options& options);
-// Arguments of the schemas that this version does not take yet.
-void check_later(const std::optional<Tensor>& global_scale, const std::optional<Tensor>& seed,
-                 const BlockSize& index);
+                      Format format, const BlockSize& block_size);
+// An argument of the schemas that this version does not take yet.
+void check_none(const char* name, const std::optional<Tensor>& given);
+void check_none(const char* name, const BlockSize& given);
 // Whether the rule is "half_range".
 bool check_rule(Format format, bool symmetric, const std::optional<int32_t>& scale_dtype,
                 const std::optional<Text>& scale_rule);

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from lib.cases import assert_same, ops
+from lib.cases import assert_same, invoke, ops
 
 import quantkit
 from quantkit import _load
@@ -57,7 +57,7 @@ def with_results(calls):
     with contextlib.suppress(StopIteration):
         while True:
             name, args = calls.send(right)
-            right = OPERATORS[name].reference(*args)
+            right = invoke(OPERATORS[name].reference, args)
             yield name, args, right
 
 
@@ -80,7 +80,7 @@ def on_every_backend(generator=None, *, emulated=False):
             assert _kept[key], "no calls"
         for i, (name, args, right) in enumerate(_kept[key]):
             try:
-                assert_same(getattr(ops, name)(*args), right)
+                assert_same(invoke(getattr(ops, name), args), right)
             except AssertionError as error:
                 raise AssertionError(f"call {i}, {name}{shown(args)}: {error}") from None
 

@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from lib.cases import bits_of, flat, values
+from lib.cases import bits_of, flat, ops, values
 from torch._subclasses.fake_tensor import FakeTensor
 
 import quantkit
 from quantkit import QuantizationParams, _checks, reference
-from quantkit.operators import OPERATORS
+from quantkit.operators import OPERATORS, overloads
 
-ops = torch.ops.quantkit
 MODULES = {"quantkit": quantkit, "reference": reference}
 FUNCTIONS = sorted(set(reference.__all__) - {"QuantizationParams"})
 X = values((4, 6), torch.float32, 1)
@@ -40,13 +39,31 @@ CHOOSE = {"x": X, "block_size": [1, -1], "q_min": -128, "q_max": 127, "eps": 1e-
 CHOOSE |= {"symmetric": False, "dtype": torch.int8, "include_zero": False}
 GIVEN = {"x": X, "grad": X + 1, "scale": SCALE, "zero_point": ZERO, "q_min": -128, "q_max": 127}
 GIVEN |= {"q": X.to(torch.int8), "dtype": torch.int8, "mask": X > 0}
+# What .format overloads take beside these. Of an int8 format: its results are those of version 1.
+FORMAT = {"format": "int8", "block_size": [1, -1], "round_first": False}
+FORMAT |= dict.fromkeys(("scale_dtype", "scale_rule", "global_scale", "seed", "index"))
+FORMAT |= {"output_dtype": torch.float32}
 
 
 def arguments_of(name):
     """A valid call of an operator, by argument, with tensors of its own."""
-    names = [a.name for a in getattr(ops, name).default._schema.arguments]
-    valid = CHOOSE if "block_size" in names else GIVEN
+    names = [a.name for a in overloads(name)[0]._schema.arguments]
+    valid = FORMAT | (CHOOSE if "eps" in names else GIVEN)
     return copy.deepcopy({n: valid[n] for n in names})
+
+
+def bad_of(name, argument):
+    """What is bad for an argument of an operator."""
+    table = BAD[argument]
+    if ".format" not in name:
+        return table
+    if argument == "zero_point":
+        table = without(table, "None", "none")  # stands for 0
+    if argument == "block_size":
+        table = without(table, *DIVIDING)  # a last block may be short
+    if argument in ("q_min", "q_max"):
+        table = table | bad(ValueError, 128 if argument == "q_max" else -129)
+    return table
 
 
 @functools.cache
@@ -120,14 +137,16 @@ LIMITS = (
     | bad(ValueError, *BEYOND)
 )
 FLAGS = bad(TypeError, "yes", "", [], [1], {}, torch.int8)
+DIVIDING = bad(ValueError, [3, 1], [1, 4], (8, 1), [1, 12], [2**31, 1], [1, 2**63 - 1])
 SIZES = (
     bad(TypeError, 3, 1.5, "12", [1.5, 2], ["1", 2], [None, 1], [[1], [2]], {1: 2}, torch.int8)
     | bad(ValueError, [], [1], (1, 2, 3), [0, 1], [1, 0], [-2, 1], [1, -(2**31)], [-(2**63), 1])
-    | bad(ValueError, [3, 1], [1, 4], (8, 1), [1, 12], [2**31, 1], [1, 2**63 - 1])
+    | DIVIDING
     | bad(ValueError, *([v, 1] for v in BEYOND))
 )
-DTYPES = (torch.int32, torch.float32, torch.complex64, torch.bool, torch.uint16, torch.qint8)
-DTYPES = bad(TypeError, *DTYPES, torch.float8_e4m3fn, None, "int8", [torch.int8], 1j, object)
+NO_CODES = (torch.int32, torch.float32, torch.complex64, torch.bool, torch.qint8, torch.float8_e5m2fnuz)
+NO_CODES = bad(TypeError, *NO_CODES, None, [torch.int8], 1j, object)
+DTYPES = NO_CODES | bad(TypeError, "int8", torch.uint16, torch.float8_e4m3fn)  # of version 1's operators
 
 # By argument of the operators.
 BAD = {
@@ -153,6 +172,14 @@ BAD = {
     "include_zero": FLAGS,
     "block_size": SIZES,
     "dtype": DTYPES,
+    "format": bad(TypeError, None, 3, torch.int8, [], 1j) | bad(ValueError, "", "int9", "INT8", "int"),
+    "scale_dtype": bad(TypeError, "float32", [], 1j, torch.float16, torch.int8, torch.float8_e4m3fn),
+    "output_dtype": bad(TypeError, "float32", [], 1j, torch.float64, torch.int8, torch.float8_e4m3fn),
+    "scale_rule": bad(TypeError, 3, [], torch.int8) | bad(ValueError, "", "half", "ceil"),
+    "global_scale": made(TypeError, tensor=lambda: torch.ones(())) | bad(TypeError, "s", [1.0], 1j),
+    "seed": made(TypeError, tensor=lambda: torch.zeros(2, dtype=torch.int64)) | bad(TypeError, "s"),
+    "index": bad(TypeError, [0, 6, 1], "s", 1.5),
+    "round_first": FLAGS,
 }
 # What torch turns into a number before an operator sees it; the functions take no such thing.
 TURNED = made(TypeError, fraction=lambda: Fraction(1, 2), decimal=lambda: Decimal("0.5"))
@@ -191,20 +218,30 @@ CHOOSING = {
     | MUTE
     | made(IndexError, endless=lambda: ENDLESS)
     | bad(IndexError, -3, 2, 2**31, 2**63 - 1, -(2**63), *BEYOND, 10**400),
-    "dtype": DTYPES | MUTE | bad(TypeError, 1, torch.strided, int),
-    "eps": BAD["eps"] | TURNED | HUGE | MUTE,
+    "dtype": NO_CODES | MUTE | bad(TypeError, 1, torch.strided, int) | bad(ValueError, "", "int9"),
+    "eps": without(BAD["eps"], "None") | TURNED | HUGE | MUTE,
     "sym": FLAGS | TURNED_FLAGS | MUTE,
     "include_zero": FLAGS | TURNED_FLAGS | MUTE,
     "block_size": SIZES | TURNED_SIZES | MUTE,
     "q_min": without(BAD["q_min"], "None") | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
     "q_max": without(BAD["q_max"], "None") | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
+    "scheme": MUTE | bad(TypeError, None, 3, [], torch.int8) | bad(ValueError, "", "int8", "INT8_TENSOR"),
+    "compute_dtype": MUTE | bad(TypeError, "float32", 1, torch.float64, torch.float16, float),
+    "round_first": FLAGS | TURNED_FLAGS | MUTE,
+    **{k: BAD[k] | MUTE for k in ("scale_dtype", "scale_rule", "global_scale", "output_dtype")},
 }
 FIELDS = {
     "scale": without(BAD["scale"], *FOREIGN, *NUMBERS, *SHAPES) | HUGE | MUTE | LAZY,
     "zero_point": without(BAD["zero_point"], *FOREIGN, *NUMBERS, *SHAPES) | HUGE | MUTE | LAZY,
     "q_min": BAD["q_min"] | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
     "q_max": BAD["q_max"] | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
-    "dtype": without(CHOOSING["dtype"], "None"),
+    "dtype": without(CHOOSING["dtype"], "None", "''", "'int9'") | bad(TypeError, "int8", "int9"),
+    "block_size": MUTE
+    | bad(TypeError, 3, "12", (1.5, -1), ((1,), (2,)), torch.int8)
+    | bad(ValueError, (0, 1), (1, -2), (1, 0), [2, -1], (-1, -1), (3, -1), (1, 4), (1, 7), (1, 2)),
+    "compute_dtype": CHOOSING["compute_dtype"],
+    "round_first": CHOOSING["round_first"],
+    "global_scale": BAD["global_scale"] | MUTE,
 }
 QPARAMS = (
     MUTE

@@ -5,9 +5,12 @@ import math
 
 import torch
 
+from quantkit.formats import OF_NAME
+from quantkit.operators import OPERATORS, overloads
+
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 CODES = {torch.int8: (-128, 127), torch.uint8: (0, 255), torch.int16: (-32768, 32767)}
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 SPECIAL = (
     math.nan,
     math.inf,
@@ -23,6 +26,22 @@ SPECIAL = (
     1.5,
     -2.5,
 )
+
+
+def invoke(function, args):
+    """function(*args); of those a dict at the end are arguments by name."""
+    if args and isinstance(args[-1], dict):
+        return function(*args[:-1], **args[-1])
+    return function(*args)
+
+
+def tensors_of(args):
+    return [a for a in args if isinstance(a, torch.Tensor)]
+
+
+def on_meta(args):
+    """The same arguments with meta tensors."""
+    return [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
 
 
 def flat(results):
@@ -57,7 +76,7 @@ def assert_same(actual, expected):
         assert torch.equal(actual.isnan(), nan), "NaN elsewhere"
         bits = BITS[expected.element_size()]
         actual, expected = (
-            t.masked_fill(nan, 0.0).contiguous().view(bits) for t in (actual, expected)
+            t.contiguous().view(bits).masked_fill(nan, 0) for t in (actual, expected)
         )
     assert torch.equal(actual, expected), f"{int((actual != expected).sum())} elements differ"
 
@@ -156,11 +175,7 @@ def given(shape, block_size, dtype, seed=0, scale=None, integral=True):
 
 # ---- calls of every operator ------------------------------------------------------------------------
 
-NAMES = (
-    "choose_qparams", "quantize", "dequantize", "dynamic_quantize", "quantize_dequantize",
-    "fake_quantize", "_fake_quantize", "_fake_quantize_masked", "_masked_gradient",
-    "_fake_quantize_backward",
-)  # fmt: skip
+NAMES = tuple(OPERATORS)
 
 
 def inputs(name):
@@ -168,41 +183,95 @@ def inputs(name):
     for i, (dtype, blocks) in enumerate(zip(FLOATS, (None, [1, -1], [2, 3], [-1, 1]), strict=True)):
         x = values((4, 6), dtype, i)
         x = x.t().contiguous().t() if i % 2 else x
-        scale, zero_point = given((4, 6), blocks, dtype, i)
-        symmetric = i % 2 == 0
-        yield {
-            "choose_qparams": (x, blocks, -128, 127, 1e-8, symmetric),
-            "quantize": (x, scale, zero_point, -128, 127, torch.int8),
-            "dequantize": (x.to(torch.int8), scale, zero_point),
-            "dynamic_quantize": (x, blocks, 0, 255, 1e-8, symmetric, torch.uint8),
-            "quantize_dequantize": (x, blocks, -7, 7, 1e-8, symmetric, torch.int16),
-            "fake_quantize": (x.clone().requires_grad_(i < 2), scale, zero_point, -128, 127),
-            "_fake_quantize": (x, scale, zero_point, -128, 127),
-            "_fake_quantize_masked": (x, scale, zero_point, -128, 127),
-            "_masked_gradient": (torch.ones_like(x), x > 0),
-            "_fake_quantize_backward": (torch.ones_like(x), x, scale, zero_point, -128, 127),
-        }[name]
+        yield arguments(name, x, blocks, i)
+
+
+# Of the .format overloads: one of each kind of format, and the options, by turns.
+TURNS = (
+    ("int8", {"scale_rule": "half_range"}, {"round_first": True}),
+    ("uint4", {}, {}),
+    ("float8_e4m3fn", {}, {}),
+    ("int4", {"scale_dtype": torch.float32}, {"round_first": True}),
+)
+
+
+def arguments(name, x, blocks, turn=0):
+    """Those of one call of an operator on x, which has as many dimensions as blocks."""
+    operator, _, overload = name.partition(".")
+    scale, zero_point = given(x.shape, blocks, x.dtype if x.is_floating_point() else torch.float32, turn)
+    symmetric = turn % 2 == 0
+    if overload == "format":
+        return format_arguments(operator, x, blocks, scale, zero_point, turn % len(TURNS))
+    fake = x.clone().requires_grad_(turn < 2) if x.is_floating_point() else x
+    return {
+        "choose_qparams": (x, blocks, -128, 127, 1e-8, symmetric),
+        "quantize": (x, scale, zero_point, -128, 127, torch.int8),
+        "dequantize": (x.to(torch.int8), scale, zero_point),
+        "dynamic_quantize": (x, blocks, 0, 255, 1e-8, symmetric, torch.uint8),
+        "quantize_dequantize": (x, blocks, -7, 7, 1e-8, symmetric, torch.int16),
+        "fake_quantize": (fake, scale, zero_point, -128, 127),
+        "_fake_quantize": (x, scale, zero_point, -128, 127),
+        "_fake_quantize_masked": (x, scale, zero_point, -128, 127),
+        "_masked_gradient": (torch.ones_like(x), x > 0),
+        "_fake_quantize_backward": (torch.ones_like(x), x, scale, zero_point, -128, 127),
+    }[operator]
+
+
+def format_arguments(operator, x, blocks, scale, zero_point, turn):
+    name, choosing, rounding = TURNS[turn]
+    f = OF_NAME[name]
+    symmetric = f.low < 0
+    zero_point = zero_point if f.has_zero_point and turn else None
+    choose = (x, blocks, f.low, f.high, 1e-8, symmetric, name)
+    given_ = (scale, zero_point, f.low, f.high, name, {"block_size": blocks, **rounding})
+    fake = x.clone().requires_grad_(turn < 2) if x.is_floating_point() else x
+    output = {"output_dtype": (None, torch.float16, torch.bfloat16, torch.float32)[turn]}
+    return {
+        "choose_qparams": (*choose, choosing),
+        "quantize": (x, *given_),
+        "dequantize": (codes(f, x.shape), scale, zero_point, name, {"block_size": blocks, **output}),
+        "dynamic_quantize": (*choose, {**choosing, **rounding}),
+        "quantize_dequantize": (*choose, {**choosing, **rounding, **output}),
+        "fake_quantize": (fake, *given_),
+        "_fake_quantize": (x, *given_),
+        "_fake_quantize_masked": (x, *given_),
+    }[operator]
+
+
+def codes(f, shape, seed=0):
+    """Any codes of a format, for elements of a shape."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (*shape[:-1], shape[-1] // f.per_byte) if f.per_byte > 1 else tuple(shape)
+    high = 1 << (16 if f.bits == 16 else 8)
+    q = torch.randint(0, high, size, generator=generator).to(torch.int32)
+    return q.to(torch.int16).view(f.storage) if f.bits == 16 else q.to(torch.uint8).view(f.storage)
 
 
 # ---- the operators, here or on another device -----------------------------------------------------
 
 
-class _Overload:
-    """An operator that takes tensors of the CPU and, where a device is set, runs there.
+class _Operator:
+    """Two overloads that take tensors of the CPU and, where a device is set, run there.
 
     Storages travel whole, so strides, offsets and aliases stay; results and `out=` tensors come back.
     """
 
-    def __init__(self, operators, operator):
-        self._operators, self._operator = operators, operator
+    def __init__(self, operators, name):
+        self._operators, self._names = operators, OPERATORS[name].results
+        self._functional, self._out = overloads(name)
 
-    def __getattr__(self, name):
-        return _Overload(self._operators, getattr(self._operator, name))
+    def __call__(self, *args, **options):
+        return self._on_device(self._functional, args, options)
 
-    def __call__(self, *args, **outs):
+    default = property(lambda self: self._functional)
+
+    def out(self, *args, **options):
+        return self._on_device(self._out, args, options)
+
+    def _on_device(self, overload, args, options):
         device = self._operators.device
         if device is None:
-            return self._operator(*args, **outs)
+            return overload(*args, **options)
         storages = {}
 
         def there(t):
@@ -217,10 +286,11 @@ class _Overload:
             return torch.empty(0, dtype=t.dtype, device=device).set_(far, *place)
 
         try:
-            results = self._operator(*map(there, args), **{k: there(t) for k, t in outs.items()})
+            results = overload(*map(there, args), **{k: there(t) for k, t in options.items()})
         finally:
-            for t in outs.values():
-                near, far = storages.get(t.untyped_storage().data_ptr(), (None, None))
+            for name in set(self._names) & options.keys():
+                place = options[name].untyped_storage().data_ptr()
+                near, far = storages.get(place, (None, None))
                 if far is not None:
                     near.copy_(far)
 
@@ -234,12 +304,12 @@ class _Overload:
 
 
 class Operators:
-    """torch.ops.quantkit for tests that run on every backend; `device` is set by the fixture."""
+    """Every operator by its name in OPERATORS, on every backend; `device` is set by the fixture."""
 
     device = None
 
     def __getattr__(self, name):
-        return _Overload(self, getattr(torch.ops.quantkit, name))
+        return _Operator(self, name)
 
 
 ops = Operators()
