@@ -344,11 +344,10 @@ Layout layout_for(Lie lie, int64_t n) {
 
 bool of_each(Lie lie) { return lie == Lie::each || lie == Lie::each_steps; }
 
-// Codes that share a byte lie side by side. Where they are written, rows are whole bytes.
-bool has_packed(const Elementwise& e) {
-  return route_of(e.operation).beside == Beside::codes && per_byte(e.format) > 1;
+// Codes that share a byte are written side by side, rows of whole bytes.
+bool writes_packed(const Elementwise& e) {
+  return e.q != nullptr && route_of(e.operation).beside == Beside::codes && per_byte(e.format) > 1;
 }
-bool writes_packed(const Elementwise& e) { return has_packed(e) && e.q != nullptr; }
 bool repacks(const Elementwise& e) {
   return e.operation == Operation::pack || e.operation == Operation::unpack;
 }
@@ -358,8 +357,7 @@ bool repacks(const Elementwise& e) {
 bool takes(Kernel& kernel, Lie lie) {
   const Elementwise& e = kernel.call.elements();
   if (repacks(e)) return lie == Lie::shared;
-  if (has_packed(e) && lie == Lie::out_steps) return false;
-  if (writes_packed(e) && lie == Lie::short_rows) return false;
+  if (writes_packed(e) && (lie == Lie::out_steps || lie == Lie::short_rows)) return false;
   if (of_each(lie) || lie == Lie::crossed)
     return kernel.call.kind == Kind::elementwise && e.scale.data != nullptr;
   return kernel.call.kind == Kind::dynamic || e.scale.data != nullptr ||
