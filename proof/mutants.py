@@ -409,7 +409,7 @@ MUTANTS = (
     Mutant("float8: not clipped", FORMATS, "bit_cast<float>(magnitude < limit ? magnitude : limit)",
            "bit_cast<float>(magnitude)", FORMATTED),
     Mutant("float8: subnormals begin a binade lower", FORMATS, "field > kLeastField ? field : kLeastField;",
-           "field > kLeastField - (1 << 23) ? field : kLeastField;", FORMATTED),
+           "field > kLeastField - (2 << 23) ? field : kLeastField;", FORMATTED),
     Mutant("float8: another code of NaN", FORMATS, "number ? e.code : 0x7f,",
            "number ? e.code : 0x7e,", FORMATTED),
     Mutant("float8: the sign of a NaN", FORMATS, "number ? e.code : 0x7f,",

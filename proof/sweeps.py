@@ -107,9 +107,12 @@ def add_results(digest, results, nans=None):
 
 
 def _compare(actual, expected, isa):
+    if not is_real(expected) and expected.is_floating_point():  # codes, whose NaN is one of them
+        assert actual.dtype == expected.dtype, f"{isa}: {actual.dtype}, not {expected.dtype}"
+        actual, expected = actual.view(torch.uint8), expected.view(torch.uint8)
     same = (actual.dtype, actual.shape, actual.stride())
     if same == (expected.dtype, expected.shape, expected.stride()):
-        bits = (BITS | {1: torch.uint8}).get(actual.element_size())
+        bits = BITS.get(actual.element_size())
         views = [t.view(bits) if t.is_floating_point() else t for t in (actual, expected)]
         if torch.equal(*views):
             return
