@@ -344,10 +344,20 @@ Layout layout_for(Lie lie, int64_t n) {
 
 bool of_each(Lie lie) { return lie == Lie::each || lie == Lie::each_steps; }
 
+// Codes that share a byte are written side by side, rows of whole bytes.
+bool writes_packed(const Elementwise& e) {
+  return e.q != nullptr && route_of(e.operation).beside == Beside::codes && per_byte(e.format) > 1;
+}
+bool repacks(const Elementwise& e) {
+  return e.operation == Operation::pack || e.operation == Operation::unpack;
+}
+
 // Whether such a kernel can be called so, with loops that no other lie has: chosen parameters lie
 // without gaps, scales and zero points alike; conversions and masks have none.
 bool takes(Kernel& kernel, Lie lie) {
   const Elementwise& e = kernel.call.elements();
+  if (repacks(e)) return lie == Lie::shared;
+  if (writes_packed(e) && (lie == Lie::out_steps || lie == Lie::short_rows)) return false;
   if (of_each(lie) || lie == Lie::crossed)
     return kernel.call.kind == Kind::elementwise && e.scale.data != nullptr;
   return kernel.call.kind == Kind::dynamic || e.scale.data != nullptr ||
@@ -361,15 +371,23 @@ const char* name_of(Type type) {
 }
 
 constexpr Type kFloats[] = {Type::f16, Type::bf16, Type::f32, Type::f64};
-constexpr Format kFormats[] = {Format::i8, Format::u8, Format::i16};
-constexpr const char* kFormatNames[] = {"i8", "u8", "i16", "f32"};
+#define QK_ENTRY(name, ...) Format::name,
+constexpr Format kFormats[] = {QK_FORMATS(QK_ENTRY)};
+#undef QK_ENTRY
+#define QK_ENTRY(name, ...) #name,
+constexpr const char* kFormatNames[] = {QK_FORMATS(QK_ENTRY) "numbers"};
+#undef QK_ENTRY
 
 void* const kUsed = &now_running;  // a field that is not null
 
 void set_limits(Elementwise& e, Format format) {
   e.format = format;
-  e.q_min = format == Format::u8 ? 0 : format == Format::i8 ? -128 : -300;
-  e.q_max = format == Format::u8 ? 255 : format == Format::i8 ? 127 : 300;
+  with_codes(format, [&](auto tag) {
+    using F = typename decltype(tag)::type;
+    const bool wide = F::Encoder::kInteger && F::kHigh > 255;
+    e.q_min = int32_t(wide && F::kLow < 0 ? -300 : F::kLow);
+    e.q_max = int32_t(wide ? 300 : F::kHigh);
+  });
 }
 
 // The steps of data of this type, its parameters' type and the dtype of its steps.
@@ -385,6 +403,68 @@ Elementwise elementwise_of(Type x, Type parameter, Type step) {
   return e;
 }
 
+// The symmetric scheme for centred codes, else the asymmetric one.
+Scheme scheme_of(const Elementwise& e) {
+  const int32_t steps = e.centred ? e.q_max : e.q_max - e.q_min;
+  return {e.q_min, e.q_max, e.centred, false, double(steps), 1e-8};
+}
+
+// By float32 steps: every format, each with a byte or more to itself or packed.
+void add_formats(std::vector<Kernel>& kernels) {
+  const auto add = [&](const Elementwise& e, const std::string& name) {
+    Call call(Kind::elementwise);
+    call.elementwise = e;
+    kernels.push_back({call, name + " " + kFormatNames[int(e.format)] + " in float32 steps"});
+  };
+  const auto of = [](Operation o, Type x, Format format) {
+    Elementwise e = elementwise_of(x, Type::f32, Type::f32);
+    e.operation = o;
+    e.y_type = x;
+    set_limits(e, format);
+    return e;
+  };
+  for (const Format format : kFormats) {
+    const bool of_version_1 = format <= Format::int16;
+    for (const Type x : {Type::f16, Type::f32}) {
+      const std::string name = std::string(" ") + name_of(x);
+      Elementwise e = of(Operation::quantize, x, format);
+      e.q = kUsed;
+      if (!of_version_1) add(e, "quantize" + name);
+      e.steps.round_first = true;
+      if (!is_float(format)) add(e, "quantize, rounded first," + name);
+    }
+    if (of_version_1) continue;
+    for (const Operation o : {Operation::pack, Operation::unpack}) {
+      Elementwise e{};
+      e.operation = o;
+      e.format = format;
+      e.q_in = e.q = kUsed;
+      if (per_byte(format) > 1) add(e, "operation " + std::to_string(int(o)));
+    }
+    Elementwise back = of(Operation::dequantize, Type::f32, format);
+    back.x = nullptr;
+    back.q_in = back.y = kUsed;
+    add(back, "dequantize");
+    if (is_float(format)) {
+      Elementwise e = of(Operation::fake_quantize_masked, Type::f32, format);
+      e.y = e.q = kUsed;
+      add(e, "fake_quantize_masked");
+    }
+    Call call(Kind::dynamic);
+    Dynamic& d = call.dynamic;
+    Elementwise& e = d.elements;
+    e = of(Operation::quantize_dequantize, Type::f32, format);
+    e.q = e.y = kUsed;
+    e.chosen = true;
+    e.centred = e.q_min < 0;
+    d.scale = kUsed;
+    d.zero_point = is_float(format) ? nullptr : kUsed;
+    d.p_type = Type::f32;
+    d.scheme = scheme_of(e);
+    kernels.push_back({call, std::string("chosen ") + kFormatNames[int(format)]});
+  }
+}
+
 std::vector<Kernel> kernels_to_guard() {
   std::vector<Kernel> kernels;
   const auto add = [&](const Elementwise& e, std::string name) {
@@ -392,6 +472,7 @@ std::vector<Kernel> kernels_to_guard() {
     call.elementwise = e;
     kernels.push_back({call, std::move(name)});
   };
+  add_formats(kernels);
   for (const Type x : kFloats) {
     std::vector<Type> parameter_types = {x};
     if (x != Type::f64) parameter_types.push_back(is_half(x) ? Type::f32 : Type::f64);
@@ -400,7 +481,7 @@ std::vector<Kernel> kernels_to_guard() {
       for (const Type step : {x, parameter}) {
         const std::string name =
             std::string(" ") + name_of(x) + " by " + name_of(parameter) + " in " + name_of(step);
-        for (const Format format : kFormats) {
+        for (const Format format : {Format::int8, Format::uint8, Format::int16}) {
           Elementwise e = elementwise_of(x, parameter, step);
           e.operation = Operation::quantize;
           e.q = kUsed;
@@ -413,7 +494,7 @@ std::vector<Kernel> kernels_to_guard() {
           e.operation = o;
           e.y = kUsed;
           e.y_type = x;
-          set_limits(e, Format::i16);
+          set_limits(e, Format::int16);
           if (o == Operation::fake_quantize_backward) e.q_in = kUsed;
           if (o == Operation::fake_quantize_masked) e.q = kUsed;
           add(e, "operation " + std::to_string(int(o)) + name);
@@ -432,11 +513,11 @@ std::vector<Kernel> kernels_to_guard() {
         d.scale = d.zero_point = kUsed;
         d.p_type = x;
         e.chosen = true;
-        e.symmetric = symmetric;
+        e.centred = symmetric;
         if (o != Operation::choose) e.q = kUsed;
         if (o == Operation::quantize_dequantize) e.y = kUsed;
-        set_limits(e, symmetric ? Format::i8 : Format::u8);
-        d.scheme = {e.q_min, e.q_max, symmetric, false, 1e-8};
+        set_limits(e, symmetric ? Format::int8 : Format::uint8);
+        d.scheme = scheme_of(e);
         kernels.push_back({call, std::string(symmetric ? "symmetric" : "asymmetric") +
                                      " operation " + std::to_string(int(o)) + " " + name_of(x)});
       }
@@ -447,7 +528,7 @@ std::vector<Kernel> kernels_to_guard() {
     add(gradient, std::string("masked gradient ") + name_of(x));
   }
   const auto wide = [](Type t) { return t == Type::f64 ? t : Type::f32; };
-  for (const Format q : {Format::i8, Format::u8, Format::i16, Format::numbers})
+  for (const Format q : {Format::int8, Format::uint8, Format::int16, Format::numbers})
     for (const Type scale : kFloats)
       for (const Type zero_point : {Type::f32, Type::f64}) {
         Elementwise e{};
@@ -473,7 +554,8 @@ std::vector<Kernel> kernels_to_guard() {
   return kernels;
 }
 
-// Numbers of a type: multiples of 1/4 up to 32, scales positive, zero points integers.
+// Numbers of a type: multiples of 1/4 up to 32, scales positive, zero points integers. No code of a
+// byte is a NaN of a float format, of which machines make different ones.
 void fill(std::vector<char>& bytes, Type type, Operand kind, uint32_t seed) {
   const int64_t size = size_of(type), n = int64_t(bytes.size()) / size;
   std::vector<float> values(static_cast<size_t>(n));
@@ -490,6 +572,8 @@ void fill(std::vector<char>& bytes, Type type, Operand kind, uint32_t seed) {
       T value;
       if constexpr (std::is_same<T, boolean>::value)
         value = boolean{uint8_t(i % 3)};
+      else if constexpr (std::is_same<T, uint8_t>::value)
+        value = T(int32_t(values[size_t(i)] * 4) & (kind == kQ ? 0xfb : 0xff));
       else if constexpr (std::is_integral<T>::value)
         value = T(int32_t(values[size_t(i)]));
       else
@@ -511,8 +595,9 @@ std::vector<std::vector<char>> expected_of(Call& call, const std::vector<int32_t
   set_isa("baseline");
   const int64_t n = call.layout.numel;
   if (call.kind == Kind::dynamic) run_call(call, pool_of(1));
-  for (int64_t i = 0; i < n && call.kind != Kind::dynamic; ++i)
-    kernels().elementwise(call.elementwise, i, i + 1);
+  const int64_t one = writes_packed(call.elements()) && !repacks(call.elements()) ? 2 : 1;
+  for (int64_t i = 0; i < n && call.kind != Kind::dynamic; i += one)
+    kernels().elementwise(call.elementwise, i, i + one);
   set_isa(isa_in_use);
   return memory;
 }
@@ -527,19 +612,16 @@ int64_t guard_kernel(Kernel& kernel, Lie lie, int64_t n, const std::vector<Arena
   const std::vector<recorded::Field> fields = recorded::fields_of(call);
   std::vector<int32_t> index(fields.size(), -1);
   std::vector<int64_t> sizes;
+  const Format format = call.elements().format;
+  const bool has_zero_point = format == Format::numbers || !is_float(format);
   for (size_t i = 0; i < fields.size(); ++i) {
     if (*fields[i].pointer == nullptr) continue;
-    if (call.kind == Kind::dynamic && (i == 4 || i == 5 || i == 6)) continue;
-    int64_t last = 0;
-    for (int32_t k = 0; k < call.layout.count; ++k)
-      last += (call.layout.dims[k].size - 1) * call.layout.dims[k].stride[fields[i].operand];
+    if (call.kind == Kind::dynamic && (i == 4 || (has_zero_point && (i == 5 || i == 6)))) continue;
     index[i] = int32_t(sizes.size());
-    sizes.push_back((last + 1) * size_of(fields[i].type));
+    sizes.push_back(fields[i].bytes(call.layout));
   }
-  if (call.kind == Kind::dynamic && *fields[4].pointer != nullptr) {
-    index[4] = index[7];
-    index[5] = index[6] = index[8];
-  }
+  if (call.kind == Kind::dynamic) index[4] = index[7];
+  if (call.kind == Kind::dynamic && has_zero_point) index[5] = index[6] = index[8];
   std::vector<std::vector<char>> contents;
   for (const int64_t bytes : sizes) contents.emplace_back(size_t(bytes), char(kCanary));
   std::vector<int64_t> unit(sizes.size(), 1);
@@ -548,6 +630,8 @@ int64_t guard_kernel(Kernel& kernel, Lie lie, int64_t n, const std::vector<Arena
     unit[size_t(index[i])] = size_of(fields[i].type);
     if (!fields[i].written)
       fill(contents[size_t(index[i])], fields[i].type, fields[i].operand, uint32_t(i + 1));
+    if (fields[i].operand == kZeroPoint && !has_zero_point)
+      std::fill(contents[size_t(index[i])].begin(), contents[size_t(index[i])].end(), char(0));
   }
   const std::vector<std::vector<char>> expected = expected_of(call, index, contents);
 
@@ -599,13 +683,17 @@ int run_guard(const Options& options) {
   for (Kernel& kernel : kernels)
     for (const Lie lie : kLies) {
       if (!takes(kernel, lie)) continue;
-      for (int64_t n = 1; n <= kLongest; n += n < 64 ? 1 + step / 64 : step)
+      const auto guard = [&](int64_t n) {
+        const Elementwise& e = kernel.call.elements();
+        if (writes_packed(e) && !repacks(e)) n += n % 2;
         calls += guard_kernel(kernel, lie, n, arenas, wrong);
+      };
+      for (int64_t n = 1; n <= kLongest; n += n < 64 ? 1 + step / 64 : step) guard(n);
       for (const int64_t run : kLongRuns)
         for (int64_t n = run; n < run + kMore && !of_each(lie); n += step > 100 ? kMore
                                                                      : step > 8 ? 8
                                                                                 : 1)
-          calls += guard_kernel(kernel, lie, n, arenas, wrong);
+          guard(n);
     }
   std::printf("kernels %zu calls %" PRId64 " wrong %" PRId64 "\n", kernels.size(), calls, wrong);
   return wrong != 0;

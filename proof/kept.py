@@ -37,6 +37,12 @@ def dynamic_words(which, index, every):
     return f"{given}, rows of {row}, {kind}, {slice_words(index, every)}"
 
 
+def format_words(which):
+    name, scale, zero_point, round_first, _ = s.FORMAT_SETS[which]
+    first = ", rounded first" if round_first else ""
+    return f"{name}, scale {scale}, zero point {zero_point}{first}, corners and strides of float32"
+
+
 WORDS = {
     "floats": floats_words,
     "dynamic": dynamic_words,
@@ -46,6 +52,9 @@ WORDS = {
     "pairs": lambda dtype, choice, begin, end: (
         f"{dtype}, {choice_words(choice)}, numbers {begin} to {end - 1}, one in {s.PAIR_STRIDE}"
     ),
+    "format_samples": format_words,
+    "format_codes": lambda name, batch: f"{name}, scales of float32, sets {batch}",
+    "format_chosen": lambda name: f"{name}, parameters chosen from half precision and float32",
     "extents": lambda choice, exponent, part, parts: (
         f"{choice_words(choice)}, exponent {s.EXPONENTS[exponent]}, part {part} of {parts}"
     ),

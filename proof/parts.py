@@ -9,6 +9,7 @@ from machines import BUILDS, EMULATED, SHORT, folder_of
 from work import Task, drawn_seed
 
 SWEEPS = ("proof/sweeps.py", "tests/lib/cases.py")
+FORMATS, FORMAT_SETS = tuple(s.OF_NAME), range(len(s.FORMAT_SETS))
 HALVES, CHOICES = ("float16", "bfloat16"), range(len(s.CHOICES))
 PARTS = {}
 
@@ -65,6 +66,9 @@ def samples(short):
             yield from sweep("pairs", HALVES, CHOICES, (begin,), (begin + 2048,), **own)
         yield from sweep("codes", s.CODE_NAMES, s.FLOAT_NAMES, (0,), **own)
         yield from sweep("extents", CHOICES, range(len(s.EXPONENTS)), (0,), (32,), **own)
+        yield from sweep("format_samples", FORMAT_SETS, **own)
+        yield from sweep("format_codes", FORMATS, (0,), **own)
+        yield from sweep("format_chosen", FORMATS, **own)
 
 
 @part(*SWEEPS)
@@ -73,6 +77,17 @@ def float32(short):
     for which in range(0 if short else len(s.FLOAT_SETS)):
         every = (1 if which in s.WHOLE else 16,)
         yield from sweep("floats", (which,), range(s.FLOAT_SLICES), every)
+
+
+@part(*SWEEPS)
+def formats(short):
+    """Every float32 in each float format, one chunk in 16 in others; every code of each format."""
+    if short:
+        return
+    for which in FORMAT_SETS:
+        every = (1 if which in s.EVERY_FORMAT_FLOAT else 16,)
+        yield from sweep("format_floats", (which,), range(s.FLOAT_SLICES), every)
+    yield from sweep("format_codes", FORMATS, range(64))
 
 
 @part(*SWEEPS, "proof/divisions.py", "proof/machines.py", "tests/lib/division.cpp")

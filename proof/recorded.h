@@ -30,34 +30,53 @@ struct Call {
   Elementwise& elements() { return kind == Kind::dynamic ? dynamic.elements : elementwise; }
 };
 
-// A pointer of a call: where it stands, what it points to and along which steps.
+// A pointer of a call: where it stands, what it points to and along which steps. `count` elements
+// in memory are `per` of those that the layout counts.
 struct Field {
   const void** pointer;
   Type type;
   Operand operand;
   bool written;
+  int64_t count = 1, per = 1;
+
+  // The bytes from the pointer on.
+  int64_t bytes(const Layout& layout) const {
+    int64_t last = layout.offset[operand];
+    for (int32_t k = 0; k < layout.count; ++k)
+      last += (layout.dims[k].size - 1) * layout.dims[k].stride[operand];
+    return ((last + 1) * count + per - 1) / per * size_of(type);
+  }
 };
+
+// The type of a code in memory.
+inline Type stored_type(Format format) {
+  return with_format(format, [](auto tag) {
+    using Storage = typename decltype(tag)::type::Storage;
+    constexpr bool kSigned = Storage(-1) < Storage(0);
+    return sizeof(Storage) == 4   ? Type::f32
+           : sizeof(Storage) == 2 ? (kSigned ? Type::i16 : Type::u16)
+           : kSigned              ? Type::i8
+                                  : Type::u8;
+  });
+}
 
 inline const void** at(void*& pointer) { return const_cast<const void**>(&pointer); }
 
 inline std::vector<Field> fields_of(Call& call) {
   Elementwise& e = call.elements();
   const Operation o = e.operation;
-  const Type code = with_format(e.format, [](auto tag) {
-    using Storage = typename decltype(tag)::type::Storage;
-    return sizeof(Storage) == 4   ? Type::f32
-           : sizeof(Storage) == 2 ? Type::i16
-           : Storage(-1) < 0      ? Type::i8
-                                  : Type::u8;
-  });
-  const Type beside = o == Operation::fake_quantize_backward ? e.y_type
-                      : o == Operation::fake_quantize_masked || o == Operation::masked_gradient
-                          ? Type::boolean
-                          : code;
+  const Beside lies = route_of(o).beside;
+  const Type beside = lies == Beside::gradient ? e.y_type
+                      : lies == Beside::mask   ? Type::boolean
+                                               : stored_type(e.format);
+  // Codes that share a byte; pack and unpack count bytes, and have each code in one of its own.
+  const int64_t packed = lies == Beside::codes ? per_byte(e.format) : 1;
+  const bool packs = o == Operation::pack, unpacks = o == Operation::unpack;
+  const int64_t per = packs || unpacks ? 1 : packed;
   std::vector<Field> fields = {
       {&e.x, e.x_type, kX, false},
-      {&e.q_in, beside, kQ, false},
-      {at(e.q), beside, kQ, true},
+      {&e.q_in, beside, kQ, false, packs ? packed : 1, per},
+      {at(e.q), beside, kQ, true, unpacks ? packed : 1, per},
       {at(e.y), e.y_type, kY, true},
       {&e.scale.data, e.scale.type, kScale, false},
       {&e.add.data, e.add.type, kZeroPoint, false},
@@ -86,10 +105,7 @@ inline std::vector<Buffer> buffers_of(Call& call, std::vector<int32_t>& index) {
   for (const Field& f : fields_of(call)) {
     index.push_back(-1);
     if (*f.pointer == nullptr) continue;
-    int64_t last = layout.offset[f.operand];
-    for (int32_t k = 0; k < layout.count; ++k)
-      last += (layout.dims[k].size - 1) * layout.dims[k].stride[f.operand];
-    const int64_t bytes = (last + 1) * size_of(f.type);
+    const int64_t bytes = f.bytes(layout);
     size_t i = 0;
     while (i < buffers.size() && buffers[i].address != *f.pointer) ++i;
     if (i == buffers.size())

@@ -12,14 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+import numpy as np
 import torch
 import xxhash
 from lib.cases import BITS, CODES, FLOATS, assert_same, flat
 
 import quantkit
-from quantkit import _load, reference
+from quantkit import _load
+from quantkit.formats import OF_NAME
+from quantkit.operators import OPERATORS, overloads
 
-ops = torch.ops.quantkit
 CHUNK = 1 << 16  # in the caches, with all that the reference allocates
 EMULATED = "cuda_emu"
 EMULATED_EVERY = 17  # the emulator takes one call of so many
@@ -39,22 +41,22 @@ class Covered:
             repr(task).encode()
         )  # where the emulator begins: each task elsewhere
 
-    def call(self, name, *args):
+    def call(self, name, *args, **options):
         """An operator's results."""
-        operator = getattr(ops, name)
+        operator, _ = overloads(name)
         if _load.extension is None:
-            found = operator(*args)
+            found = operator(*args, **options)
             add_results(self.hashes["fallback"], found)
             self.results += sum(t.numel() for t in flat(found))
             return found
-        expected = getattr(reference, f"{name.lstrip('_')}_op")(*args)
-        nans = [t.is_floating_point() and bool(t.isnan().any()) for t in flat(expected)]
+        expected = OPERATORS[name].reference(*args, **options)
+        nans = [is_real(t) and bool(t.isnan().any()) for t in flat(expected)]
         emulates = self.calls % EMULATED_EVERY == 0
         for isa in self.backends:
             if isa == EMULATED and not emulates:
                 continue
             _load.extension.set_isa(isa)
-            found = operator(*args)
+            found = operator(*args, **options)
             for a, e in zip(flat(found), flat(expected), strict=True):
                 _compare(a, e, isa)
             add_results(self.hashes[isa], found, nans)
@@ -87,10 +89,17 @@ class Covered:
         }
 
 
+def is_real(t):
+    """Whether t holds floating numbers, not codes."""
+    return t.is_floating_point() and t.element_size() > 1
+
+
 def add_results(digest, results, nans=None):
     """Adds results to a hash; nans: whether each has any, where that is known."""
     for i, t in enumerate(flat(results)):
-        if t.is_floating_point():
+        if not is_real(t):
+            t = t.view(torch.uint8) if t.is_floating_point() else t
+        else:
             if nans is None or nans[i]:
                 t = t.masked_fill(t.isnan(), math.nan)
             t = t.view(BITS[t.element_size()])
@@ -98,6 +107,9 @@ def add_results(digest, results, nans=None):
 
 
 def _compare(actual, expected, isa):
+    if not is_real(expected) and expected.is_floating_point():  # codes, whose NaN is one of them
+        assert actual.dtype == expected.dtype, f"{isa}: {actual.dtype}, not {expected.dtype}"
+        actual, expected = actual.view(torch.uint8), expected.view(torch.uint8)
     same = (actual.dtype, actual.shape, actual.stride())
     if same == (expected.dtype, expected.shape, expected.stride()):
         bits = BITS.get(actual.element_size())
@@ -164,6 +176,135 @@ def floats(which, index, every=1):
         covered.call("dequantize", q, scale, zero_point)
         covered.call("_fake_quantize", *given)
         covered.inputs += CHUNK
+    return covered.report()
+
+
+# ---- every float32 in every format ----------------------------------------------------------------
+
+# Format, scale, zero_point, round_first, and what is special about them; the limits are the format's.
+FORMAT_SETS = [
+    ("float8_e4m3fn", 1.0, None, False, "every tie and subnormal of the format"),
+    ("float8_e5m2", 1.0, None, False, "every tie and subnormal of the format"),
+    ("float8_e4m3fn", "0x1.f63c0ep-7", None, False, "the divisor that is hard"),
+    ("float8_e5m2", 1e-41, None, False, "denormal scale"),
+    ("float8_e4m3fn", -0.75, None, False, "negative scale"),
+    ("float8_e5m2", math.nan, None, False, "NaN scale"),
+    ("int4", 0.5, 3.0, False, "ties at every quarter, odd zero point"),
+    ("uint4", 1 / 3, 7.5, False, "zero point that is no integer"),
+    ("uint16", 2.0**-15, 32768.0, False, "sixteen bits"),
+    ("int8", 0.5, 3.0, True, "rounded before an odd zero point"),
+    ("uint4", 0.1, 8.0, True, "rounded before an even zero point, packed"),
+]
+EVERY_FORMAT_FLOAT = (0, 1)  # tried whole
+COLUMNS = 256
+
+
+def corner_floats():
+    """Every sign, exponent and seven bits of the fraction, and the two floats beside each.
+
+    Among them are all ties of formats of up to six bits.
+    """
+    bits = torch.arange(0, 2**32, 2**16, dtype=torch.int64)
+    return [wrapped(bits + beside).view(torch.float32) for beside in (0, 1, -1)]
+
+
+def strided_floats(index):
+    """65,536 floats a little more than 2^16 apart: every exponent, and other low bits each time."""
+    bits = torch.arange(65536, dtype=torch.int64) * 65537 + index * 4099
+    return wrapped(bits).view(torch.float32)
+
+
+def wrapped(bits):
+    return (((bits + 2**31) & (2**32 - 1)) - 2**31).to(torch.int32)
+
+
+def as_codes(v, f):
+    """What v becomes, one code an element, by casts of torch and numpy, not by quantkit's formats."""
+    if f.has_zero_point:
+        v = v.numpy()
+        return torch.from_numpy(np.where(np.isnan(v), 0, np.clip(np.rint(v), f.low, f.high)))
+    codes = torch.clamp(v, f.low, f.high).to(f.dtype).view(torch.uint8)
+    return torch.where(v.isnan(), 0x7F, codes)
+
+
+def as_numbers(codes, f):
+    """The numbers of codes, of which several may share a byte, by torch's casts."""
+    if not f.has_zero_point:
+        return codes.view(torch.uint8).view(f.dtype).to(torch.float32)
+    if f.per_byte == 1:
+        return codes.to(torch.float32)
+    both = torch.stack([codes % 16, codes // 16], -1).flatten(-2).to(torch.float32)
+    return torch.where(both > f.high, both - 16, both)
+
+
+def check_codes(found, x, scale, zero_point, f, round_first):
+    """Codes and numbers against another formulation than the reference's."""
+    q, y, (fake, mask) = found
+    v = x / scale
+    v = torch.round(v) if round_first else v
+    v = v if zero_point is None else v + zero_point
+    codes, numbers = as_codes(v, f), as_numbers(q, f)
+    stored = q.view(torch.uint8) if not f.has_zero_point else numbers
+    assert torch.equal(stored.to(torch.float64), codes.to(torch.float64)), "other codes"
+    expected = (numbers if zero_point is None else numbers - zero_point) * scale
+    assert torch.equal(y.nan_to_num(7.0), expected.nan_to_num(7.0)), "other numbers"
+    assert torch.equal(fake.nan_to_num(7.0), expected.nan_to_num(7.0)), "another reconstruction"
+    v = torch.round(v) if f.has_zero_point else v
+    assert torch.equal(mask, (v >= f.low) & (v <= f.high)), "another mask"
+
+
+def parameter_shapes(x):
+    """One scale for all, for each row, for each element of a row."""
+    return ((), (len(x), 1), (1, x.shape[1]))
+
+
+def in_format(covered, x, which, some=slice(None)):
+    """Codes of x, their numbers, fake_quantize and its mask, by parameters of some of those shapes."""
+    name, scale, zero_point, round_first, _ = FORMAT_SETS[which]
+    f, scale = OF_NAME[name], scalar(scale)
+    zero_point = None if zero_point is None else scalar(zero_point)
+    x = x.view(-1, COLUMNS)
+    for shape in parameter_shapes(x)[some]:
+        s = scale.expand(shape).contiguous()
+        z = None if zero_point is None else zero_point.expand(shape).contiguous()
+        given = (x, s, z, f.low, f.high, name)
+        q = covered.call("quantize.format", *given, round_first=round_first)
+        y = covered.call("dequantize.format", q, s, z, name)
+        fake = covered.call("_fake_quantize_masked.format", *given, round_first=round_first)
+        check_codes((q, y, fake), x, s, z, f, round_first)
+        covered.inputs += x.numel()
+
+
+def format_samples(which):
+    """The corners and some strides of the floats."""
+    covered = Covered("format_samples", which)
+    for x in [*corner_floats(), *map(strided_floats, range(3))]:
+        in_format(covered, x, which)
+    return covered.report()
+
+
+def format_floats(which, index, every=1):
+    """Every float32 pattern of a slice, by one shape of parameters or another."""
+    covered = Covered("format_floats", which, index)
+    for i, begin in enumerate(chunks(FLOAT_SLICES, index, every)):
+        in_format(covered, floats_from(begin), which, slice(i % 3, i % 3 + 1))
+    return covered.report()
+
+
+def format_chosen(name):
+    """Every half precision number, and corners of float32, no greater than each of some."""
+    covered = Covered("format_chosen", name)
+    f = OF_NAME[name]
+    floats = torch.cat([*corner_floats(), strided_floats(0)])
+    for x in (every_half(torch.float16), every_half(torch.bfloat16), floats):
+        every = x[1 :: len(x) // 13]
+        for most in every[every.isfinite()]:
+            for row in (64, 65536):
+                rows = with_limits(x.view(-1, row), most.abs(), False)
+                args = (rows, [1, -1], f.low, f.high, 2.0**-126, f.low < 0, name)
+                covered.call("quantize_dequantize.format", *args)
+                covered.call("dynamic_quantize.format", *args)
+                covered.inputs += rows.numel()
     return covered.report()
 
 
@@ -330,6 +471,41 @@ def codes(code, dtype, batch):
         covered.call("dequantize", q.T.contiguous(), s[None], z[None])
         covered.inputs += q.numel()
     return covered.report()
+
+
+def format_codes(name, batch):
+    """dequantize.format of every code by SCALES_OF_A_TASK scales: a row's, a column's, one of all."""
+    f = OF_NAME[name]
+    generator = torch.Generator().manual_seed(batch)
+    scale = some_scales(generator, SCALES_OF_A_TASK, torch.float32)
+    zero_point = some_zero_points(generator, SCALES_OF_A_TASK, torch.float32)
+    scale[:4] = torch.tensor([2.0**118, -(2.0**119), 2.0**127, -(2.0**-149)])
+    every = torch.arange(256 if f.bits <= 8 else 65536)
+    every = every.to(torch.uint8).view(f.storage) if f.bits <= 8 else every.to(f.storage)
+    covered = Covered("format_codes", name, batch)
+    covered.draws(scale, zero_point)
+
+    def back(q, s, z):
+        z = z if f.has_zero_point else None
+        y = covered.call("dequantize.format", q, s, z, name)
+        numbers = as_numbers(q, f) if z is None else as_numbers(q, f) - z
+        assert torch.equal((numbers * s).nan_to_num(7.0), y.nan_to_num(7.0)), "other numbers"
+        covered.inputs += q.numel()
+
+    rows = max(1, CHUNK // len(every))
+    for s, z in zip(scale.split(rows), zero_point.split(rows), strict=True):
+        q = every.expand(len(s), -1).contiguous()
+        back(q, s[:, None], z[:, None])
+        back(q.T.contiguous().repeat_interleave(f.per_byte, 1), *columns(s, z, f))
+    for s, z in zip(scale[::8], zero_point[::8], strict=True):
+        back(every, s, z)
+    return covered.report()
+
+
+def columns(s, z, f):
+    """One parameter for each code of a row in which each byte stands as often as it has codes."""
+    wide = f.per_byte**2
+    return (p.repeat_interleave(wide)[None] for p in (s, z))
 
 
 # ---- choosing parameters --------------------------------------------------------------------------
