@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lib.cases import arguments, assert_same, bits_of, flat, invoke, ops, tensors_of
+from lib.cases import arguments, assert_same, bits_of, flat, invoke, tensors_of
 
 from quantkit import _load
 from quantkit.operators import OPERATORS, overloads
