@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
-from lib.generated import CASES, SEED, Case, Data, check, run_many
+from lib.generated import CASES, SEED, Case, Data, FormatCase, check, run_many
 
 HALF = torch.float16
 HARD = float.fromhex("0x1.f63c0ep-7")  # the divisor for which two multiplications are not enough
@@ -43,6 +43,16 @@ KEPT = [
     # The reference once made two dimensions of each, more than torch has.
     Case(Data((1,) * 40), block_size=(1,) * 40),
     Case(Data((1,) * 63 + (8,)), block_size=(1,) * 63 + (4,), symmetric=False, out="strided"),
+    # A short block of one element in each row: packed codes are read in steps.
+    FormatCase(Data((2, 5, 8)), "uint4", (0, 15), Data((1, 1, 2)), block_size=(5, -1, 7)),
+    # One byte a row, whose stride leads nowhere.
+    FormatCase(Data((8, 2), layout="transposed"), "int4", (-8, 7), Data(())),
+    # The mask judges the sum, the code rounds it.
+    FormatCase(
+        Data((3, 8)), "uint16", (0, 65535), Data(()), Data((), put=((0, 0.5),)), round_first=True
+    ),
+    # A half for y, which vectors of float do not make.
+    FormatCase(Data((5, 64)), "uint4", (3, 15), block_size=(-1, 4), output_dtype=torch.float16),
 ]
 
 

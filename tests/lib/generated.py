@@ -17,7 +17,8 @@ from lib.cases import CODES, FLOATS, SPECIAL, STRIDES, assert_same, assert_same_
 import quantkit
 from quantkit import _load
 from quantkit._checks import REAL_DTYPES
-from quantkit.operators import OPERATORS
+from quantkit.formats import FORMATS, OF_NAME
+from quantkit.operators import OPERATORS, overloads
 
 # Another one each time; QUANTKIT_SEED=N repeats a run (the last line of the tests shows it).
 SEED = int(os.environ.get("QUANTKIT_SEED") or random.SystemRandom().randrange(2**32))
@@ -82,7 +83,11 @@ class Case:
     out: str | None = None  # the layout of `out=` tensors, tried too
 
     def calls(self):
-        """(operator, arguments) of each call."""
+        """(operator, arguments, options) of each call."""
+        for name, args in self.positional():
+            yield name, args, {}
+
+    def positional(self):
         x = self.x.tensor()
         if self.scale is None:
             blocks = None if self.block_size is None else list(self.block_size)
@@ -102,10 +107,60 @@ class Case:
             yield "_masked_gradient", (grad, x > 0)
 
 
-def outcome(call, args):
+@dataclass(frozen=True)
+class FormatCase:
+    """The arguments of every `.format` operator with given parameters, or that chooses them."""
+
+    x: Data
+    format: str
+    limits: tuple[int, int]
+    scale: Data | None = None
+    zero_point: Data | None = None
+    block_size: tuple[int, ...] | None = None
+    eps: float = 1e-8
+    symmetric: bool = True
+    include_zero: bool = False
+    half_range: bool = False
+    round_first: bool = False
+    output_dtype: torch.dtype | None = None
+    out: str | None = None
+
+    def calls(self):
+        x, blocks = self.x.tensor(), None if self.block_size is None else list(self.block_size)
+        to, rounding = {"output_dtype": self.output_dtype}, {"round_first": self.round_first}
+        if self.scale is None:
+            choice = (x, blocks, *self.limits, self.eps, self.symmetric, self.format)
+            rule = "half_range" if self.half_range else None
+            choosing = {"include_zero": self.include_zero, "scale_rule": rule}
+            yield "choose_qparams.format", choice, choosing
+            yield "dynamic_quantize.format", choice, choosing | rounding
+            yield "quantize_dequantize.format", choice, choosing | rounding | to
+            return
+        zero_point = None if self.zero_point is None else self.zero_point.tensor()
+        parameters, sizes = (self.scale.tensor(), zero_point), {"block_size": blocks}
+        args = (x, *parameters, *self.limits, self.format)
+        for name in ("quantize", "_fake_quantize", "_fake_quantize_masked"):
+            yield f"{name}.format", args, sizes | rounding
+        q = self.codes()
+        yield "dequantize.format", (q, *parameters, self.format), sizes | to
+
+    def codes(self):
+        """Any bytes, in the layout of x."""
+        f, shape = OF_NAME[self.format], self.x.shape
+        if shape and f.per_byte > 1:
+            shape = (*shape[:-1], shape[-1] // f.per_byte)
+        size = f.storage.itemsize
+        generator = torch.Generator().manual_seed(self.x.seed)
+        kind = {1: torch.uint8, 2: torch.int16}[size]
+        limits = torch.iinfo(kind)
+        q = torch.randint(limits.min, limits.max + 1, shape, generator=generator).to(kind)
+        return STRIDES[self.x.layout if shape else "contiguous"](q).view(f.storage)
+
+
+def outcome(call, args, options=None):
     """The result, or the refusal: its type, of which operators have no TypeError, and message."""
     try:
-        return call(*args)
+        return call(*args, **(options or {}))
     except (TypeError, ValueError, RuntimeError) as error:
         return f"RuntimeError: {error}"
 
@@ -114,12 +169,12 @@ def dense(t):
     return t.clone(memory_format=torch.contiguous_format)
 
 
-def written(operator, args, expected, names, layout):
-    """What the operator writes into `out=` tensors of a layout; between their elements stays what was."""
+def written(operator, args, options, expected, names, layout):
+    """What the overload writes into `out=` tensors of a layout; between their elements stays what was."""
     outs = [STRIDES[layout if t.dim() else "contiguous"](dense(t).fill_(7)) for t in expected]
     memory = [torch.empty(0, dtype=t.dtype).set_(t.untyped_storage()) for t in outs]
     before = list(map(bits_of, memory))
-    operator.out(*args, **dict(zip(names, outs, strict=True)))
+    operator(*args, **options, **dict(zip(names, outs, strict=True)))
     found = tuple(map(dense, outs))
     for out, whole, bits in zip(outs, memory, before, strict=True):
         out.fill_(7)
@@ -134,39 +189,40 @@ def check(case):
     if math.prod(case.x.shape) > FEW_ELEMENTS:
         torch.set_num_threads(3)
     try:
-        for name, args in case.calls():
+        for name, args, options in case.calls():
             calls += 1
-            results += check_call(name, args, case.out, case.x.seed % META_EVERY == 0)
+            results += check_call(name, args, options, case.out, case.x.seed % META_EVERY == 0)
     finally:
         _load.extension.set_isa(before)
         torch.set_num_threads(threads)
     return calls, results
 
 
-def check_call(name, args, layout, asks_meta):
-    operator = getattr(torch.ops.quantkit, name)
-    _, names, function, *_ = OPERATORS[name]
-    expected = outcome(function, args)
+def check_call(name, args, options, layout, asks_meta):
+    functional, _ = overloads(name)
+    expected = outcome(OPERATORS[name].reference, args, options)
     refused = isinstance(expected, str)
     if asks_meta:
-        check_meta(outcome(operator, [meta(a) for a in args]), expected)
+        check_meta(outcome(functional, [meta(a) for a in args], options), expected)
     for isa in quantkit.backend().isas:
         if isa == "cuda_emu" and args[0].numel() > FEW_ELEMENTS:
             continue  # a tenth of a second
         _load.extension.set_isa(isa)
         if refused:
-            assert outcome(operator, args) == expected, (name, isa)
+            assert outcome(functional, args, options) == expected, (name, isa)
         else:
-            check_results(operator, args, names, expected, layout)
+            check_results(name, args, options, expected, layout)
     return not refused
 
 
-def check_results(operator, args, names, expected, layout):
-    """What the operator returns, and what it writes into outputs of a layout (None: no such call)."""
-    assert_same(operator(*args), expected)
+def check_results(name, args, options, expected, layout):
+    """What an operator returns, and what it writes into outputs of a layout (None: no such call)."""
+    functional, out = overloads(name)
+    assert_same(functional(*args, **options), expected)
     if layout is not None:
         results = flat(expected)
-        for a, e in zip(written(operator, args, results, names, layout), results, strict=True):
+        found = written(out, args, options, results, OPERATORS[name].results, layout)
+        for a, e in zip(found, results, strict=True):
             assert_same(a, dense(e))
 
 
@@ -302,7 +358,58 @@ def chosen_cases(draw):
     )
 
 
-CASES = st.one_of(given_cases(), chosen_cases())
+FLOAT_LIMITS, FORMAT_EPS = (1, 2, 6, 16, 448, 57344, 20), (1e-8, 2.0**-126, 0.5)
+
+
+@st.composite
+def format_cases(draw):
+    f = draw(one_of(*FORMATS))
+    shape = draw(SHAPES)
+    if shape and draw(one_of(True, True, True, False)):
+        shape = (*shape[:-1], shape[-1] // f.per_byte * f.per_byte)
+    if f.has_zero_point:
+        limits = draw_limits(draw, f.low, f.high) if draw(YES) else (f.low, f.high)
+    else:
+        high = draw(one_of(f.high, f.high, *FLOAT_LIMITS))
+        limits = (-high, high)
+    blocks = None
+    if draw(YES):
+        blocks = tuple(draw(one_of(-1, 1, 2, 3, 4, 32, 128)) for _ in shape)
+    case = FormatCase(
+        draw_data(draw, shape, draw(one_of(*FLOATS, *FLOATS, torch.int8, torch.int64))),
+        f.name,
+        limits,
+        block_size=blocks,
+        round_first=f.has_zero_point and draw(YES),
+        output_dtype=draw(one_of(None, None, torch.float16, torch.bfloat16, torch.float32)),
+        out=draw(OUTS),
+    )
+    if draw(YES):
+        symmetric = not f.has_zero_point or draw(YES)
+        return replace(
+            case,
+            eps=draw(one_of(*FORMAT_EPS)),
+            symmetric=symmetric,
+            include_zero=not symmetric and draw(YES),
+            half_range=symmetric and f.has_zero_point and f.low < 0 and draw(YES),
+        )
+    if blocks is None:
+        s_shape = draw_parameter_shape(draw, shape)
+    else:
+        pairs = zip(shape, blocks, strict=True)
+        s_shape = tuple(1 if b == -1 else -(-n // b) for n, b in pairs)
+    z_shape = s_shape if draw(YES) else ()
+    scale = draw_data(
+        draw, s_shape, draw(one_of(torch.float32, torch.float32, *FLOATS)), SCALE_SIZES
+    )
+    zero_point = None
+    if f.has_zero_point and draw(YES):
+        kinds = one_of(torch.float32, *FLOATS, torch.int32, torch.int8)
+        zero_point = draw_data(draw, z_shape, draw(kinds), ZERO_POINT_SIZES)
+    return replace(case, scale=scale, zero_point=zero_point)
+
+
+CASES = st.one_of(given_cases(), chosen_cases(), format_cases())
 
 
 def run_many(count, first_seed):
