@@ -36,9 +36,9 @@ MEMORY_GIVEN_BACK = ("tests/test_bad_input.py", "-k", "given_back")
 LAYOUTS = ("tests/test_layout.py",)
 GENERATED = ("tests/test_generated.py",)
 # The .format overloads: on every instruction set of the CPU, by the emulator, and their errors.
-FORMATTED = CPU
+FORMATTED = ("tests/test_format_kernels.py",)
 FORMATTED_OUT = OUT
-EMULATED_FORMATS = KERNELS
+EMULATED_FORMATS = ("tests/test_format_kernels.py", "-k", "cuda_emu")
 PROCESSES = ("tests/test_processes.py", "-k", "child")
 
 

@@ -273,6 +273,10 @@ def test_parameters_of_every_kind(name):
         x = values((6, 8), torch.float32, 8)
         for zero_point in (wide[1::2, 1::2].round(), torch.zeros(()), wide[:6, :1].expand(6, 8)):
             yield from given_calls(f, x, scale, zero_point, None, False, 1)
+    # Integer zero points that the scale's dtype does not hold, where codes are within the limits.
+    for dtype, zero in ((torch.bfloat16, 257), (torch.float16, 2049)):
+        x = torch.arange(-48, 48, dtype=torch.float32).view(8, 12) - zero
+        yield from given_calls(f, x, torch.ones((), dtype=dtype), torch.tensor(zero))
 
 
 @EACH_FORMAT
