@@ -424,7 +424,7 @@ def masked_gradient(grad, mask):
 
 def scale_choice(f, symmetric, scale_dtype, scale_rule):
     """What there is of scales for a format."""
-    if scale_dtype not in (None, torch.float32):
+    if scale_dtype is not None and scale_dtype is not torch.float32:
         raise wrong(TypeError, "scale_dtype", "None or torch.float32", shown(scale_dtype))
     if scale_rule is not None:
         if not isinstance(scale_rule, str):
@@ -511,7 +511,7 @@ def quantize_format(x, scale, zero_point, q_min, q_max, format, **options):
 
 
 def output_of(output_dtype):
-    if output_dtype not in (None, torch.float16, torch.bfloat16, torch.float32):
+    if not any(output_dtype is d for d in (None, torch.float16, torch.bfloat16, torch.float32)):
         expected = "None, torch.float16, torch.bfloat16 or torch.float32"
         raise wrong(TypeError, "output_dtype", expected, shown(output_dtype))
 

@@ -169,9 +169,13 @@ def _raising_exact_errors(
             raised = error
         try:
             check(*args, **options)
+            raise raised
         except Exception as explained:
             raise explained from None
-        raise raised
+        finally:
+            # A frame that its own error holds lives until the collector runs, and with it torch's
+            # guards in the error's frames: no torch.func transform works meanwhile.
+            del raised
 
     return call
 

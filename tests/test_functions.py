@@ -1,6 +1,7 @@
 """The functions: which overload each call takes, schemes, block_size, parameters of version 2."""
 
 import dataclasses
+import gc
 import io
 import itertools
 import json
@@ -182,6 +183,18 @@ def test_gradients_of_formats(m):
         p = of(scale=torch.ones(()), zero_point=torch.ones(()), q_min=-8, q_max=8, dtype=torch.int8)
         p = dataclasses.replace(p, round_first=round_first, compute_dtype=F32)
         assert torch.func.grad(lambda t, p=p: m.fake_quantize(t, p).sum())(y).tolist() == expected
+
+
+def test_a_refused_argument_leaves_torch_func_as_it_was():
+    """The error holds no frame, and so none of torch's guards, until the collector runs."""
+    p = quantkit.get_symmetric_qparams(X)
+    gc.disable()
+    try:
+        with pytest.raises(TypeError, match="scale_dtype"):
+            quantkit.get_symmetric_qparams(X, scale_dtype=torch.empty(4, dtype=torch.uint4))
+        torch.func.grad(lambda t: quantkit.fake_quantize(t, p).sum())(X)
+    finally:
+        gc.enable()
 
 
 def test_a_short_block_has_its_gradient():
