@@ -34,7 +34,7 @@ struct SetArgs {
   void* zero_point;
   void* keys;  // the states of all sets, each key in an array of its own: scratch
   Type x_type, p_type;
-  Format format;
+  int64_t code_bytes;
 };
 
 // 32 bits for types of up to 32: what atomics and shuffles take.
@@ -149,7 +149,7 @@ __device__ __forceinline__ void quantize_of_set(const SetArgs& a, const Set<X, V
     shorts.put(k, int16_t(made.code));
     y.put(k, dequantized<float, float>(made.number, kSymmetric ? 0.0f : p.zero_point, p.scale));
   }
-  store_codes<V>(a.q, a.format, set.at(a, kQ, first), inner.stride[kQ], shorts);
+  store_codes<V>(a.q, a.code_bytes, set.at(a, kQ, first), inner.stride[kQ], shorts);
   if (a.y == nullptr) return;
   store_vector<float, V>(static_cast<float*>(a.y) + set.at(a, kY, first), inner.stride[kY], y);
 }
@@ -159,7 +159,7 @@ __device__ __forceinline__ void quantize_of_set(const SetArgs& a, const Set<X, V
                                                 const Chosen<X>& p) {
   const X x = load(static_cast<const X*>(a.x) + set.at(a, kX, i));
   const Encoded<Wide<X>> made = chosen_code<X, kSymmetric, false>(a, x, p);
-  store_code(a.q, a.format, set.at(a, kQ, i), int16_t(made.code));
+  store_code(a.q, a.code_bytes, set.at(a, kQ, i), int16_t(made.code));
   if (a.y != nullptr)
     store(static_cast<float*>(a.y) + set.at(a, kY, i),
           dequantized<float, float>(made.number, kSymmetric ? 0.0f : p.zero_point, p.scale));

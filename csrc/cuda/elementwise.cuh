@@ -32,6 +32,7 @@ struct ElementwiseArgs {
   Operation operation;
   Type x_type, y_type;
   Format format;
+  int64_t code_bytes;
   Steps steps;
   int32_t q_min, q_max;
 };
@@ -50,14 +51,10 @@ __device__ __forceinline__ Encoded<V> encoded(Format format, V v, V low, V high,
   if constexpr (E::kInteger) {
     return E::encode(v, low, high, from);
   } else {
-    return with_codes(format, [&](auto tag) -> Encoded<V> {
-      using F = typename decltype(tag)::type::Encoder;
-      if constexpr (F::kInteger) {
-        return {};
-      } else {
-        const Encoded<float> e = F::encode(float(v), float(low), float(high), float(from));
-        return {e.code, e.number};
-      }
+    return with_floats(format, [&](auto tag) -> Encoded<V> {
+      using F = typename decltype(tag)::type;
+      const Encoded<float> e = F::encode(float(v), float(low), float(high), float(from));
+      return {e.code, e.number};
     });
   }
 }
@@ -138,24 +135,24 @@ struct Element {
 
 // Calls f with the tag of the integer that holds a code.
 template <class F>
-__device__ __forceinline__ void with_stored(Format format, F f) {
-  if (size_of(format) == 1)
+__device__ __forceinline__ void with_stored(int64_t code_bytes, F f) {
+  if (code_bytes == 1)
     f(Tag<int8_t>());
   else
     f(Tag<int16_t>());
 }
 
 // Codes, which are registers of 16 bits until here, in their format.
-__device__ __forceinline__ void store_code(void* q, Format format, int64_t i, int16_t code) {
-  with_stored(format, [&](auto tag) {
+__device__ __forceinline__ void store_code(void* q, int64_t code_bytes, int64_t i, int16_t code) {
+  with_stored(code_bytes, [&](auto tag) {
     using Q = typename decltype(tag)::type;
     store(static_cast<Q*>(q) + i, Q(code));
   });
 }
 template <int V>
-__device__ __forceinline__ void store_codes(void* q, Format format, int64_t first, int64_t step,
-                                            const Vector<int16_t, V>& codes) {
-  with_stored(format, [&](auto tag) {
+__device__ __forceinline__ void store_codes(void* q, int64_t code_bytes, int64_t first,
+                                            int64_t step, const Vector<int16_t, V>& codes) {
+  with_stored(code_bytes, [&](auto tag) {
     using Q = typename decltype(tag)::type;
     Vector<Q, V> stored;
 #pragma unroll
@@ -205,7 +202,7 @@ struct Quantize {
       if (a.y != nullptr) result.put(k, narrow<Y>(e.back(a, s)));
     }
     if constexpr (kCodes)
-      store_codes<V>(a.q, a.format, q, a.stride[kQ], shorts);
+      store_codes<V>(a.q, a.code_bytes, q, a.stride[kQ], shorts);
     else if (a.q != nullptr)
       store_vector<uint8_t, V>(static_cast<uint8_t*>(a.q) + q, a.stride[kQ], mask);
     if (a.y != nullptr)
@@ -218,7 +215,7 @@ struct Quantize {
     const Element<X, D, E> e(load(lead(a) + at.of[kX] + i * a.stride[kX]), s);
     const int64_t q = at.of[kQ] + i * a.stride[kQ];
     if constexpr (kCodes)
-      store_code(a.q, a.format, q, int16_t(e.made(a).code));
+      store_code(a.q, a.code_bytes, q, int16_t(e.made(a).code));
     else if (a.q != nullptr)
       store(static_cast<uint8_t*>(a.q) + q, uint8_t(e.inside(a)));
     if (a.y != nullptr)
@@ -452,7 +449,7 @@ __device__ __forceinline__ void quantize_mixed(const ElementwiseArgs& a) {
       return store_selected(inside, a.q_in, at.of[kQ], a.y, a.y_type, at.of[kY]);
     const Encoded<double> made = encoded<E>(a.format, v, low, high, v);
     if (beside == Beside::codes)
-      store_code(a.q, a.format, at.of[kQ], int16_t(made.code));
+      store_code(a.q, a.code_bytes, at.of[kQ], int16_t(made.code));
     else if (a.q != nullptr)
       store(static_cast<uint8_t*>(a.q) + at.of[kQ], uint8_t(inside));
     if (a.y != nullptr)

@@ -107,9 +107,10 @@ int64_t fill_columns(ElementwiseArgs& a, int64_t vectors) {
 
 using ElementwiseKernel = void (*)(ElementwiseArgs);
 
-template <Result kResult, class X, class D, class E = IntegerEncoder>
+template <Result kResult, class X, class D>
 ElementwiseKernel quantize_kernel_of(bool each) {
-  return each ? quantize_kernel<X, D, E, kResult, true> : quantize_kernel<X, D, E, kResult, false>;
+  return each ? quantize_kernel<X, D, IntegerEncoder, kResult, true>
+              : quantize_kernel<X, D, IntegerEncoder, kResult, false>;
 }
 
 // Whether parameters that are many have the type of the steps.
@@ -127,10 +128,11 @@ ElementwiseKernel quantize_kernel_of(const Elementwise& e, bool each) {
   if ((each && !have_type(e, step, back)) || e.steps.round_first) return nullptr;
   if (kResult == Result::codes && back && e.y_type != Type::f32) return nullptr;
   if (is_float(e.format)) {
+    if (each) return nullptr;  // rare, and each kernel costs seconds of every build
     switch (e.x_type) {
-      case Type::f16: return quantize_kernel_of<kResult, f16, float, FloatEncoder>(each);
-      case Type::bf16: return quantize_kernel_of<kResult, bf16, float, FloatEncoder>(each);
-      case Type::f32: return quantize_kernel_of<kResult, float, float, FloatEncoder>(each);
+      case Type::f16: return quantize_kernel<f16, float, FloatEncoder, kResult, false>;
+      case Type::bf16: return quantize_kernel<bf16, float, FloatEncoder, kResult, false>;
+      case Type::f32: return quantize_kernel<float, float, FloatEncoder, kResult, false>;
       default: return nullptr;
     }
   }
@@ -200,6 +202,7 @@ const char* run_elementwise(const Elementwise& e, void* stream) {
   a.x_type = e.x_type;
   a.y_type = e.y_type;
   a.format = e.format;
+  a.code_bytes = size_of(e.format);
   a.steps = e.steps;
   a.q_min = e.q_min;
   a.q_max = e.q_max;
@@ -341,7 +344,7 @@ const char* run_dynamic(const Dynamic& d, void* scratch, void* stream) {
   a.keys = scratch;
   a.x_type = d.elements.x_type;
   a.p_type = d.p_type;
-  a.format = d.elements.format;
+  a.code_bytes = size_of(d.elements.format);
   if (takes_rows(a, d)) {
     switch (a.x_type) {
       case Type::f16: return run_rows<f16>(a, stream);

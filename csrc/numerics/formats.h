@@ -173,6 +173,14 @@ struct FloatFormat {
   QK_INLINE static int32_t inside(float v, float low, float high) { return between(v, low, high); }
 };
 
+template <Format>
+struct StructOf;
+#define QK_STRUCT(name, ...) \
+  template <>                \
+  struct StructOf<Format::name> : Tag<__VA_ARGS__> {};
+QK_FORMATS(QK_STRUCT)
+#undef QK_STRUCT
+
 struct Numbers {
   using Storage = float;
   static constexpr bool kInteger = true;
@@ -194,6 +202,16 @@ QK_INLINE auto with_codes(Format format, F f) {
     case Format::numbers: break;
   }
   __builtin_unreachable();
+}
+
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
+// The same of formats that are known to be float ones.
+template <class F>
+QK_INLINE auto with_floats(Format format, F f) {
+  return format == Format::float8_e5m2 ? f(StructOf<Format::float8_e5m2>())
+                                       : f(StructOf<Format::float8_e4m3fn>());
 }
 
 #ifdef __CUDACC__

@@ -50,7 +50,7 @@ emu::Buffers buffers_of(const SetArgs& a) {
   emu::Buffers buffers;
   const auto last = [&](Operand o) { return a.start.of[o] + last_of(o, a.dims, a.count); };
   add(buffers, "x", a.x, last(kX), size_of(a.x_type), false);
-  add(buffers, "q", a.q, last(kQ), size_of(a.format), true);
+  add(buffers, "q", a.q, last(kQ), a.code_bytes, true);
   add(buffers, "x_hat", a.y, last(kY), 4, true);
   add(buffers, "scale", a.scale, last(kScale), size_of(a.p_type), true);
   add(buffers, "zero_point", a.zero_point, last(kZeroPoint), size_of(a.p_type), true);
