@@ -1,6 +1,6 @@
 """A model with quantized weights: compiled, exported, saved, and run by a process that has but the files.
 
-python examples/export.py FOLDER
+PYTHONPATH=. .venv/bin/python examples/export.py FOLDER
 """
 
 import subprocess

@@ -1,6 +1,6 @@
 """Linear layers with int4 and float8 weights, and with float8 weights and inputs.
 
-python examples/linear.py
+PYTHONPATH=. .venv/bin/python examples/linear.py
 """
 
 import torch

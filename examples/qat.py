@@ -1,6 +1,6 @@
 """Quantization-aware training: a small network learns with 4-bit weights and 8-bit activations.
 
-python examples/qat.py
+PYTHONPATH=. .venv/bin/python examples/qat.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Quantized weights in a safetensors file: codes, scale and zero_point as tensors, the rest as metadata.
 
-python examples/safetensors_file.py FILE
+PYTHONPATH=. .venv/bin/python examples/safetensors_file.py FILE
 
 Of each weight NAME the file has the tensors NAME.q, NAME.scale and NAME.zero_point. The metadata NAME
 is JSON with the other fields of QuantizationParams: {"format": str, "q_min": int, "q_max": int,

@@ -1,6 +1,6 @@
 """Every scheme on one bfloat16 weight: bits per weight, and the SQNR.
 
-python examples/schemes.py [FILE.safetensors NAME]
+PYTHONPATH=. .venv/bin/python examples/schemes.py [FILE.safetensors NAME]
 
 Without arguments it takes a weight of the model that `make run` installs.
 """

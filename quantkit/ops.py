@@ -360,6 +360,9 @@ def quantize(
     blocks = _checks.block_sizes(keywords.get("block_size"))
     if blocks is not None:
         _checks.tensor("x", x)
+        if isinstance(scheme, str) and x.dim() < len(blocks) and "block_size" not in options:
+            rank = f"x of at least {len(blocks)} dimensions for {scheme}"
+            raise _checks.wrong(ValueError, "scheme", rank, f"shape {tuple(x.shape)}")
         keywords["block_size"] = [*[1] * (x.dim() - len(blocks)), *blocks]
     return dynamic_quantize(x, **keywords)
 

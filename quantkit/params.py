@@ -14,7 +14,7 @@ from .formats import VERSION_1, Format
 from .schemes import default_eps
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class QuantizationParams:
     """The parameters of ``q = clip(round(x / scale + zero_point), q_min, q_max)``.
 
@@ -38,11 +38,11 @@ class QuantizationParams:
     zero_point: torch.Tensor
     q_min: int
     q_max: int
-    dtype: torch.dtype | None = field(default=None, repr=False, kw_only=True)
-    block_size: tuple[int, ...] | None = field(default=None, repr=False, kw_only=True)
-    global_scale: torch.Tensor | None = field(default=None, repr=False, kw_only=True)
-    compute_dtype: torch.dtype | None = field(default=None, repr=False, kw_only=True)
-    round_first: bool = field(default=False, repr=False, kw_only=True)
+    dtype: torch.dtype | None = field(default=None, kw_only=True)
+    block_size: tuple[int, ...] | None = field(default=None, kw_only=True)
+    global_scale: torch.Tensor | None = field(default=None, kw_only=True)
+    compute_dtype: torch.dtype | None = field(default=None, kw_only=True)
+    round_first: bool = field(default=False, kw_only=True)
 
     if TYPE_CHECKING:  # numbers come in, what is read is taken for tensors
 
@@ -59,6 +59,17 @@ class QuantizationParams:
             compute_dtype: torch.dtype | None = None,
             round_first: bool = False,
         ) -> None: ...
+
+    def __repr__(self) -> str:
+        """Version 1's fields, and the others where they decide what codes stand for."""
+        names = ["scale", "zero_point", "q_min", "q_max"]
+        names += [] if self.dtype in (None, *(f.dtype for f in VERSION_1)) else ["dtype"]
+        names += [
+            name for name in ("global_scale", "compute_dtype") if getattr(self, name) is not None
+        ]
+        names += ["round_first"] if self.round_first else []
+        fields = (f"{name}={getattr(self, name)!r}" for name in names)
+        return f"{type(self).__name__}({', '.join(fields)})"
 
     def __eq__(self, other: object) -> bool:
         """By contents: tensors by dtype, shape, device and bits, without any (meta, fake) by identity.

@@ -123,7 +123,7 @@ Format check_q_range(int64_t q_min, int64_t q_max, int32_t dtype) {
 Format check_format(const std::string& name) {
   for (const Format format : kFormats)
     if (name == name_of(format)) return format;
-  raise("format: expected " + choice_text(kFormats, name_of) + ", got '" + name + "'");
+  raise("format: expected " + choice_text(kFormats, name_of) + ", got '" + name.substr(0, 40) + "'");
 }
 
 void check_q_range(int64_t q_min, int64_t q_max, Format format) {
