@@ -358,7 +358,8 @@ def test_large_tensors_shared_by_threads(name, shape):
     for i, blocks in enumerate((None, [1, -1], [-1, 1], [1, 128], [128, 128], [7, 33])):
         yield from chosen_calls(f, x, blocks, turn=i)
         yield from given_calls(f, x, *given(shape, blocks, torch.float32, i), blocks, False, i)
-    yield from chosen_calls(f, x.t(), [1, 128], turn=1)
+    if x.shape[0] % f.per_byte == 0:
+        yield from chosen_calls(f, x.t(), [1, 128], turn=1)
 
 
 @EACH_FORMAT
