@@ -78,6 +78,7 @@ struct Elementwise {
   void* y;
   Type x_type, y_type;
   Format format;
+  bool packed;  // codes share bytes, where the format has several a byte
   Parameter scale;
   Parameter add, subtract;  // zero_point of each direction: integer ones are rounded differently
   Steps steps;
@@ -92,9 +93,15 @@ struct Dynamic {
   Elementwise elements;
   const Layout* reduced;     // what parameters are chosen from
   const Layout* parameters;  // each of them once
-  void* scale;
+  void* scale;       // as the steps use it
   void* zero_point;  // null: there is none
   Type p_type;       // of both: x's, or f32
+  // Where a scale is stored as another number than the steps use (null: it is not), with the
+  // strides of `scale`, which is then null if no step is taken; and what it was divided by: as
+  // many, or one (each false).
+  void* stored;
+  Parameter global;
+  bool each_global;
   Scheme scheme;
 };
 

@@ -346,7 +346,8 @@ bool of_each(Lie lie) { return lie == Lie::each || lie == Lie::each_steps; }
 
 // Codes that share a byte are written side by side, rows of whole bytes.
 bool writes_packed(const Elementwise& e) {
-  return e.q != nullptr && route_of(e.operation).beside == Beside::codes && per_byte(e.format) > 1;
+  return e.q != nullptr && route_of(e.operation).beside == Beside::codes && e.packed &&
+         per_byte(e.format) > 1;
 }
 bool repacks(const Elementwise& e) {
   return e.operation == Operation::pack || e.operation == Operation::unpack;
@@ -382,6 +383,7 @@ void* const kUsed = &now_running;  // a field that is not null
 
 void set_limits(Elementwise& e, Format format) {
   e.format = format;
+  e.packed = true;
   with_codes(format, [&](auto tag) {
     using F = typename decltype(tag)::type;
     const bool wide = F::Encoder::kInteger && F::kHigh > 255;
@@ -405,8 +407,13 @@ Elementwise elementwise_of(Type x, Type parameter, Type step) {
 
 // The symmetric scheme for centred codes, else the asymmetric one.
 Scheme scheme_of(const Elementwise& e) {
-  const int32_t steps = e.centred ? e.q_max : e.q_max - e.q_min;
-  return {e.q_min, e.q_max, e.centred, false, double(steps), 1e-8};
+  Scheme s{};
+  s.q_min = e.q_min;
+  s.q_max = e.q_max;
+  s.symmetric = e.centred;
+  s.steps = e.centred ? e.q_max : e.q_max - e.q_min;
+  s.eps = 1e-8;
+  return s;
 }
 
 // By float32 steps: every format, each with a byte or more to itself or packed.
@@ -438,6 +445,7 @@ void add_formats(std::vector<Kernel>& kernels) {
       Elementwise e{};
       e.operation = o;
       e.format = format;
+      e.packed = true;
       e.q_in = e.q = kUsed;
       if (per_byte(format) > 1) add(e, "operation " + std::to_string(int(o)));
     }
@@ -462,6 +470,15 @@ void add_formats(std::vector<Kernel>& kernels) {
     d.p_type = Type::f32;
     d.scheme = scheme_of(e);
     kernels.push_back({call, std::string("chosen ") + kFormatNames[int(format)]});
+    if (!is_float(format)) continue;
+    d.stored = kUsed;
+    d.global = {kUsed, Type::f32, false};
+    d.scheme.stored = Stored::e4m3;
+    e.centred = false;
+    kernels.push_back({call, std::string("chosen, e4m3 scales, ") + kFormatNames[int(format)]});
+    d.scheme.stored = Stored::e8m0;
+    d.scheme.rule = Rule::floor;
+    kernels.push_back({call, std::string("chosen, e8m0 scales, ") + kFormatNames[int(format)]});
   }
 }
 
@@ -595,7 +612,8 @@ std::vector<std::vector<char>> expected_of(Call& call, const std::vector<int32_t
   set_isa("baseline");
   const int64_t n = call.layout.numel;
   if (call.kind == Kind::dynamic) run_call(call, pool_of(1));
-  const int64_t one = writes_packed(call.elements()) && !repacks(call.elements()) ? 2 : 1;
+  const Elementwise& e = call.elements();
+  const int64_t one = writes_packed(e) && !repacks(e) ? per_byte(e.format) : 1;
   for (int64_t i = 0; i < n && call.kind != Kind::dynamic; i += one)
     kernels().elementwise(call.elementwise, i, i + one);
   set_isa(isa_in_use);
@@ -685,7 +703,7 @@ int run_guard(const Options& options) {
       if (!takes(kernel, lie)) continue;
       const auto guard = [&](int64_t n) {
         const Elementwise& e = kernel.call.elements();
-        if (writes_packed(e) && !repacks(e)) n += n % 2;
+        if (writes_packed(e) && !repacks(e)) n += -n & (per_byte(e.format) - 1);
         calls += guard_kernel(kernel, lie, n, arenas, wrong);
       };
       for (int64_t n = 1; n <= kLongest; n += n < 64 ? 1 + step / 64 : step) guard(n);

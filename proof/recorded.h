@@ -70,8 +70,9 @@ inline std::vector<Field> fields_of(Call& call) {
                       : lies == Beside::mask   ? Type::boolean
                                                : stored_type(e.format);
   // Codes that share a byte; pack and unpack count bytes, and have each code in one of its own.
-  const int64_t packed = lies == Beside::codes ? per_byte(e.format) : 1;
   const bool packs = o == Operation::pack, unpacks = o == Operation::unpack;
+  const bool share = packs || unpacks || (lies == Beside::codes && e.packed);
+  const int64_t packed = share ? per_byte(e.format) : 1;
   const int64_t per = packs || unpacks ? 1 : packed;
   std::vector<Field> fields = {
       {&e.x, e.x_type, kX, false},
@@ -86,6 +87,9 @@ inline std::vector<Field> fields_of(Call& call) {
     Dynamic& d = call.dynamic;
     fields.push_back({at(d.scale), d.p_type, kScale, true});
     fields.push_back({at(d.zero_point), d.p_type, kZeroPoint, true});
+    const bool coded = d.scheme.stored != Stored::number;
+    fields.push_back({at(d.stored), coded ? Type::u8 : Type::f32, kScale, true});
+    fields.push_back({&d.global.data, d.global.type, d.each_global ? kScale : kState, false});
   }
   return fields;
 }

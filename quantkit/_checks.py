@@ -14,6 +14,9 @@ import torch
 
 from . import _overlap, _torch
 from .formats import (
+    CODED_SCALES,
+    E4M3,
+    E8M0,
     FLOAT_DTYPES,
     FORMATS,
     OF_DTYPE,
@@ -24,7 +27,7 @@ from .formats import (
     WIDEST,
     Format,
 )
-from .schemes import RULES
+from .schemes import POWERS, RULES
 
 # ---- words --------------------------------------------------------------------------------------------
 
@@ -51,8 +54,15 @@ def shown_sizes(value: object) -> str:
 
 REAL = (REAL_DTYPES, "a real dtype of at least 16 bits if floating")
 FLOATING = (FLOAT_DTYPES, "a floating dtype of at least 16 bits if floating")
+SCALE = (
+    (*FLOAT_DTYPES, *CODED_SCALES),
+    f"a floating dtype of at least 16 bits, {' or '.join(map(str, CODED_SCALES))}",
+)
 MASK = ((torch.bool,), "torch.bool")
-OUTPUT = ({*REAL_DTYPES, *(f.storage for f in FORMATS)}, "a real dtype or that of codes")
+OUTPUT = (
+    {*REAL_DTYPES, *CODED_SCALES, *(f.storage for f in FORMATS)},
+    "a real dtype or that of codes",
+)
 
 
 def tensor(name: str, value: object, kind: tuple[Collection[torch.dtype], str] = REAL) -> None:
@@ -78,7 +88,7 @@ def _named(name: object) -> str:
 
 def _one_of(names: Iterable[object]) -> str:
     *others, last = map(str, names)
-    return f"{', '.join(others)} or {last}"
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def format_given(dtype: object) -> Format:
@@ -284,9 +294,10 @@ def parameters(x_name: str, x: torch.Tensor, scale: torch.Tensor, zero_point: to
 def format_parameters(
     x_name: str, x: torch.Tensor, shape: Sequence[int], f: Format, scale: torch.Tensor,
     zero_point: torch.Tensor | None, block_size: Sequence[int] | None,
+    global_scale: torch.Tensor | None,
 ) -> None:  # fmt: skip
     """The same of a ``.format`` operator, by the shape of the elements that x, or q, stands for."""
-    tensor("scale", scale, FLOATING)
+    tensor("scale", scale, SCALE)
     given = {"scale": scale}
     if zero_point is not None:
         if not f.has_zero_point:
@@ -300,6 +311,10 @@ def format_parameters(
         block_parameter("scale", scale, shape, block_size, x_name)
     else:
         _fits_shape("scale", scale, x_name, shape)
+    if global_scale is not None:
+        if scale.dtype == E8M0:
+            raise ValueError(f"global_scale: {E8M0} scales take none")
+        global_parameter(global_scale, x_name, x, scale.shape)
     if zero_point is None or (block_size is not None and _fits_scale(scale, zero_point)):
         return
     if block_size is not None and has_short_block(shape, block_size):
@@ -307,6 +322,20 @@ def format_parameters(
         raise wrong(ValueError, "zero_point", expected, tuple(zero_point.shape))
     _fits_shape("zero_point", zero_point, x_name, shape)
     _fit_each_other(scale, zero_point)
+
+
+def global_parameter(
+    global_scale: torch.Tensor, x_name: str, x: torch.Tensor, scale_shape: Sequence[int]
+) -> None:
+    """A scale of scales: 0-dim, or of scale's rank with sizes that divide scale's."""
+    tensor("global_scale", global_scale, FLOATING)
+    _on_the_device("global_scale", global_scale, x_name, x)
+    rank = global_scale.dim()
+    if rank not in (0, len(scale_shape)) or not _fits(global_scale.shape, scale_shape):
+        raise ValueError(
+            f"global_scale: shape {tuple(global_scale.shape)} does not fit scale of shape "
+            f"{tuple(scale_shape)}: expected no dimension, or sizes that divide scale's"
+        )
 
 
 def _fits_scale(scale: torch.Tensor, zero_point: torch.Tensor) -> bool:
@@ -422,26 +451,42 @@ def masked_gradient(grad, mask):
 # ---- the .format operators, with their arguments ------------------------------------------------------
 
 
-def scale_choice(f, symmetric, scale_dtype, scale_rule):
+def scale_choice(f, symmetric, eps, scale_dtype, scale_rule, global_scale):
     """What there is of scales for a format."""
-    if scale_dtype is not None and scale_dtype is not torch.float32:
-        raise wrong(TypeError, "scale_dtype", "None or torch.float32", shown(scale_dtype))
+    if not any(scale_dtype is d for d in (None, torch.float32, *CODED_SCALES)):
+        dtypes = _one_of((None, torch.float32, *CODED_SCALES))
+        raise wrong(TypeError, "scale_dtype", dtypes, shown(scale_dtype))
     if scale_rule is not None:
         if not isinstance(scale_rule, str):
             raise wrong(TypeError, "scale_rule", "a str or None", type(scale_rule).__name__)
         if scale_rule not in RULES:
             raise wrong(ValueError, "scale_rule", _one_of(RULES), _named(scale_rule))
-        if f.low >= 0 or not f.has_zero_point:
+        if scale_rule == "half_range" and (f.low >= 0 or not f.has_zero_point):
             raise ValueError(
-                f"scale_rule: {scale_rule} is for signed integer formats, got {f.name}"
+                f"scale_rule: half_range is for signed integer formats, got {f.name}"
             )
+        if scale_rule == "even" and f.has_zero_point:
+            raise ValueError(f"scale_rule: even is for float formats, got {f.name}")
+        made = {E8M0: POWERS, E4M3.dtype: ()}.get(scale_dtype, RULES)
+        if scale_rule not in made:
+            raise ValueError(f"scale_rule: {scale_rule} makes no scales of {scale_dtype}")
+    if global_scale is not None and (scale_dtype is E8M0 or scale_rule in POWERS):
+        raise ValueError("global_scale: scales that are powers of two take none")
+    # Of what float32 rounds to it or less, e4m3 makes 0.
+    if scale_dtype is E4M3.dtype and not eps > 2.0**-10 + 2.0**-34:
+        raise wrong(ValueError, "eps", f"a number above 2**-10 for {scale_dtype}", float(eps))
     if not flag("symmetric (sym)", symmetric):
         if not f.has_zero_point:
             raise wrong(ValueError, "symmetric (sym)", f"True for {f.name}", shown(symmetric))
-        if scale_rule is not None:
-            raise ValueError(
-                "scale_rule: only the symmetric scheme takes one, but the asymmetric one was asked for"
-            )
+        for name, value in (
+            ("scale_rule", scale_rule),
+            ("scale_dtype", scale_dtype if scale_dtype in CODED_SCALES else None),
+            ("global_scale", global_scale),
+        ):
+            if value is not None:
+                raise ValueError(
+                    f"{name}: only the symmetric scheme takes one, but the asymmetric one was asked for"
+                )
 
 
 def compute_dtype(value):
@@ -477,9 +522,11 @@ def choose_qparams_format(
     tensor("x", x)
     f = format_named(format)
     q_range(q_min, q_max, f, f.name)
-    nothing(global_scale=global_scale)
-    scale_choice(f, symmetric, scale_dtype, scale_rule)
+    scale_choice(f, symmetric, eps, scale_dtype, scale_rule, global_scale)
     _choice(x, block_size, eps, symmetric, include_zero, short=True)
+    if global_scale is not None:
+        sizes = zip(x.shape, block_size or (), strict=False)
+        global_parameter(global_scale, "x", x, [blocks_in(n, b) for n, b in sizes])
 
 
 def dynamic_quantize_format(
@@ -500,9 +547,9 @@ def fake_quantize_format(
     tensor("x", x)
     f = format_named(format)
     q_range(q_min, q_max, f, f.name)
-    nothing(global_scale=global_scale, seed=seed, index=index)
+    nothing(seed=seed, index=index)
     rounding(f, round_first)
-    format_parameters("x", x, x.shape, f, scale, zero_point, block_size)
+    format_parameters("x", x, x.shape, f, scale, zero_point, block_size, global_scale)
 
 
 def quantize_format(x, scale, zero_point, q_min, q_max, format, **options):
@@ -523,12 +570,13 @@ def dequantize_format(
     if f.per_byte == 1 and f.has_zero_point:
         tensor("q", q)
     else:
-        tensor("q", q, ((f.storage,), f"{f.storage} for {f.name}"))
+        dtypes = dict.fromkeys((f.storage,) if f.has_zero_point else (f.storage, f.dtype))
+        tensor("q", q, (dtypes, f"{_one_of(dtypes)} for {f.name}"))
     if f.per_byte > 1 and q.dim() == 0:
         raise wrong(ValueError, "q", f"at least one dimension for {f.name}", "shape ()")
-    nothing(global_scale=global_scale)
     output_of(output_dtype)
-    format_parameters("q", q, elements_of(q.shape, f), f, scale, zero_point, block_size)
+    shape = elements_of(q.shape, f)
+    format_parameters("q", q, shape, f, scale, zero_point, block_size, global_scale)
 
 
 def elements_of(shape, f):

@@ -121,8 +121,8 @@ class Float(Format):
     Attributes:
         mantissa: its bits.
         least: the exponent of the smallest normal number.
-        nan: the code of NaN.
-        beyond: the least magnitude of a code that is no finite number.
+        nan: the code of NaN, or what stands for it.
+        beyond: the least magnitude of a code that would be no finite number.
         has_infinity: whether that one is an infinity, and not a NaN.
     """
 
@@ -180,13 +180,36 @@ FORMATS = (
     Integer("uint16", torch.uint16, 16, 0, 65535),
     Integer("int4", _dtype("int4"), 4, -8, 7),
     Integer("uint4", _dtype("uint4"), 4, 0, 15),
+    Integer("int2", _dtype("int2"), 2, -2, 1),
+    Integer("uint2", _dtype("uint2"), 2, 0, 3),
     Float("float8_e4m3fn", torch.float8_e4m3fn, 8, -448, 448,
           mantissa=3, least=-6, nan=0x7F, beyond=0x7F),
     Float("float8_e5m2", torch.float8_e5m2, 8, -57344, 57344,
           mantissa=2, least=-14, nan=0x7F, beyond=0x7C, has_infinity=True),
+    Float("float4_e2m1fn", _dtype("float4_e2m1fn_x2"), 4, -6, 6,
+          mantissa=1, least=0, nan=0, beyond=8),
 )  # fmt: skip
 VERSION_1 = tuple(f for f in FORMATS if f.number is not None)
 WIDEST = VERSION_1[-1]  # its limits hold where an operator of version 1 names no format
 OF_NAME = {f.name: f for f in FORMATS}
 OF_DTYPE = {f.dtype: f for f in FORMATS}
 OF_NUMBER = {f.number: f for f in VERSION_1} | {f.dtype: f for f in VERSION_1}
+
+# ---- scales that are codes ----------------------------------------------------------------------------
+
+E8M0 = torch.float8_e8m0fnu  # powers of two: code c is 2^(c - 127), and 255 is NaN
+E4M3 = OF_NAME["float8_e4m3fn"]
+CODED_SCALES = (E8M0, E4M3.dtype)
+
+
+def power_of_two(c: torch.Tensor) -> torch.Tensor:
+    """The float32 numbers of int32 exponent codes."""
+    bits = torch.where(c == 0, 1 << 22, c << 23)  # 2^-127 is a subnormal number
+    return torch.where(c == 255, torch.nan, bits.view(torch.float32))
+
+
+def scale_numbers(scale: torch.Tensor) -> torch.Tensor:
+    """The float32 numbers of scales of any dtype that scales may have."""
+    if scale.dtype == E8M0:
+        return power_of_two(scale.view(torch.uint8).to(torch.int32))
+    return E4M3.decode(scale) if scale.dtype == E4M3.dtype else scale.to(torch.float32)

@@ -67,10 +67,13 @@ def _gradient(grad, like, *_):
 # Of the .format overloads.
 
 
-def _format_parameters(x, block_size, q_min, q_max, eps, symmetric, format, **_):
+def _format_parameters(
+    x, block_size, q_min, q_max, eps, symmetric, format, *, scale_dtype=None, **_
+):
     shape = reference.parameter_shape(x.shape, block_size)
     zero_shape = shape if OF_NAME[format].has_zero_point else ()
-    return tuple(x.new_empty(s, dtype=torch.float32) for s in (shape, zero_shape))
+    scale = x.new_empty(shape, dtype=scale_dtype or torch.float32)
+    return scale, x.new_empty(zero_shape, dtype=torch.float32)
 
 
 def _stored(x, f: Format):
@@ -90,12 +93,12 @@ def _format_dequantized(q, scale, zero_point, format, *, output_dtype=None, **_)
     return q.new_empty(_checks.elements_of(q.shape, f), dtype=dtype)
 
 
-def _format_codes_and_parameters(x, *choice, **_):
-    return _stored(x, OF_NAME[choice[-1]]), *_format_parameters(x, *choice)
+def _format_codes_and_parameters(x, *choice, **options):
+    return _stored(x, OF_NAME[choice[-1]]), *_format_parameters(x, *choice, **options)
 
 
-def _format_codes_numbers_and_parameters(x, *choice, output_dtype=None, **_):
-    q, scale, zero_point = _format_codes_and_parameters(x, *choice)
+def _format_codes_numbers_and_parameters(x, *choice, output_dtype=None, **options):
+    q, scale, zero_point = _format_codes_and_parameters(x, *choice, **options)
     x_hat = _format_dequantized(q, scale, zero_point, choice[-1], output_dtype=output_dtype)
     return q, x_hat, scale, zero_point
 

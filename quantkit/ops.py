@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from . import _checks
-from .formats import Format
-from .params import QuantizationParams, choice, is_version_1, kept, unpack
+from .formats import WIDEST, Format
+from .params import QuantizationParams, as_tensor, choice, is_version_1, kept, unpack
 from .schemes import keywords_of
 
 
@@ -64,28 +64,38 @@ def get_symmetric_qparams(
 
     Float32 steps take a short last block: the quotient is rounded up. Version 1's steps do not.
 
+    | scale_rule | scale | formats |
+    |---|---|---|
+    | None | max abs(x) / q_max | all |
+    | "half_range" | max abs(x) / ((q_max - q_min) / 2) | signed integers |
+    | "ceil" | the least power of two not below max abs(x) / q_max | all |
+    | "floor" | max abs(x) and q_max rounded down to powers of two, divided | all |
+    | "even" | the same of max abs(x) rounded to the format's mantissa first | float |
+
     Args:
         x: a dense tensor of any real dtype and any strides. It needs an element for each scale.
         per_channel: whether each index of ``channel_dim`` gets a scale of its own. A vector is one
             channel with a scale of shape ``(1,)``.
         channel_dim: the dimension of the channels. A negative one counts from the end.
         dtype: the format of the codes, as a dtype or its name: int8, uint8, int16, uint16, int4, uint4,
-            float8_e4m3fn or float8_e5m2.
-        eps: the smallest scale, above 0. None is 1e-8 for integer formats and 2^-126 for float formats.
-            Values far below eps become 0: pass a smaller eps for them.
+            int2, uint2, float8_e4m3fn, float8_e5m2 or float4_e2m1fn.
+        eps: the smallest scale, above 0. None is 1e-8 for integer formats with float32 scales, else the
+            smallest normal number of scale's dtype. Values far below eps become 0: pass a smaller eps
+            for them.
         block_size: one int for each dimension of x; -1 stands for the whole dimension.
         q_min, q_max: limits within those of dtype, such as -127 and 127. Of a float format q_max is an
             integer that it has, and q_min the negative.
-        scale_dtype: None or torch.float32.
-        scale_rule: "half_range" divides by (q_max - q_min) / 2 instead of q_max. It is for signed
-            integer formats.
-        global_scale: None; no format takes one yet.
+        scale_dtype: None or torch.float32. torch.float8_e8m0fnu makes powers of two, and
+            torch.float8_e4m3fn rounds the scale to that format: codes of one byte.
+        scale_rule: None, or a name below. E8M0 scales take the powers of two; None is "ceil" there.
+        global_scale: a scalar, or a tensor that divides scale's shape: scale is divided by it, and every
+            step multiplies by it. Powers of two take none.
         compute_dtype: torch.float32 asks for float32 steps, which cost bfloat16 x no accuracy.
         round_first: kept for :func:`quantize_tensor`, which then adds the zero point after rounding.
 
     Returns:
         QuantizationParams with contiguous scale and zero_point. Both are 0-dim for a whole tensor.
-        Float32 steps give float32 scales. The zero point of a float format is a 0-dim 0.
+        Float32 steps give float32 scales, or coded ones. The zero point of a float format is a 0-dim 0.
 
     Raises:
         TypeError, ValueError or IndexError that names the argument, its value and what was expected.
@@ -102,13 +112,15 @@ def get_symmetric_qparams(
     docs/numerics.md has the formula, docs/options.md helps to choose.
     """
     f, blocks, q_min, q_max, eps, _, _ = choice(
-        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, True, False
-    )
+        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, True, False,
+        scale_dtype, scale_rule,
+    )  # fmt: skip
     if is_version_1(f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale):
         scale, zero_point = operators.choose_qparams(x, blocks, q_min, q_max, eps, True)
         blocks = kept(x, blocks)
         return QuantizationParams(scale, zero_point, q_min, q_max, dtype=f.dtype, block_size=blocks)
     _checks.rounding(f, round_first)
+    global_scale = as_tensor("global_scale", global_scale)
     parameters = format_operators.choose_qparams(
         x, blocks, q_min, q_max, eps, True, f.name,
         scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
@@ -263,8 +275,9 @@ def quantize_dequant(
         The other arguments, results, errors and warnings: those of the three functions.
     """
     f, blocks, q_min, q_max, eps, sym, include_zero = choice(
-        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero
-    )
+        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero,
+        scale_dtype, scale_rule,
+    )  # fmt: skip
     if is_version_1(
         f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale, output_dtype
     ):
@@ -275,6 +288,7 @@ def quantize_dequant(
         return q, x_hat, QuantizationParams(
             scale, zero_point, q_min, q_max, dtype=f.dtype, block_size=blocks
         )  # fmt: skip
+    global_scale = as_tensor("global_scale", global_scale)
     q, x_hat, *parameters = format_operators.quantize_dequantize(
         x, blocks, q_min, q_max, eps, sym, f.name, include_zero=include_zero,
         scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
@@ -307,8 +321,9 @@ def dynamic_quantize(
     This is :func:`quantize_dequant` without the reconstruction.
     """
     f, blocks, q_min, q_max, eps, sym, include_zero = choice(
-        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero
-    )
+        x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero,
+        scale_dtype, scale_rule,
+    )  # fmt: skip
     if is_version_1(f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale):
         q, scale, zero_point = operators.dynamic_quantize(
             x, blocks, q_min, q_max, eps, sym, f.number, include_zero
@@ -317,6 +332,7 @@ def dynamic_quantize(
         return q, QuantizationParams(
             scale, zero_point, q_min, q_max, dtype=f.dtype, block_size=blocks
         )
+    global_scale = as_tensor("global_scale", global_scale)
     q, *parameters = format_operators.dynamic_quantize(
         x, blocks, q_min, q_max, eps, sym, f.name, include_zero=include_zero,
         scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
@@ -364,7 +380,21 @@ def quantize(
             rank = f"x of at least {len(blocks)} dimensions for {scheme}"
             raise _checks.wrong(ValueError, "scheme", rank, f"shape {tuple(x.shape)}")
         keywords["block_size"] = [*[1] * (x.dim() - len(blocks)), *blocks]
+    limit = keywords.pop("global_limit", None)
+    if limit is not None and keywords.get("global_scale") is None:
+        keywords["global_scale"] = _global_scale(x, limit)
     return dynamic_quantize(x, **keywords)
+
+
+def _global_scale(x: torch.Tensor, limit: int) -> torch.Tensor:
+    """The scale that maps max |x| to limit: of x without elements the smallest."""
+    if x.numel() == 0:
+        return torch.full((), 2.0**-126, device=x.device)
+    chosen = get_symmetric_qparams(
+        x, dtype=WIDEST.dtype, q_min=-limit, q_max=limit, eps=2.0**-126,
+        compute_dtype=torch.float32,
+    )  # fmt: skip
+    return chosen.scale
 
 
 def dequantize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _checks, _torch
-from .formats import VERSION_1, Format
+from .formats import CODED_SCALES, VERSION_1, Format
 from .schemes import default_eps
 
 
@@ -29,7 +29,8 @@ class QuantizationParams:
         block_size: one int for each dimension of x, -1 for a whole dimension. Where it and scale have
             x's rank, scale must have one value for each block, and a last block may be short. None: the
             shapes alone say the granularity.
-        global_scale: a second scale, for coded ones. No function takes one yet.
+        global_scale: what multiplies scale in every step: 0-dim, or of scale's rank with sizes that
+            divide scale's. NVFP4 has one.
         compute_dtype: torch.float32 for float32 steps. None: version 1's, where dtype has them.
         round_first: whether the zero point is added after rounding, as ONNX does, in float32 steps.
     """
@@ -131,7 +132,7 @@ def _same(a: Any, b: Any) -> bool:
     """Whether two tensors, or numbers that stand for them, have the same contents."""
     if a is b:
         return True
-    pair = [_as_tensor("scale", t) for t in (a, b)]
+    pair = [as_tensor("scale", t) for t in (a, b)]
     for t in pair:
         if not isinstance(t, torch.Tensor) or t.is_meta or _torch.is_fake(t):
             return False
@@ -213,7 +214,7 @@ def _is_number(value: object) -> bool:
     return isinstance(_checks.number(value), (int, float))
 
 
-def _as_tensor(name: str, value: Any) -> Any:
+def as_tensor(name: str, value: Any) -> Any:
     """A number as a 0-dim tensor on the CPU, whatever the default device; anything else as it is."""
     if isinstance(value, torch.Tensor) or not _is_number(value):
         return value
@@ -241,9 +242,9 @@ def unpack(
             TypeError, "qparams", "a QuantizationParams", type(qparams).__name__
         ) from None
     if type(scale) is not torch.Tensor:
-        scale = _as_tensor("scale", scale)
+        scale = as_tensor("scale", scale)
     if type(zero_point) is not torch.Tensor:
-        zero_point = _as_tensor("zero_point", zero_point)
+        zero_point = as_tensor("zero_point", zero_point)
     dtype: Any
     block_size: Any
     round_first: Any
@@ -263,13 +264,15 @@ def unpack(
         if type(q_min) is not int or type(q_max) is not int:
             q_min, q_max = _checks.integer("q_min", q_min), _checks.integer("q_max", q_max)
     version_1 = not float32 and is_version_1(f, compute_dtype, round_first, global_scale)
+    if version_1 and isinstance(scale, torch.Tensor) and scale.dtype in CODED_SCALES:
+        version_1 = False
     if block_size is not None:
         block_size = _blocks_of(name, x, scale, f, block_size, version_1)
     if version_1:
         return scale, zero_point, q_min, q_max, f, None
     options = {
         "block_size": block_size,
-        "global_scale": _as_tensor("global_scale", global_scale),
+        "global_scale": as_tensor("global_scale", global_scale),
         "round_first": bool(round_first),
     }
     return scale, zero_point if f.has_zero_point else None, q_min, q_max, f, options
@@ -345,6 +348,7 @@ def choice(
     x: torch.Tensor, per_channel: bool, channel_dim: int, block_size: Sequence[int] | None,
     dtype: torch.dtype | str, q_min: int | None, q_max: int | None,
     eps: float | None, symmetric: bool, include_zero: bool,
+    scale_dtype: torch.dtype | None = None, scale_rule: str | None = None,
 ) -> tuple[Format, Sequence[int] | None, int, int, float, bool, bool]:  # fmt: skip
     """The format, and the operators' arguments from block_size to include_zero."""
     f = _checks.format_given(dtype)
@@ -364,7 +368,7 @@ def choice(
     if type(symmetric) is not bool or type(include_zero) is not bool:
         symmetric = _checks.flag("symmetric (sym)", symmetric)
         include_zero = _checks.flag("include_zero", include_zero)
-    smallest = default_eps(f) if eps is None else eps
+    smallest = default_eps(f, scale_dtype, scale_rule) if eps is None else eps
     if type(smallest) is not float:
         smallest = _checks.real("eps", smallest)
     return f, block_size, low, high, smallest, symmetric, include_zero

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from . import _autograd, _checks, ops, schemes
-from .formats import HALF_DTYPES, OF_NAME, OF_NUMBER, WIDEST, Format, rounded
+from .formats import HALF_DTYPES, OF_NAME, OF_NUMBER, WIDEST, Float, rounded, scale_numbers
 from .params import QuantizationParams
 
 __all__ = [
@@ -117,12 +117,12 @@ def _before_rounding(
 
 def _chosen(
     x: _Tensor, block_size: _Blocks, q_min: int, q_max: int, eps: float, symmetric: bool,
-    include_zero: bool, scale_rule: str | None = None,
+    include_zero: bool, how: schemes.Symmetric = schemes.Symmetric(),
 ) -> tuple[_Tensor, _Tensor]:  # fmt: skip
-    """scale and zero_point in x's dtype."""
+    """scale and zero_point in x's dtype; a coded scale in its own."""
     shape = parameter_shape(x.shape, block_size)
     if x.numel() == 0:
-        return x.new_empty(shape), x.new_empty(shape)
+        return x.new_empty(shape, dtype=how.dtype or x.dtype), x.new_empty(shape)
     counts = shape or [1] * x.dim()
     sizes = [
         n if b == -1 else min(b, n) for n, b in zip(x.shape, block_size or x.shape, strict=True)
@@ -140,7 +140,7 @@ def _chosen(
         return (reduce(t, dim=within) if within else t).reshape(shape)
 
     scheme = schemes.symmetric if symmetric else schemes.asymmetric
-    scale, zero_point = scheme(blocks, over, q_min, q_max, eps, include_zero, scale_rule)
+    scale, zero_point = scheme(blocks, over, q_min, q_max, eps, include_zero, how)
     return scale.contiguous(), zero_point.contiguous()
 
 
@@ -235,36 +235,44 @@ def fake_quantize_backward_op(
 
 # ---- the operators' .format overloads, by float32 steps ---------------------------------------------
 
-# Not yet: global_scale, seed and index, which the checks take as None only.
+# Not yet: seed and index, which the checks take as None only.
 
 
-def _in_float32(
-    p: _Tensor, device: torch.device, shape: Sequence[int], block_size: _Blocks
-) -> _Tensor:
-    """A parameter as float32 on x's device, repeated until it broadcasts."""
-    return _expand(p.detach().to(device).to(torch.float32), shape, block_size)
+def _spread_global(
+    global_scale: _Tensor | None, device: torch.device, shape: Sequence[int]
+) -> _Tensor | None:
+    """A global scale in float32, repeated until it broadcasts to the shape of scale."""
+    if global_scale is None:
+        return None
+    return _expand(global_scale.detach().to(device).to(torch.float32), shape)
 
 
-def _float32_steps(
-    x: _Tensor, scale: _Tensor, zero_point: _Tensor | None, block_size: _Blocks, round_first: bool
-) -> _Tensor:
-    """What becomes a code: x / scale + zero_point; round(x / scale) + zero_point with round_first."""
-    place = (x.device, x.shape, block_size)
-    v = x.detach().to(torch.float32) / _in_float32(scale, *place)
-    if round_first:
-        v = torch.round(v)
-    return v if zero_point is None else v + _in_float32(zero_point, *place)
+class _Float32Steps:
+    """Parameters in float32 on a device, repeated until they broadcast to a shape."""
 
+    def __init__(
+        self, device: torch.device, shape: Sequence[int], scale: _Tensor,
+        zero_point: _Tensor | None, block_size: _Blocks, global_scale: _Tensor | None,
+    ):  # fmt: skip
+        scale = scale_numbers(scale.detach().to(device))
+        whole = _spread_global(global_scale, device, scale.shape)
+        self.scale = _expand(scale if whole is None else scale * whole, shape, block_size)
+        self.zero_point = None
+        if zero_point is not None:
+            zero_point = zero_point.detach().to(device).to(torch.float32)
+            self.zero_point = _expand(zero_point, shape, block_size)
 
-def _numbers(
-    f: Format, codes: _Tensor, scale: _Tensor, zero_point: _Tensor | None, block_size: _Blocks
-) -> _Tensor:
-    """(number - zero_point) * scale, of codes that are one in each element."""
-    place = (codes.device, codes.shape, block_size)
-    v = f.decode(codes)
-    if zero_point is not None:
-        v = v - _in_float32(zero_point, *place)
-    return v * _in_float32(scale, *place)
+    def there(self, x: _Tensor, round_first: bool) -> _Tensor:
+        """What becomes a code: x / scale + zero_point; round(x / scale) + zero_point with round_first."""
+        v = x.detach().to(torch.float32) / self.scale
+        if round_first:
+            v = torch.round(v)
+        return v if self.zero_point is None else v + self.zero_point
+
+    def back(self, numbers: _Tensor) -> _Tensor:
+        """(number - zero_point) * scale."""
+        v = numbers if self.zero_point is None else numbers - self.zero_point
+        return v * self.scale
 
 
 def choose_qparams_format_op(
@@ -272,15 +280,18 @@ def choose_qparams_format_op(
     format: str, *, include_zero: bool = False, scale_dtype: torch.dtype | None = None,
     scale_rule: str | None = None, global_scale: _Tensor | None = None,
 ) -> tuple[_Tensor, _Tensor]:  # fmt: skip
-    """scale and zero_point in float32; float formats have a 0-dim zero_point of 0."""
+    """scale, in float32 or coded, and zero_point; float formats have a 0-dim zero_point of 0."""
     _checks.choose_qparams_format(
         x, block_size, q_min, q_max, eps, symmetric, format, include_zero=include_zero,
         scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
     )  # fmt: skip
-    x = x.detach().to(torch.float32)
-    parameters = _chosen(x, block_size, q_min, q_max, eps, symmetric, include_zero, scale_rule)
-    scale, zero_point = parameters
-    return scale, zero_point if OF_NAME[format].has_zero_point else x.new_zeros(())
+    x, f = x.detach().to(torch.float32), OF_NAME[format]
+    how = schemes.Symmetric(
+        scale_rule, scale_dtype, f.mantissa if isinstance(f, Float) else 0,
+        _spread_global(global_scale, x.device, parameter_shape(x.shape, block_size)),
+    )  # fmt: skip
+    scale, zero_point = _chosen(x, block_size, q_min, q_max, eps, symmetric, include_zero, how)
+    return scale, zero_point if f.has_zero_point else x.new_zeros(())
 
 
 def quantize_format_op(
@@ -294,8 +305,8 @@ def quantize_format_op(
         global_scale=global_scale, seed=seed, index=index, round_first=round_first,
     )  # fmt: skip
     f = OF_NAME[format]
-    v = _float32_steps(x, scale, zero_point, block_size, round_first)
-    codes = f.encode(v, q_min, q_max)
+    steps = _Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
+    codes = f.encode(steps.there(x, round_first), q_min, q_max)
     return f.pack(codes) if f.per_byte > 1 else _like(x, codes)
 
 
@@ -310,8 +321,9 @@ def dequantize_format_op(
         output_dtype=output_dtype,
     )  # fmt: skip
     f = OF_NAME[format]
-    x_hat = _numbers(f, f.unpack(q.detach()), scale, zero_point, block_size)
-    x_hat = x_hat.to(output_dtype or torch.float32)
+    codes = f.unpack(q.detach().view(torch.uint8) if f.per_byte > 1 else q.detach())
+    steps = _Float32Steps(q.device, codes.shape, scale, zero_point, block_size, global_scale)
+    x_hat = steps.back(f.decode(codes)).to(output_dtype or torch.float32)
     return x_hat.contiguous() if f.per_byte > 1 else _like(q, x_hat)
 
 
@@ -368,9 +380,10 @@ def fake_quantize_masked_format_op(
         global_scale=global_scale, seed=seed, index=index, round_first=round_first,
     )  # fmt: skip
     f = OF_NAME[format]
-    v = _float32_steps(x, scale, zero_point, block_size, round_first)
+    steps = _Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
+    v = steps.there(x, round_first)
     mask = (v >= q_min) & (v <= q_max) if round_first else f.is_inside(v, q_min, q_max)
-    x_hat = _numbers(f, f.encode(v, q_min, q_max), scale, zero_point, block_size)
+    x_hat = steps.back(f.decode(f.encode(v, q_min, q_max)))
     dtype = x.dtype if x.is_floating_point() else torch.float32
     return _like(x, x_hat.to(dtype)), _like(x, mask)
 

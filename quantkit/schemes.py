@@ -2,66 +2,123 @@
 
 Below stand the schemes that have names: :data:`SCHEMES`.
 
-A scheme gets the tensor, a reduction over what shares a scale, the limits, the smallest scale and the
-scale rule. A new rule is a line of RULES, a new scheme stands beside the two.
+A scheme gets the tensor, a reduction over what shares a scale, the limits, the smallest scale and how
+symmetric scales are made. A new rule is a method of Symmetric, a new scheme stands beside the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from .formats import HALF_DTYPES, Format, rounded
+from .formats import E4M3, E8M0, HALF_DTYPES, Format, power_of_two, rounded
 
 # over(torch.amax, t): the maximum of t over each block, in the shape of scale
 Over = Callable[[Callable[..., torch.Tensor], torch.Tensor], torch.Tensor]
 Chosen = tuple[torch.Tensor, torch.Tensor]
 
 
-def default_eps(f: Format) -> float:
-    """The smallest scale where none is given: of float formats the smallest normal float32."""
-    return 1e-8 if f.has_zero_point else 2.0**-126
+def default_eps(
+    f: Format, scale_dtype: torch.dtype | None = None, scale_rule: str | None = None
+) -> float:
+    """The smallest scale where none is given: the smallest normal number of scale's dtype."""
+    if scale_dtype is E8M0:
+        return 2.0**-127
+    if scale_dtype is E4M3.dtype:
+        return 2.0**-6
+    return 1e-8 if f.has_zero_point and scale_rule in (None, "half_range") else 2.0**-126
 
 
-def _scale(width: torch.Tensor, divisor: float, eps: float) -> torch.Tensor:
-    """width / divisor, raised to eps."""
+def _smallest(eps: float, like: torch.Tensor) -> torch.Tensor:
+    """eps in like's dtype."""
+    exact = torch.full((), float(eps), dtype=torch.float64, device=like.device)
+    return rounded(exact, like.dtype)
+
+
+def _scale(
+    width: torch.Tensor, divisor: float, eps: float, global_scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    """width / divisor, and that / global_scale where there is one, raised to eps."""
     # A true division on every device: by a tensor, never by a number (CUDA would multiply by 1 / n).
     wide = torch.float32 if width.dtype in HALF_DTYPES else width.dtype
     steps = torch.full((), divisor, dtype=wide, device=width.device)
-    smallest = torch.full((), float(eps), dtype=torch.float64, device=width.device)
     scale = (width.to(wide) / steps).to(width.dtype)
-    return torch.maximum(scale, rounded(smallest, width.dtype))
+    if global_scale is not None:
+        scale = scale / global_scale
+    return torch.maximum(scale, _smallest(eps, width))
 
 
-def _largest(max_abs: torch.Tensor, q_min: int, q_max: int, eps: float) -> torch.Tensor:
-    """max |x| becomes q_max."""
-    return _scale(max_abs, max(q_max, 1), eps)
+def _field(v: torch.Tensor) -> torch.Tensor:
+    """The exponent fields of float32 numbers that are not negative."""
+    return v.view(torch.int32) >> 23
 
 
-def _half_range(max_abs: torch.Tensor, q_min: int, q_max: int, eps: float) -> torch.Tensor:
-    """max |x| becomes half of what lies between the limits: 127.5 for int8."""
-    return _scale(max_abs, max(q_max - q_min, 1) / 2, eps)
+@dataclass(frozen=True)
+class Symmetric:
+    """How symmetric scales are made: of a format's limits, by a rule, in a dtype.
+
+    Attributes:
+        rule: a name of RULES.
+        dtype: of scale: None for that of x, or a coded one.
+        mantissa: bits of the format's, for "even".
+        global_scale: what multiplies the scale in all steps; in scale's shape.
+    """
+
+    rule: str | None = None
+    dtype: torch.dtype | None = None
+    mantissa: int = 0
+    global_scale: torch.Tensor | None = None
+
+    def scale(self, max_abs: torch.Tensor, q_min: int, q_max: int, eps: float) -> torch.Tensor:
+        rule = POWERS.get(self.rule or ("ceil" if self.dtype == E8M0 else ""))
+        if rule is not None:
+            c = rule(self, max_abs, q_max, eps).clamp(0, 254)
+            c = torch.where(max_abs.isinf(), 254, torch.where(max_abs.isnan(), 255, c))
+            return c.to(torch.uint8).view(E8M0) if self.dtype == E8M0 else power_of_two(c)
+        divisor = max(q_max - q_min, 1) / 2 if self.rule == "half_range" else max(q_max, 1)
+        scale = _scale(max_abs, divisor, eps, self.global_scale)
+        if self.dtype == E4M3.dtype:
+            return E4M3.encode(scale, E4M3.low, E4M3.high)
+        return scale
+
+    def _ceil(self, max_abs: torch.Tensor, q_max: int, eps: float) -> torch.Tensor:
+        """The least power of two that is not below the scale; nothing is clipped."""
+        scale = _scale(max_abs, max(q_max, 1), eps)
+        fraction = scale.view(torch.int32) & 0x7FFFFF
+        return torch.where(scale <= 2.0**-127, 0, _field(scale) + (fraction != 0))
+
+    def _floor(self, max_abs: torch.Tensor, q_max: int, eps: float) -> torch.Tensor:
+        """max |x| and q_max, each rounded down to a power of two; that of Open Compute's MX."""
+        exponent = _field(max_abs) - (max(q_max, 1).bit_length() - 1)
+        return torch.maximum(exponent, _field(_smallest(eps, max_abs)))
+
+    def _even(self, max_abs: torch.Tensor, q_max: int, eps: float) -> torch.Tensor:
+        """The same of max |x| rounded to the format's mantissa first."""
+        half = 1 << (22 - self.mantissa)
+        return self._floor((max_abs.view(torch.int32) + half).view(torch.float32), q_max, eps)
 
 
-# Of symmetric scales, by name: from max |x|, q_min, q_max and eps.
-RULES = {None: _largest, "half_range": _half_range}
+# Rules that make the scale a power of two: its exponent code, before it is clipped.
+POWERS = {"ceil": Symmetric._ceil, "floor": Symmetric._floor, "even": Symmetric._even}
+RULES = ("half_range", *POWERS)
 
 
 def symmetric(
     x: torch.Tensor, over: Over, q_min: int, q_max: int, eps: float, include_zero: bool,
-    scale_rule: str | None,
+    how: Symmetric,
 ) -> Chosen:  # fmt: skip
     """The scale of max |x| by the rule, and no zero point."""
-    scale = RULES[scale_rule](over(torch.amax, x.abs()), q_min, q_max, eps)
-    return scale, torch.zeros_like(scale)
+    max_abs = over(torch.amax, x.abs())
+    return how.scale(max_abs, q_min, q_max, eps), torch.zeros_like(max_abs)
 
 
 def asymmetric(
     x: torch.Tensor, over: Over, q_min: int, q_max: int, eps: float, include_zero: bool,
-    scale_rule: str | None,
+    how: Symmetric,
 ) -> Chosen:  # fmt: skip
     """min x becomes q_min, and max x q_max."""
     x_min, x_max = over(torch.amin, x), over(torch.amax, x)
@@ -97,6 +154,14 @@ _NAMED: dict[str, tuple[str, dict[str, Any]]] = {
         {"dtype": "float8_e4m3fn", "block_size": (128,)}),
     "fp8_block128": ("float8_e4m3fn, a scale for 128 x 128 numbers of the last two dimensions",
         {"dtype": "float8_e4m3fn", "block_size": (128, 128)}),
+    "mxfp8": ("float8_e4m3fn, a power of two for 32 numbers of the last dimension",
+        {"dtype": "float8_e4m3fn", "block_size": (32,), "scale_dtype": E8M0}),
+    "mxfp4": ("float4_e2m1fn, packed, a power of two for 32 numbers of the last dimension",
+        {"dtype": "float4_e2m1fn", "block_size": (32,), "scale_dtype": E8M0, "scale_rule": "even"}),
+    "nvfp4": ("float4_e2m1fn, packed, a float8_e4m3fn scale for 16 numbers of the last dimension, and one "
+        "float32 scale for all",
+        {"dtype": "float4_e2m1fn", "block_size": (16,), "scale_dtype": E4M3.dtype,
+         "global_limit": E4M3.high * 6}),
 }  # fmt: skip
 #: The schemes of :func:`quantkit.quantize`, and what each is. All take float32 steps.
 SCHEMES: Mapping[str, str] = MappingProxyType({name: text for name, (text, _) in _NAMED.items()})

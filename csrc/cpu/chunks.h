@@ -98,7 +98,8 @@ struct Reader {
         convert(type == taken ? nullptr : convert_of(type, taken)) {}
 
   // Codes, each in bytes of its own.
-  Reader(const void* data, Format format) : Reader(data, size_of(format)) {
+  Reader(const void* data, Format format, bool packed_) : Reader(data, size_of(format)) {
+    if (!packed_) return;
     convert = unpack_of(format);
     packed = per_byte(format);
   }
@@ -176,8 +177,9 @@ struct Writer {
         nontemporal(nontemporal_),
         apart(apart_),
         convert(type == taken ? nullptr : convert_of(taken, type)) {}
-  Writer(void* data, Format format, bool nontemporal_)
+  Writer(void* data, Format format, bool packed_, bool nontemporal_)
       : Writer(data, size_of(format), nontemporal_) {
+    if (!packed_) return;
     convert = pack_of(format);
     packed = per_byte(format);
   }

@@ -187,7 +187,8 @@ void quantize(const Elementwise& e, int64_t begin, int64_t end) {
   const bool codes = route_of(e.operation).beside == Beside::codes;
   const int64_t beside = size_beside(e.operation, e.format, e.y_type);
   Reader x(e.x, e.x_type, quantizer.taken()), grad(e.q_in, beside);
-  Writer q = codes ? Writer(e.q, e.format, nontemporal) : Writer(e.q, beside, nontemporal);
+  Writer q = codes ? Writer(e.q, e.format, e.packed, nontemporal)
+                   : Writer(e.q, beside, nontemporal);
   // Loops take their operands to be apart: in place they write to a buffer.
   Writer y(e.y, e.y_type, gradient ? e.y_type : quantizer.taken(), nontemporal, e.x == e.y);
   const bool whole = chunks.contiguous && quantizer.fast && x.convert == nullptr && !gradient &&
@@ -212,7 +213,7 @@ void quantize(const Elementwise& e, int64_t begin, int64_t end) {
 void dequantize(const Elementwise& e, int64_t begin, int64_t end) {
   Quantizer quantizer(e);
   const Chunks& chunks = quantizer.chunks;
-  Reader q(e.q_in, e.format);
+  Reader q(e.q_in, e.format, e.packed);
   Writer y(e.y, e.y_type, quantizer.taken(), kHasNontemporal && e.nontemporal && chunks.contiguous,
            false);
   const bool whole = chunks.contiguous && quantizer.fast && q.convert == nullptr && y.direct();
@@ -367,18 +368,25 @@ void finalize(const Dynamic& d, int64_t begin, int64_t end, const States& states
   const Loop loop = with_reduction_of(d, [&](auto x, auto tag) -> Loop {
     using X = typename decltype(x)::type;
     using R = typename decltype(tag)::type;
+    if (d.stored != nullptr)
+      return size_of(d.scheme.stored) == 1 ? finalize_stored_row<X, uint8_t>
+                                           : finalize_stored_row<X, int32_t>;
     if constexpr (sizeof(X) != 4)  // other types may have parameters of float
       if (d.p_type == Type::f32)
         return dense ? finalize_row<X, float, R, true> : finalize_row<X, float, R, false>;
     return dense ? finalize_row<X, X, R, true> : finalize_row<X, X, R, false>;
   });
   const int64_t size = size_of(d.p_type);
+  const auto at_of = [](void* data, int64_t offset) -> char* {
+    return data == nullptr ? nullptr : static_cast<char*>(data) + offset;
+  };
   for_pieces(layout, begin, end, [&](const Offsets& at, int64_t, int64_t n) {
     loop({states.keys, at.of[kState] - states.first, states.count,
-          static_cast<char*>(d.scale) + at.of[kScale] * size,
-          d.zero_point == nullptr ? nullptr
-                                  : static_cast<char*>(d.zero_point) + at.of[kZeroPoint] * size,
-          inner.stride[kScale], inner.stride[kZeroPoint], n},
+          at_of(d.scale, at.of[kScale] * size), at_of(d.zero_point, at.of[kZeroPoint] * size),
+          inner.stride[kScale], inner.stride[kZeroPoint], n,
+          at_of(d.stored, at.of[kScale] * size_of(d.scheme.stored)),
+          static_cast<const float*>(d.global.data) + (d.each_global ? at.of[kScale] : 0),
+          d.each_global},
          d.scheme);
   });
 }

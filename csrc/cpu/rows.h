@@ -191,7 +191,7 @@ void dequantize_row(const typename F::Storage* __restrict q, float* __restrict y
     // that stays finite.
     const __m256 power = _mm256_set1_ps(F::kPower);
     const __m256 product = _mm256_set1_ps(scale0 * F::kPower);
-    const bool exact = kOwn || !(scale0 >= 0x1p119f || scale0 <= -0x1p119f);
+    const bool exact = kOwn || !(scale0 >= F::kScales || scale0 <= -F::kScales);
     for (; exact && i + 8 <= n; i += 8) {
       const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(q + i));
       const __m256 number = _mm256_cvtph_ps(F::as_f16(_mm_cvtepu8_epi16(bytes)));
@@ -325,18 +325,16 @@ void select_row(int64_t size, const uint8_t* keep, const void* from, void* to, i
 // n codes, from bytes of their own and back.
 template <class F>
 void pack_row(const void* codes_, void* bytes_, int64_t n) {
-  const int8_t* __restrict codes = static_cast<const int8_t*>(codes_);
+  const typename F::Storage* __restrict codes = static_cast<const typename F::Storage*>(codes_);
   uint8_t* __restrict bytes = static_cast<uint8_t*>(bytes_);
-  for (int64_t i = 0; i < n / 2; ++i) bytes[i] = F::packed(codes[2 * i], codes[2 * i + 1]);
+  for (int64_t i = 0; i < n / F::kPerByte; ++i) bytes[i] = F::packed(codes + i * F::kPerByte);
 }
 template <class F>
 void unpack_row(const void* bytes_, void* codes_, int64_t n) {
   const uint8_t* __restrict bytes = static_cast<const uint8_t*>(bytes_);
-  int8_t* __restrict codes = static_cast<int8_t*>(codes_);
-  for (int64_t i = 0; i < n / 2; ++i) {
-    codes[2 * i] = F::unpacked(bytes[i], 0);
-    codes[2 * i + 1] = F::unpacked(bytes[i], 1);
-  }
+  typename F::Storage* __restrict codes = static_cast<typename F::Storage*>(codes_);
+  for (int64_t i = 0; i < n / F::kPerByte; ++i)
+    for (int k = 0; k < F::kPerByte; ++k) codes[i * F::kPerByte + k] = F::unpacked(bytes[i], k);
 }
 // Null where a code has an element to itself.
 Convert pack_of(Format format) {
@@ -451,7 +449,28 @@ struct Finalize {
   int64_t state, count;
   void *scale, *zero_point;
   int64_t scale_step, zero_point_step, n;
+  void* stored;         // beside scale, with its step
+  const float* global;  // as well, where there is one for each scale; else one
+  bool each_global;
 };
+
+// Of symmetric scales that are stored as others than the steps use: T holds a number's bits or a
+// code.
+template <class X, class T>
+void finalize_stored_row(const Finalize& f, const Scheme& given) {
+  using R = AbsMax<X>;
+  const Scheme scheme = given;
+  const typename R::Bits* __restrict keys = static_cast<const typename R::Bits*>(f.keys) + f.state;
+  T* __restrict stored = static_cast<T*>(f.stored);
+  float* __restrict scale = static_cast<float*>(f.scale);
+  for (int64_t i = 0; i < f.n; ++i) {
+    const int64_t at = i * f.scale_step;
+    const StoredScale made = stored_scale(R::template extreme<float>(keys + i),
+                                          f.global[f.each_global ? at : 0], scheme);
+    stored[at] = static_cast<T>(made.bits);
+    if (scale != nullptr) scale[at] = made.used;
+  }
+}
 
 template <class X, class P, class R, bool kDense>
 void finalize_row(const Finalize& f, const Scheme& given) {

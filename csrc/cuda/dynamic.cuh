@@ -32,6 +32,9 @@ struct SetArgs {
   void* y;  // null: no reconstruction
   void* scale;
   void* zero_point;
+  void* stored;  // as in Dynamic
+  Values global;
+  bool each_global;
   void* keys;  // the states of all sets, each key in an array of its own: scratch
   Type x_type, p_type;
   int64_t code_bytes;
@@ -420,6 +423,21 @@ __global__ void __launch_bounds__(kThreads, 2) clear_kernel(const __grid_constan
   }
 }
 
+// A symmetric scale that is stored as another number than the steps use.
+template <class X>
+__device__ __forceinline__ void store_scale(const SetArgs& a, int64_t at,
+                                            const State<X, AbsMax<X>>& state) {
+  const typename AbsMax<X>::Bits key = state.keys[0];
+  const StoredScale made =
+      stored_scale(AbsMax<X>::template extreme<float>(&key),
+                   number<float, false>(a.global, a.each_global ? at : 0), a.scheme);
+  if (a.scheme.stored == Stored::number)
+    store(static_cast<int32_t*>(a.stored) + at, made.bits);
+  else
+    store(static_cast<uint8_t*>(a.stored) + at, uint8_t(made.bits));
+  if (a.scale != nullptr) store(static_cast<float*>(a.scale) + at, made.used);
+}
+
 template <class X, class P, class R>
 __global__ void __launch_bounds__(kThreads, 2) finalize_kernel(const __grid_constant__ SetArgs a) {
   const int64_t stride = int64_t(gridDim.x) * kThreads;
@@ -430,6 +448,12 @@ __global__ void __launch_bounds__(kThreads, 2) finalize_kernel(const __grid_cons
 #pragma unroll
     for (int k = 0; k < R::kKeys; ++k)
       state.keys[k] = load(static_cast<const Key<X>*>(a.keys) + k * a.sets + at.of[kState]);
+    if constexpr (sizeof(P) == 4 && R::kKeys == 1) {
+      if (a.stored != nullptr) {
+        store_scale<X>(a, at.of[kScale], state);
+        continue;
+      }
+    }
     P scale, zero_point;
     state.finalize(a.scheme, scale, zero_point);
     store(static_cast<P*>(a.scale) + at.of[kScale], scale);

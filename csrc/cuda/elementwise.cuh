@@ -467,30 +467,23 @@ __global__ void __launch_bounds__(kThreads, 2)
     quantize_mixed<IntegerEncoder>(a);
 }
 
-// Codes of which several share a byte: an element is a byte.
+// Codes of which several share a byte, to bytes (kThere) or from them: an element is a byte.
+template <bool kThere>
 __global__ void __launch_bounds__(kThreads, 2)
-    pack_kernel(const __grid_constant__ ElementwiseArgs a) {
+    repack_kernel(const __grid_constant__ ElementwiseArgs a) {
   for_elements(a, [&](const Offsets& at) {
     const int64_t i = at.of[kQ];
     with_codes(a.format, [&](auto tag) {
       using F = typename decltype(tag)::type;
-      if constexpr (F::kPerByte == 2) {
-        const int8_t* const codes = static_cast<const int8_t*>(a.q_in) + 2 * i;
-        store(static_cast<uint8_t*>(a.q) + i, F::packed(load(codes), load(codes + 1)));
-      }
-    });
-  });
-}
-__global__ void __launch_bounds__(kThreads, 2)
-    unpack_kernel(const __grid_constant__ ElementwiseArgs a) {
-  for_elements(a, [&](const Offsets& at) {
-    const int64_t i = at.of[kQ];
-    with_codes(a.format, [&](auto tag) {
-      using F = typename decltype(tag)::type;
-      if constexpr (F::kPerByte == 2) {
+      using C = typename F::Storage;
+      if constexpr (F::kPerByte > 1) {
+        C codes[F::kPerByte];
+        for (int k = 0; kThere && k < F::kPerByte; ++k)
+          codes[k] = load(static_cast<const C*>(a.q_in) + F::kPerByte * i + k);
+        if (kThere) return store(static_cast<uint8_t*>(a.q) + i, F::packed(codes));
         const uint8_t byte = load(static_cast<const uint8_t*>(a.q_in) + i);
-        for (int k = 0; k < 2; ++k)
-          store(static_cast<int8_t*>(a.q) + 2 * i + k, F::unpacked(byte, k));
+        for (int k = 0; k < F::kPerByte; ++k)
+          store(static_cast<C*>(a.q) + F::kPerByte * i + k, F::unpacked(byte, k));
       }
     });
   });

@@ -150,15 +150,16 @@ ElementwiseKernel quantize_kernel_of(const Elementwise& e, bool each) {
 }
 
 ElementwiseKernel dequantize_kernel_of(const Elementwise& e, bool each) {
-  if (!e.steps.back_in(Type::f32) || e.format == Format::numbers) return nullptr;
-  if (e.y_type != Type::f32) return nullptr;
+  if (!e.steps.back_in(Type::f32) || e.y_type != Type::f32) return nullptr;
+  if (e.format == Format::numbers || e.format == Format::powers) return nullptr;
   if (each && !have_type(e, Type::f32, true)) return nullptr;
   return with_codes(e.format, [&](auto tag) -> ElementwiseKernel {
     using F = typename decltype(tag)::type;
-    if constexpr (F::kPerByte > 1)
-      return nullptr;  // unpacked before
-    else
+    if constexpr (F::kPerByte == 1 || !F::kInteger)
       return each ? dequantize_kernel<F, true> : dequantize_kernel<F, false>;
+    else  // unpacked before
+      return each ? dequantize_kernel<IntegerFormat<int8_t>, true>
+                  : dequantize_kernel<IntegerFormat<int8_t>, false>;
   });
 }
 
@@ -180,8 +181,8 @@ KernelChoice choice_of(const Elementwise& e, bool each) {
       return {nullptr, with_float(e.y_type, [](auto tag) -> ElementwiseKernel {
                 return convert_kernel<typename decltype(tag)::type>;
               })};
-    case Operation::pack: return {nullptr, pack_kernel};
-    case Operation::unpack: return {nullptr, unpack_kernel};
+    case Operation::pack: return {nullptr, repack_kernel<true>};
+    case Operation::unpack: return {nullptr, repack_kernel<false>};
     case Operation::choose: break;
   }
   return {nullptr, nullptr};
@@ -316,7 +317,7 @@ bool takes_rows(const SetArgs& a, const Dynamic& d) {
   if (has_columns(*d.elements.layout) || a.count - a.outer > 1) return false;
   const Elementwise& e = d.elements;
   if (e.x_type == Type::f64 || d.p_type != e.x_type) return false;
-  if (is_float(e.format) || e.steps.round_first) return false;
+  if (is_float(e.format) || e.steps.round_first || d.stored != nullptr) return false;
   if (e.operation == Operation::quantize_dequantize && e.y_type != Type::f32) return false;
   // Few sets must be split to fill the device, where they are more than a block holds in registers.
   const int64_t held = int64_t(kMostThreads) * kHeld * kVectorBytes / size_of(e.x_type);
@@ -341,6 +342,9 @@ const char* run_dynamic(const Dynamic& d, void* scratch, void* stream) {
   a.y = d.elements.y;
   a.scale = d.scale;
   a.zero_point = d.zero_point;
+  a.stored = d.stored;
+  a.global = values_of(d.global);
+  a.each_global = d.each_global;
   a.keys = scratch;
   a.x_type = d.elements.x_type;
   a.p_type = d.p_type;

@@ -61,10 +61,14 @@ struct AbsMax {
   QK_INLINE static Key join(Key a, Key b) {
     return larger(a, b);
   }
+  // What finalize() makes a scale of.
+  template <class P>
+  QK_INLINE static Wide<P> extreme(const Bits* keys) {
+    return static_cast<Wide<P>>(widen(bit_cast<X>(keys[0])));
+  }
   template <class P>
   QK_INLINE static void finalize(const Bits* keys, const Scheme& s, P& scale, P& zero_point) {
-    const Wide<P> max_abs = static_cast<Wide<P>>(widen(bit_cast<X>(keys[0])));
-    scale = narrow<P>(scale_of<P>(max_abs, s));
+    scale = narrow<P>(scale_of<P>(extreme<P>(keys), s));
     zero_point = narrow<P>(0);
   }
 };

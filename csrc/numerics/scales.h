@@ -1,15 +1,24 @@
 // How scale and zero_point follow from the extremes of x.
 #pragma once
 
-#include "floats.h"
+#include "formats.h"
 
 namespace quantkit {
+
+// How a scale is rounded to a power of two, and as what it is stored.
+enum class Rule : int32_t { none, ceil, floor, even };
+enum class Stored : int32_t { number, e8m0, e4m3 };
 
 struct Scheme {
   int32_t q_min, q_max;
   bool symmetric, include_zero;
   double steps;  // what the extent is divided by
   double eps;
+  // Of contract 2's symmetric scales.
+  Rule rule;
+  Stored stored;
+  int32_t half;      // added to the bits of max |x| by the rule "even": half of the last bit kept
+  int32_t exponent;  // of q_max rounded down to a power of two
 };
 
 namespace {
@@ -20,11 +29,16 @@ QK_INLINE Wide<P> smallest_scale(double eps) {
   return rounded<P>(Wide<P>(eps));
 }
 
-// extent / steps in P, raised to eps; the steps are never rounded to half precision. NaN stays NaN.
+// A scale raised to eps. NaN stays NaN.
+template <class P>
+QK_INLINE Wide<P> raised(Wide<P> scale, const Scheme& s) {
+  const Wide<P> least = smallest_scale<P>(s.eps);
+  return scale < least ? least : scale;
+}
+// extent / steps in P, raised to eps; the steps are never rounded to half precision.
 template <class P>
 QK_INLINE Wide<P> scale_of(Wide<P> extent, const Scheme& s) {
-  const Wide<P> scale = rounded<P>(extent / Wide<P>(s.steps)), least = smallest_scale<P>(s.eps);
-  return scale < least ? least : scale;
+  return raised<P>(rounded<P>(extent / Wide<P>(s.steps)), s);
 }
 template <class P>
 QK_INLINE Wide<P> asymmetric_scale(Wide<P>& x_min, Wide<P> x_max, const Scheme& s) {
@@ -44,6 +58,45 @@ QK_INLINE Wide<P> asymmetric_zero_point(Wide<P> x_min, Wide<P> scale, const Sche
   const Wide<P> zero_point = rounded<P>(q_min - round);
   return zero_point != zero_point ? zero_point : clamp(zero_point, q_min, q_max);
 }
+
+// ---- symmetric scales that are stored as another number than the steps use ----------------------
+
+// By a rule, the code of E8M0 for max |x| (contract 2, section 3).
+QK_INLINE int32_t power_code(float max_abs, const Scheme& s) {
+  constexpr int32_t kInfinity = 0x7f800000;
+  const int32_t bits = bit_cast<int32_t>(max_abs);
+  int32_t code;
+  if (s.rule == Rule::ceil) {
+    const int32_t scale = bit_cast<int32_t>(scale_of<float>(max_abs, s));
+    code = scale <= 1 << 22 ? 0 : (scale >> 23) + ((scale & 0x7fffff) != 0);
+  } else {
+    const int32_t least = bit_cast<int32_t>(smallest_scale<float>(s.eps)) >> 23;
+    code = int32_t((uint32_t(bits) + uint32_t(s.half)) >> 23) - s.exponent;
+    code = code < least ? least : code;
+  }
+  code = code < 0 ? 0 : code > 254 ? 254 : code;
+  return bits > kInfinity ? 255 : bits == kInfinity ? 254 : code;
+}
+
+// A scale as it is stored, a number's bits or a code, and as the steps use it.
+struct StoredScale {
+  int32_t bits;
+  float used;
+};
+// `global` is 1 where there is none: exact either way.
+QK_INLINE StoredScale stored_scale(float max_abs, float global, const Scheme& s) {
+  if (s.rule != Rule::none) {
+    const int32_t code = power_code(max_abs, s);
+    const float power = power_of_two(code);
+    return {s.stored == Stored::e8m0 ? code : bit_cast<int32_t>(power), power};
+  }
+  const float scale = raised<float>(max_abs / float(s.steps) / global, s);
+  if (s.stored == Stored::number) return {bit_cast<int32_t>(scale), scale * global};
+  using Code = StructOf<Format::float8_e4m3fn>::type;
+  const Encoded<float> made = Code::encode(scale, Code::kLow, Code::kHigh, scale);
+  return {made.code, made.number * global};
+}
+QK_INLINE int64_t size_of(Stored stored) { return stored == Stored::number ? 4 : 1; }
 
 }  // namespace
 }  // namespace quantkit

@@ -124,8 +124,7 @@ void CodesOut::finish() const {
   copy(q_, packed);
 }
 
-CodesIn::CodesIn(const TensorInfo& q, std::vector<int64_t> sizes, Format format_)
-    : format(format_), info(q) {
+CodesIn::CodesIn(const TensorInfo& q, std::vector<int64_t> sizes, Format format) : info(q) {
   if (per_byte(format) == 1) return;
   // Neighbours must lie side by side; the GPU's kernels take codes with an element each.
   const bool apart = q.strides[q.dim - 1] != 1 && q.sizes[q.dim - 1] > 1;
@@ -139,7 +138,6 @@ CodesIn::CodesIn(const TensorInfo& q, std::vector<int64_t> sizes, Format format_
   tensor = empty_contiguous(q, sizes.data(), q.dim, dtype_of(Type::i8));
   info = TensorInfo("q", *tensor);
   repack(Operation::unpack, info, packed, format);
-  format = Format::int8;
 }
 
 std::vector<int64_t> blocks_of(const TensorInfo& x, const int64_t* sizes, int64_t dim,
@@ -154,8 +152,73 @@ std::vector<int64_t> blocks_of(const TensorInfo& x, const int64_t* sizes, int64_
   return blocks;
 }
 
-bool has_whole_bytes(const TensorInfo& x, int64_t block) {
-  return block % 2 == 0 || block >= x.sizes[x.dim - 1];
+bool has_whole_bytes(const TensorInfo& x, int64_t block, Format format) {
+  return block % per_byte(format) == 0 || block >= x.sizes[x.dim - 1];
+}
+
+namespace {
+
+constexpr float kZero = 0, kOne = 1, kMinusOne = -1;
+constexpr Parameter on_host(const float& number) { return {&number, Type::f32, true}; }
+
+// made = (numbers of from - subtracted) * scale, in float32; sizes: of scale, which `from` has or
+// which divide its.
+void multiply(const TensorInfo& made, const TensorInfo& from, Format format,
+              const float& subtracted, const TensorInfo* scale) {
+  Elementwise e{};
+  e.operation = Operation::dequantize;
+  e.format = format;
+  e.q_in = from.data;
+  e.y = made.data;
+  e.y_type = Type::f32;
+  e.steps.subtract = e.steps.multiply = Type::f32;
+  e.subtract = on_host(subtracted);
+  e.scale = on_host(kOne);
+  Axes axes = axes_of(from, nullptr, &made);
+  if (scale != nullptr) {
+    e.scale = {scale->data, scale->kind(), !scale->same_device(made)};
+    axes.add(kScale, scale->sizes, scale->strides, scale->dim);
+  }
+  for_layouts(axes, kY, kX, [&](const Layout& layout) {
+    e.layout = &layout;
+    run(e, made);
+  });
+}
+
+}  // namespace
+
+UsedScale::UsedScale(const TensorInfo& scale, const TensorInfo* global) : info(scale) {
+  if (global == nullptr && !is_coded(scale)) return;
+  // A scale without dimensions may lie on the CPU beside x, and global on x's device.
+  if (global != nullptr && !global->same_device(scale) && global->dim == 0 && scale.dim == 0) {
+    moved = empty_contiguous(*global, scale.sizes, 0, scale.dtype);
+    info = TensorInfo(scale.name, *moved);
+    copy(info, scale);
+  }
+  const std::optional<Converted> numbers =
+      is_coded(info) ? std::nullopt : std::make_optional<Converted>(info, Type::f32);
+  const std::optional<Converted> factor =
+      global == nullptr ? std::nullopt : std::make_optional<Converted>(*global, Type::f32);
+  const TensorInfo from = numbers ? numbers->info : info;
+  const Format format = numbers                                          ? Format::numbers
+                        : info.dtype == kFloat8E8m0 ? Format::powers
+                                                                          : Format::float8_e4m3fn;
+  made = empty_contiguous(info, info.sizes, info.dim, dtype_of(Type::f32));
+  info = TensorInfo(scale.name, *made);
+  if (info.numel > 0) multiply(info, from, format, kZero, factor ? &factor->info : nullptr);
+}
+
+SpreadGlobal::SpreadGlobal(const TensorInfo& global, const TensorInfo& on, const int64_t* sizes,
+                           int64_t dim)
+    : number(global, Type::f32),
+      parameter{number.info.data, Type::f32, !number.info.same_device(on)} {
+  if (global.dim == 0) return;
+  zeros = empty_contiguous(on, sizes, dim, dtype_of(Type::f32));
+  made = empty_contiguous(on, sizes, dim, dtype_of(Type::f32));
+  const TensorInfo from("global_scale", *zeros), to("global_scale", *made);
+  clear(from);
+  if (to.numel > 0) multiply(to, from, Format::numbers, kMinusOne, &number.info);  // (0 - -1) g
+  parameter.data = to.data;
 }
 
 }  // namespace quantkit

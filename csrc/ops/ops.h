@@ -65,7 +65,6 @@ class CodesOut {
  public:
   CodesOut(const TensorInfo& q, const TensorInfo& x, Format format, bool whole);
   const TensorInfo& info() const { return codes_ ? codes_->info() : made_ ? *made_ : q_; }
-  Format format() const { return made_ ? Format::int8 : format_; }
   bool packed() const { return codes_.has_value(); }
   void finish() const;
 
@@ -80,13 +79,13 @@ class CodesOut {
 // What kernels read for the codes q: q, whose codes have an element each or are packed; where they
 // cannot read it so, a copy.
 struct CodesIn {
-  Format format;
   TensorInfo info;
   std::optional<Contiguous> bytes;
   std::optional<Tensor> tensor;
   std::optional<Codes> codes;
 
   CodesIn(const TensorInfo& q, std::vector<int64_t> sizes, Format format);
+  bool packed() const { return codes.has_value(); }
 };
 
 // ---- parameters ---------------------------------------------------------------------------------
@@ -95,7 +94,25 @@ struct CodesIn {
 std::vector<int64_t> blocks_of(const TensorInfo& x, const int64_t* sizes, int64_t dim,
                                const BlockSize& block_size);
 // Whether every byte of x's codes has codes of one block alone.
-bool has_whole_bytes(const TensorInfo& x, int64_t block);
+bool has_whole_bytes(const TensorInfo& x, int64_t block, Format format);
+
+// A scale as the steps take it: itself, or where it is coded or `global` multiplies it (null:
+// nothing does), its number in float32.
+struct UsedScale {
+  std::optional<Tensor> moved, made;
+  TensorInfo info;
+
+  UsedScale(const TensorInfo& scale, const TensorInfo* global);
+};
+// `global` in float32 on the device of `on`, in the shape of a scale of these sizes where it has
+// dimensions.
+struct SpreadGlobal {
+  Converted number;
+  std::optional<Tensor> zeros, made;
+  Parameter parameter;
+
+  SpreadGlobal(const TensorInfo& global, const TensorInfo& on, const int64_t* sizes, int64_t dim);
+};
 
 // The geometry of a call: x, what lies beside it and y have one shape; null stands for x.
 Axes axes_of(const TensorInfo& x, const TensorInfo* q, const TensorInfo* y);

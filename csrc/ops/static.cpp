@@ -44,37 +44,40 @@ struct Given {
   TensorInfo x, scale, zero_point;
   bool float32 = false;  // the steps
   BlockSize block_size;
+  std::optional<TensorInfo> global;
 
   Given(const char* name, const Tensor& x_, const Tensor& scale_, const Tensor& zero_point_)
       : x(name, x_), scale("scale", scale_), zero_point("zero_point", zero_point_) {
     check_parameters(x, scale, zero_point);
   }
   // Of contract 2: `shape` has the sizes of x, or those of what q stands for.
-  Given(const TensorInfo& x_, const Tensor& scale_, const std::optional<Tensor>& zero_point_,
-        Format format, const BlockSize& block_size_)
-      : Given(x_, x_, scale_, zero_point_, format, block_size_) {}
   Given(const TensorInfo& x_, const TensorInfo& shape, const Tensor& scale_,
-        const std::optional<Tensor>& zero_point_, Format format, const BlockSize& block_size_)
+        const std::optional<Tensor>& zero_point_, Format format, const BlockSize& block_size_,
+        const std::optional<Tensor>& global_)
       : x(x_),
         scale("scale", scale_),
         zero_point(zero_point_ ? TensorInfo("zero_point", *zero_point_)
                                : TensorInfo("zero_point", &kNoZeroPoint)),
         float32(true),
         block_size(block_size_) {
-    check_parameters(shape, scale, zero_point_ ? &zero_point : nullptr, format, block_size);
+    if (global_) global.emplace("global_scale", *global_);
+    check_parameters(shape, scale, zero_point_ ? &zero_point : nullptr, format, block_size,
+                     global ? &*global : nullptr);
   }
 
   std::vector<const TensorInfo*> inputs() const {
-    if (zero_point.handle == nullptr) return {&x, &scale};
-    return {&x, &scale, &zero_point};
+    std::vector<const TensorInfo*> inputs = {&x, &scale};
+    if (zero_point.handle != nullptr) inputs.push_back(&zero_point);
+    if (global) inputs.push_back(&*global);
+    return inputs;
   }
   // Whether no byte of packed codes has two parameters.
-  bool has_whole_bytes(const TensorInfo& shape) const {
+  bool has_whole_bytes(const TensorInfo& shape, Format format) const {
     bool whole = true;
     for (const TensorInfo* p : {&scale, &zero_point})
       if (p->dim > 0 && shape.dim > 0) {
         const int64_t block = blocks_of(shape, p->sizes, p->dim, block_size).back();
-        whole &= block == 1 || quantkit::has_whole_bytes(shape, block);
+        whole &= block == 1 || quantkit::has_whole_bytes(shape, block, format);
       }
     return whole;
   }
@@ -83,12 +86,13 @@ struct Given {
   // the operand that decides the order of memory.
   void run(Elementwise& e, const TensorInfo& data, const TensorInfo* beside, const TensorInfo* y,
            Operand lead, bool wide, Type first) const {
-    const Parameters parameters(scale, zero_point, wide, float32);
+    const UsedScale used(scale, global ? &*global : nullptr);
+    const Parameters parameters(used.info, zero_point, wide, float32);
     parameters.give(e, first, data);
     if (float32) e.steps = {Type::f32, Type::f32, Type::f32, Type::f32, e.steps.round_first};
     Axes axes = axes_of(data, beside, y);
     const TensorInfo& add = parameters.add.info;
-    axes.add(kScale, scale.sizes, scale.strides, scale.dim,
+    axes.add(kScale, scale.sizes, used.info.strides, scale.dim,
              blocks_of(data, scale.sizes, scale.dim, block_size).data());
     axes.add(kZeroPoint, add.sizes, add.strides, add.dim,
              blocks_of(data, add.sizes, add.dim, block_size).data());
@@ -128,9 +132,9 @@ struct FromX {
         const std::optional<Tensor>& global_scale, const std::optional<Tensor>& seed,
         const BlockSize& index, bool round_first_)
       : format(check_format(name.value)),
-        given((check_options(x, q_min_, q_max_, format, global_scale, seed, index, round_first_),
+        given((check_options(x, q_min_, q_max_, format, seed, index, round_first_),
                TensorInfo("x", x)),
-              scale, zero_point, format, block_size),
+              TensorInfo("x", x), scale, zero_point, format, block_size, global_scale),
         q_min(q_min_),
         q_max(q_max_),
         round_first(round_first_) {
@@ -168,8 +172,8 @@ struct FromX {
     e.q_min = static_cast<int32_t>(q_min);
     e.q_max = static_cast<int32_t>(q_max);
     if (!kFake) {
-      codes.emplace(outs[0], x, format, given.has_whole_bytes(x));
-      e.format = codes->format();
+      codes.emplace(outs[0], x, format, given.has_whole_bytes(x, format));
+      e.packed = codes->packed();
       beside = &codes->info(), y = nullptr;
     }
     if (kOperation == Operation::fake_quantize_masked) beside = &outs[1];
@@ -188,12 +192,10 @@ struct FromX {
 
  private:
   static void check_options(const Tensor& x, int64_t q_min, int64_t q_max, Format format,
-                            const std::optional<Tensor>& global_scale,
                             const std::optional<Tensor>& seed, const BlockSize& index,
                             bool round_first) {
     check_real(TensorInfo("x", x));
     check_q_range(q_min, q_max, format);
-    check_none("global_scale", global_scale);
     check_none("seed", seed);
     check_none("index", index);
     check_round_first(round_first, format);
@@ -246,9 +248,8 @@ struct Dequantize {
         q("q", q_),
         sizes((check_codes(q, format), unpacked_sizes(q, format))),
         shape(q),
-        given(
-            (check_none("global_scale", global_scale), type = check_output_dtype(output_dtype), q),
-            shaped(), scale, zero_point, format, block_size) {
+        given((type = check_output_dtype(output_dtype), q), shaped(), scale, zero_point, format,
+              block_size, global_scale) {
     if (per_byte(format) == 1 && !is_float(format)) take_stored();
   }
   Dequantize(const Dequantize&) = delete;
@@ -267,7 +268,8 @@ struct Dequantize {
     std::optional<Converted> numbers;
     if (format == Format::numbers) numbers.emplace(q, Type::f32);
     const CodesIn codes(numbers ? numbers->info : q, sizes, format);
-    e.format = codes.format;
+    e.format = format;
+    e.packed = codes.packed();
     e.q_in = codes.info.data;
     e.y = y.data;
     e.y_type = y.kind();

@@ -201,6 +201,10 @@ void check_fits_scale(const TensorInfo& zero_point, const TensorInfo& scale) {
 
 }  // namespace
 
+bool is_coded(const TensorInfo& scale) {
+  return scale.dtype == kFloat8E8m0 || scale.dtype == dtype_of(Format::float8_e4m3fn);
+}
+
 void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo& zero_point) {
   check_kind(x, false);
   check_kind(scale, true);
@@ -212,8 +216,10 @@ void check_parameters(const TensorInfo& x, const TensorInfo& scale, const Tensor
 }
 
 void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo* zero_point,
-                      Format format, const BlockSize& block_size) {
-  check_kind(scale, true);
+                      Format format, const BlockSize& block_size, const TensorInfo* global) {
+  if (!scale.floating() && !is_coded(scale))
+    raise("scale: expected a floating dtype of at least 16 bits, torch.float8_e8m0fnu or "
+          "torch.float8_e4m3fn, got " + dtype_name(scale.dtype));
   if (zero_point != nullptr) {
     if (is_float(format))
       raise("zero_point: expected None for " + std::string(name_of(format)) + ", got Tensor");
@@ -221,12 +227,29 @@ void check_parameters(const TensorInfo& x, const TensorInfo& scale, const Tensor
   }
   check_device(scale, x);
   if (zero_point != nullptr) check_device(*zero_point, x);
-  if (block_size && check_blocks(x, scale, *block_size)) {
-    if (zero_point != nullptr) check_fits_scale(*zero_point, scale);
-    return;
+  const bool is_short = block_size && check_blocks(x, scale, *block_size);
+  if (!is_short) check_fit(scale, x);
+  if (global != nullptr) {
+    if (scale.dtype == kFloat8E8m0) raise("global_scale: torch.float8_e8m0fnu scales take none");
+    check_global(*global, x, scale.sizes, scale.dim);
   }
-  check_fit(scale, x);
-  if (zero_point != nullptr) check_fit(scale, *zero_point, x);
+  if (zero_point == nullptr) return;
+  if (is_short)
+    check_fits_scale(*zero_point, scale);
+  else
+    check_fit(scale, *zero_point, x);
+}
+
+void check_global(const TensorInfo& global, const TensorInfo& x, const int64_t* sizes,
+                  int64_t dim) {
+  check_kind(global, true);
+  check_device(global, x);
+  TensorInfo scale = global;  // with scale's sizes
+  scale.sizes = sizes;
+  scale.dim = dim;
+  if ((global.dim != 0 && global.dim != dim) || !fits(global, scale))
+    raise("global_scale: shape " + global.shape_text() + " does not fit scale of shape " +
+          tuple_text(sizes, dim) + ": expected no dimension, or sizes that divide scale's");
 }
 
 void check_none(const char* name, const std::optional<Tensor>& given) {
@@ -236,24 +259,57 @@ void check_none(const char* name, const BlockSize& given) {
   if (given) raise(std::string(name) + ": expected None, got list");
 }
 
-bool check_rule(Format format, bool symmetric, const std::optional<int32_t>& scale_dtype,
-                const std::optional<Text>& scale_rule) {
+ScaleChoice check_rule(Format format, bool symmetric, double eps,
+                       const std::optional<int32_t>& scale_dtype,
+                       const std::optional<Text>& scale_rule, bool has_global) {
   const std::string name = name_of(format);
-  if (scale_dtype && *scale_dtype != dtype_of(Type::f32))
-    raise("scale_dtype: expected None or torch.float32, got " + dtype_name(*scale_dtype));
+  ScaleChoice choice{false, Rule::none, Stored::number};
+  if (scale_dtype == kFloat8E8m0)
+    choice.stored = Stored::e8m0;
+  else if (scale_dtype == aoti_torch_dtype_float8_e4m3fn())
+    choice.stored = Stored::e4m3;
+  else if (scale_dtype && *scale_dtype != dtype_of(Type::f32))
+    raise("scale_dtype: expected None, torch.float32, torch.float8_e8m0fnu or "
+          "torch.float8_e4m3fn, got " + dtype_name(*scale_dtype));
+  const std::string coded = scale_dtype ? dtype_name(*scale_dtype) : "";
   if (scale_rule) {
-    if (scale_rule->value != "half_range")
-      raise("scale_rule: expected None or half_range, got '" + scale_rule->value + "'");
+    constexpr std::pair<const char*, Rule> kRules[] = {
+        {"half_range", Rule::none}, {"ceil", Rule::ceil}, {"floor", Rule::floor}, {"even", Rule::even}};
+    const std::string& given = scale_rule->value;
+    const auto* const rule = std::find_if(std::begin(kRules), std::end(kRules),
+                                          [&](const auto& known) { return given == known.first; });
+    if (rule == std::end(kRules))
+      raise("scale_rule: expected " + choice_text(kRules, [](const auto& r) { return r.first; }) +
+            ", got '" + given.substr(0, 40) + "'");
+    choice.rule = rule->second;
+    choice.half_range = choice.rule == Rule::none;
     const bool is_signed =
         with_codes(format, [](auto tag) { return decltype(tag)::type::kLow < 0; });
-    if (is_float(format) || !is_signed)
+    if (choice.half_range && (is_float(format) || !is_signed))
       raise("scale_rule: half_range is for signed integer formats, got " + name);
+    if (choice.rule == Rule::even && !is_float(format))
+      raise("scale_rule: even is for float formats, got " + name);
+    if (choice.stored == Stored::e4m3 || (choice.stored == Stored::e8m0 && choice.half_range))
+      raise("scale_rule: " + given + " makes no scales of " + coded);
+  } else if (choice.stored == Stored::e8m0) {
+    choice.rule = Rule::ceil;
   }
-  if (!symmetric && is_float(format))
-    raise("symmetric (sym): expected True for " + name + ", got False");
-  if (!symmetric && scale_rule)
-    raise("scale_rule: only the symmetric scheme takes one, but the asymmetric one was asked for");
-  return scale_rule.has_value();
+  if (has_global && choice.rule != Rule::none)
+    raise("global_scale: scales that are powers of two take none");
+  // Of what float32 rounds to it or less, e4m3 makes 0.
+  if (choice.stored == Stored::e4m3 && !(eps > 0x1p-10 + 0x1p-34))
+    raise("eps: expected a number above 2**-10 for " + coded + ", got " + text(eps));
+  if (!symmetric) {
+    if (is_float(format)) raise("symmetric (sym): expected True for " + name + ", got False");
+    const char* const given = scale_rule                          ? "scale_rule"
+                              : choice.stored != Stored::number ? "scale_dtype"
+                              : has_global                      ? "global_scale"
+                                                                : nullptr;
+    if (given != nullptr)
+      raise(std::string(given) +
+            ": only the symmetric scheme takes one, but the asymmetric one was asked for");
+  }
+  return choice;
 }
 
 void check_round_first(bool round_first, Format format) {
@@ -271,8 +327,10 @@ void check_packing(const TensorInfo& x, Format format) {
 void check_codes(const TensorInfo& q, Format format) {
   const std::string name = name_of(format);
   if (per_byte(format) == 1 && !is_float(format)) return check_kind(q, false);
-  if (q.dtype != dtype_of(format))
-    raise("q: expected " + dtype_name(dtype_of(format)) + " for " + name + ", got " +
+  const bool is_float4 = format == Format::float4_e2m1fn;
+  if (q.dtype != dtype_of(format) && !(is_float4 && q.dtype == kFloat4E2m1x2))
+    raise("q: expected " + dtype_name(dtype_of(format)) +
+          (is_float4 ? " or " + dtype_name(kFloat4E2m1x2) : "") + " for " + name + ", got " +
           dtype_name(q.dtype));
   if (per_byte(format) > 1 && q.dim == 0)
     raise("q: expected at least one dimension for " + name + ", got shape ()");

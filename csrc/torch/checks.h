@@ -24,15 +24,26 @@ void check_choice(const TensorInfo& x, const BlockSize& block_size, double eps, 
 
 // ---- contract 2 ---------------------------------------------------------------------------------
 
-// zero_point: null where there is none.
+// Whether a scale is one of codes.
+bool is_coded(const TensorInfo& scale);
+// zero_point, global: null where there is none.
 void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo* zero_point,
-                      Format format, const BlockSize& block_size);
+                      Format format, const BlockSize& block_size, const TensorInfo* global);
+// A scale of scales, of these sizes.
+void check_global(const TensorInfo& global, const TensorInfo& x, const int64_t* sizes,
+                  int64_t dim);
 // An argument of the schemas that this version does not take yet.
 void check_none(const char* name, const std::optional<Tensor>& given);
 void check_none(const char* name, const BlockSize& given);
-// Whether the rule is "half_range".
-bool check_rule(Format format, bool symmetric, const std::optional<int32_t>& scale_dtype,
-                const std::optional<Text>& scale_rule);
+// What the rule and the dtype of scales ask for.
+struct ScaleChoice {
+  bool half_range;
+  Rule rule;
+  Stored stored;
+};
+ScaleChoice check_rule(Format format, bool symmetric, double eps,
+                       const std::optional<int32_t>& scale_dtype,
+                       const std::optional<Text>& scale_rule, bool has_global);
 void check_round_first(bool round_first, Format format);
 // That x's last size fills bytes of codes.
 void check_packing(const TensorInfo& x, Format format);

@@ -77,9 +77,13 @@ int32_t dtype_of(Format format) {
     case Format::uint16: return aoti_torch_dtype_uint16();
     case Format::uint8:
     case Format::int4:
-    case Format::uint4: return aoti_torch_dtype_uint8();
+    case Format::uint4:
+    case Format::int2:
+    case Format::uint2:
+    case Format::float4_e2m1fn: return aoti_torch_dtype_uint8();
     case Format::float8_e4m3fn: return aoti_torch_dtype_float8_e4m3fn();
     case Format::float8_e5m2: return aoti_torch_dtype_float8_e5m2();
+    case Format::powers: return kFloat8E8m0;
     case Format::numbers: break;
   }
   return aoti_torch_dtype_float32();
@@ -91,7 +95,8 @@ const char* name_of(Format format) {
   case Format::name: return #name;
     QK_FORMATS(QK_CASE)
 #undef QK_CASE
-    case Format::numbers: break;
+    case Format::numbers:
+    case Format::powers: break;
   }
   return "numbers";
 }
@@ -130,8 +135,10 @@ TensorInfo::TensorInfo(const char* name_, const Tensor& tensor)
   check_shim(aoti_torch_get_data_ptr(handle, &data_));
   sizes = sizes_;
   strides = strides_;
-  const bool read = type >= 0 || dtype == dtype_of(Format::float8_e4m3fn) ||
-                    dtype == dtype_of(Format::float8_e5m2);
+  bool read = type >= 0;
+  for (const int32_t coded : {aoti_torch_dtype_float8_e4m3fn(), aoti_torch_dtype_float8_e5m2(),
+                              kFloat8E8m0, kFloat4E2m1x2})
+    read |= dtype == coded;
   int64_t bytes = 0, offset = 0, last = 0;
   check_shim(aoti_torch_get_storage_size(handle, &bytes));
   check_shim(aoti_torch_get_storage_offset(handle, &offset));

@@ -30,6 +30,8 @@ std::string dtype_name(int32_t dtype);
 
 // The dtype of a tensor of codes, and the name of a format.
 int32_t dtype_of(Format format);
+// Two of torch's numbers that the headers of 2.10 do not name.
+constexpr int32_t kFloat8E8m0 = 44, kFloat4E2m1x2 = 45;
 const char* name_of(Format format);
 
 // A string argument. torch 2.13's own conversion to std::string leaks 48 bytes a call.

@@ -54,6 +54,9 @@ emu::Buffers buffers_of(const SetArgs& a) {
   add(buffers, "x_hat", a.y, last(kY), 4, true);
   add(buffers, "scale", a.scale, last(kScale), size_of(a.p_type), true);
   add(buffers, "zero_point", a.zero_point, last(kZeroPoint), size_of(a.p_type), true);
+  add(buffers, "stored", a.stored, last(kScale), size_of(a.scheme.stored), true);
+  add(buffers, "global_scale", a.global.data, a.each_global ? last(kScale) : 0,
+      size_of(a.global.type), false);
   add(buffers, "keys", a.keys, (a.scheme.symmetric ? 1 : 2) * a.sets - 1,
       a.x_type == Type::f64 ? 8 : 4, true);
   return buffers;
