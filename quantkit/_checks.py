@@ -37,7 +37,9 @@ def shown(value: object) -> str:
     """What was given, in an error: its type where it may have no text, or one of any length."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an int of {value.bit_length()} bits"
-    plain = isinstance(value, (int, float, str, torch.SymInt, torch.dtype))
+    if isinstance(value, str):
+        return repr(value[:40])
+    plain = isinstance(value, (int, float, torch.SymInt, torch.dtype))
     return str(value) if plain else type(value).__name__
 
 
@@ -71,14 +73,9 @@ def tensor(name: str, value: object, kind: tuple[Collection[torch.dtype], str] =
         raise wrong(TypeError, name, expected, value.dtype)
 
 
-def _named(name: object) -> str:
-    """A name that nothing has; anything else by its type."""
-    return repr(name[:40]) if isinstance(name, str) else shown(name)
-
-
 def _one_of(names: Iterable[object]) -> str:
     *others, last = map(str, names)
-    return f"{', '.join(others)} or {last}"
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def format_given(dtype: object) -> Format:
@@ -90,14 +87,15 @@ def format_of(dtype: object) -> Format:
     """The format of a dtype, as QuantizationParams holds it."""
     found = OF_DTYPE.get(dtype) if isinstance(dtype, torch.dtype) else None
     if found is None:
-        raise wrong(TypeError, "dtype", _one_of(f.dtype for f in FORMATS), shown(dtype))
+        named = [OF_NAME[dtype]] if isinstance(dtype, str) and dtype in OF_NAME else FORMATS
+        raise wrong(TypeError, "dtype", _one_of(f.dtype for f in named), shown(dtype))
     return found
 
 
 def format_named(name: str, argument: str = "format") -> Format:
     """The format of a name, as the ``.format`` operators take it."""
     if name not in OF_NAME:
-        raise wrong(ValueError, argument, _one_of(OF_NAME), _named(name))
+        raise wrong(ValueError, argument, _one_of(OF_NAME), shown(name))
     return OF_NAME[name]
 
 
@@ -430,7 +428,7 @@ def scale_choice(f, symmetric, scale_dtype, scale_rule):
         if not isinstance(scale_rule, str):
             raise wrong(TypeError, "scale_rule", "a str or None", type(scale_rule).__name__)
         if scale_rule not in RULES:
-            raise wrong(ValueError, "scale_rule", _one_of(RULES), _named(scale_rule))
+            raise wrong(ValueError, "scale_rule", _one_of(RULES), shown(scale_rule))
         if f.low >= 0 or not f.has_zero_point:
             raise ValueError(
                 f"scale_rule: {scale_rule} is for signed integer formats, got {f.name}"

@@ -333,7 +333,7 @@ def test_options_and_mappings(m):
     assert m.quantize(X, own, block_size=[2, 4])[1].scale.shape == (3, 5)
     assert m.quantize(X, {})[1] == m.dynamic_quantize(X)[1]  # a mapping says its steps itself
     assert m.quantize(X, own, dtype="uint4")[1].dtype == torch.uint4 and own["dtype"] == torch.int4
-    with pytest.raises(ValueError, match=r"scheme: expected one of int8_tensor.*got mxfp8"):
+    with pytest.raises(ValueError, match=r"scheme: expected one of int8_tensor.*got 'mxfp8'"):
         m.quantize(X, "mxfp8")
     with pytest.raises(TypeError, match="scheme: expected a str or a mapping, got int"):
         m.quantize(X, 3)

@@ -15,6 +15,16 @@ namespace {
 
 std::string text(int64_t v) { return std::to_string(v); }
 
+// A name that nothing has: at most 40 characters of its UTF-8.
+std::string quoted(const std::string& name) {
+  size_t end = 0;
+  for (int characters = 0; end < name.size(); ++end) {
+    const bool begins = (name[end] & 0xC0) != 0x80;
+    if (begins && characters++ == 40) break;
+  }
+  return "'" + name.substr(0, end) + "'";
+}
+
 std::string list_text(const std::vector<int64_t>& v) {
   std::string s = "[";
   for (size_t i = 0; i < v.size(); ++i) s += (i > 0 ? ", " : "") + text(v[i]);
@@ -123,7 +133,7 @@ Format check_q_range(int64_t q_min, int64_t q_max, int32_t dtype) {
 Format check_format(const std::string& name) {
   for (const Format format : kFormats)
     if (name == name_of(format)) return format;
-  raise("format: expected " + choice_text(kFormats, name_of) + ", got '" + name.substr(0, 40) + "'");
+  raise("format: expected " + choice_text(kFormats, name_of) + ", got " + quoted(name));
 }
 
 void check_q_range(int64_t q_min, int64_t q_max, Format format) {
@@ -243,7 +253,7 @@ bool check_rule(Format format, bool symmetric, const std::optional<int32_t>& sca
     raise("scale_dtype: expected None or torch.float32, got " + dtype_name(*scale_dtype));
   if (scale_rule) {
     if (scale_rule->value != "half_range")
-      raise("scale_rule: expected None or half_range, got '" + scale_rule->value + "'");
+      raise("scale_rule: expected None or half_range, got " + quoted(scale_rule->value));
     const bool is_signed =
         with_codes(format, [](auto tag) { return decltype(tag)::type::kLow < 0; });
     if (is_float(format) || !is_signed)
