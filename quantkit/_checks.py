@@ -190,10 +190,19 @@ def q_range(q_min: int, q_max: int, f: Format = WIDEST, name: object = None) -> 
     )
 
 
+_INTEGERS = tuple(f for f in FORMATS if f.has_zero_point)
+
+
 def smallest_format(q_min: int, q_max: int) -> Format:
-    """Of parameters that name no dtype: the first that holds the limits."""
-    q_range(q_min, q_max)
-    return next(f for f in VERSION_1 if f.holds(q_min, q_max))
+    """Of parameters that name no dtype: the first of version 1's that holds the limits."""
+    q_min, q_max = integer("q_min", q_min), integer("q_max", q_max)
+    f = next((f for f in _INTEGERS if f.holds(q_min, q_max)), WIDEST)
+    if f is WIDEST:
+        q_range(q_min, q_max)
+    if f.number is None:
+        limits = shown_sizes([q_min, q_max])
+        raise wrong(ValueError, "dtype", f"{f.dtype} for q_min, q_max of {limits}", None)
+    return f
 
 
 def _may_be_symbolic(value: object) -> bool:

@@ -143,6 +143,11 @@ def test_limits():
         lambda m: m.quantize_tensor(X, with_params(q_max=200, dtype=torch.int8)),
         "[-128, 200]", "torch.int8",
     )  # fmt: skip
+    for call in GIVEN.values():
+        everywhere(
+            ValueError, lambda m, c=call: c(m, X, with_params(q_min=0, q_max=40000)),
+            "dtype: expected torch.uint16 for q_min, q_max of [0, 40000], got None",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("eps", [0, 0.0, -1e-8, -1e-4, -1e5, -1.5e300, float("nan"), float("-inf")])
