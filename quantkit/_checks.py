@@ -170,6 +170,21 @@ def block_sizes(block_size: Any) -> Any:
 # ---- arguments together -------------------------------------------------------------------------------
 
 
+def one_granularity(
+    scheme: object, options: Collection[str], block_size: Sequence[int], per_channel: Any
+) -> None:
+    """Of block_size and per_channel=True one must not be the scheme's and the other an option."""
+    given = [name for name in ("block_size", "per_channel") if name in options]
+    if len(given) != 1 or not flag("per_channel", per_channel):
+        return
+    whose = f"scheme {scheme}" if isinstance(scheme, str) else "the scheme"
+    if given == ["per_channel"]:
+        its, without = f"block_size {shown_sizes(list(block_size))}", "block_size=None"
+    else:
+        its, without = "per_channel=True", "per_channel=False"
+    raise ValueError(f"{given[0]}: {whose} has {its}; pass {without} as well to replace that")
+
+
 def q_range(q_min: int, q_max: int, f: Format = WIDEST, name: object = None) -> None:
     """The limits of codes against their format, whose name in the error is its dtype."""
     q_min, q_max = integer("q_min", q_min), integer("q_max", q_max)

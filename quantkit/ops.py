@@ -351,7 +351,8 @@ def quantize(
         x: a dense tensor of any real dtype and any strides. Blocks of more dimensions than x has are an
             error; the other dimensions of x, in front of theirs, get a scale for each index.
         scheme: a name of :data:`quantkit.SCHEMES`, all of which take float32 steps. Or a mapping of
-            :func:`dynamic_quantize`'s keywords, whose ``block_size`` may be shorter than x's rank.
+            :func:`dynamic_quantize`'s keywords, whose ``block_size`` may be shorter than x's rank, but
+            not empty.
         options: keywords of :func:`dynamic_quantize` that override those of the scheme.
 
     Returns, raises: as :func:`dynamic_quantize`. An unknown name is a ValueError.
@@ -359,7 +360,13 @@ def quantize(
     keywords = {**keywords_of(scheme), **options}
     blocks = _checks.block_sizes(keywords.get("block_size"))
     if blocks is not None:
+        if options:
+            channels = keywords.get("per_channel", False)
+            _checks.one_granularity(scheme, options, blocks, channels)
         _checks.tensor("x", x)
+        if not blocks and x.dim() > 0:
+            sizes = f"at least one size for x of shape {tuple(x.shape)}"
+            raise _checks.wrong(ValueError, "block_size", sizes, "[]")
         if isinstance(scheme, str) and x.dim() < len(blocks) and "block_size" not in options:
             rank = f"x of at least {len(blocks)} dimensions for {scheme}"
             raise _checks.wrong(ValueError, "scheme", rank, f"shape {tuple(x.shape)}")

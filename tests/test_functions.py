@@ -341,6 +341,39 @@ def test_options_and_mappings(m):
         m.quantize(X, "int8_token", other=1)
 
 
+@MODULES
+@pytest.mark.parametrize(
+    ("scheme", "options", "text"),
+    [
+        ("int4_group128", {"per_channel": True},
+         "per_channel: scheme int4_group128 has block_size [128]; pass block_size=None as well"),
+        ("int8_channel", {"block_size": (1, 4)},
+         "block_size: scheme int8_channel has per_channel=True; pass per_channel=False as well"),
+        ({"block_size": [4]}, {"per_channel": True}, "per_channel: the scheme has block_size [4]"),
+        ({"per_channel": 1}, {"block_size": [4]}, "block_size: the scheme has per_channel=True"),
+        ({"block_size": [4], "per_channel": True}, {}, "block_size: cannot be given together with"),
+        ({}, {"block_size": [4], "per_channel": True}, "block_size: cannot be given together with"),
+        ({"dtype": torch.int4, "block_size": []}, {}, "block_size: expected at least one size"),
+        ("int8_token", {"block_size": ()}, "block_size: expected at least one size for x of shape (6,"),
+        ({"block_size": [1, 1, 4]}, {}, "block_size: expected 2 sizes"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_granularities_that_exclude_each_other(m, scheme, options, text):
+    with pytest.raises(ValueError) as caught:
+        m.quantize(X, scheme, **options)
+    assert str(caught.value).startswith(text), caught.value
+
+
+@MODULES
+def test_options_that_replace_the_granularity_of_a_scheme(m):
+    _, p = m.quantize(X, "int4_group128", per_channel=True, block_size=None)
+    assert p == m.dynamic_quantize(X, True, dtype="int4")[1]
+    _, p = m.quantize(X, "int8_channel", per_channel=False, block_size=[4])
+    assert p == m.dynamic_quantize(X, block_size=[1, 4], compute_dtype=F32)[1]
+    assert m.quantize(X[0, 0], {"block_size": []})[1].scale.shape == ()  # a size for each dimension
+
+
 # ---- parameters of version 2 -----------------------------------------------------------------------
 
 
