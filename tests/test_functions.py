@@ -463,6 +463,24 @@ def test_to_a_device_takes_all_tensors():
 
 
 @MODULES
+@pytest.mark.parametrize("dtype", [None, *(f.dtype for f in FORMATS)], ids=str)
+def test_no_zero_point_is_0_in_float32_steps(m, dtype):
+    limits = {"dtype": dtype, "q_min": 0, "q_max": 7}
+    limits |= {"q_min": -7} if dtype and dtype.is_floating_point else {}
+    zero = of(compute_dtype=F32, **limits)
+    none = dataclasses.replace(zero, zero_point=None)
+    q = m.quantize_tensor(X, zero)
+    assert_same(m.quantize_tensor(X, none), q)
+    assert_same(m.dequantize_tensor(q, none), m.dequantize_tensor(q, zero))
+    assert_same(m.fake_quantize(X, none), m.fake_quantize(X, zero))
+    if dtype is None or dtype in [f.dtype for f in VERSION_1]:
+        none = dataclasses.replace(none, compute_dtype=None)
+        for call in (m.quantize_tensor, m.dequantize_tensor, m.fake_quantize):
+            with pytest.raises(TypeError, match=r"^zero_point: expected a torch\.Tensor, got None"):
+                call(X, none)
+
+
+@MODULES
 def test_parameters_that_no_steps_take(m):
     with pytest.raises(TypeError, match="global_scale: expected None"):
         m.quantize_tensor(X, of(global_scale=2.0))
