@@ -13,12 +13,8 @@ cells are measured again, and all times count. The exit status is 1 if results d
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
-import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,10 +25,10 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-# Before the builds: its library has the same soname, and the loader would take theirs for it.
 from quantkit import QuantizationParams
 
-from . import machine
+from . import builds, machine
+from .builds import operators_of
 from .cases import (
     CHOOSERS,
     DTYPES,
@@ -48,12 +44,7 @@ from .cases import (
 )
 from .measure import interleaved, summary
 
-ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("csrc", "quantkit", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-BUILT = (".so", ".partial", ".pyc")
 BUILDS = ("old", "new")
-MACRO = "QUANTKIT_NAMESPACE"
-
 SLOW = 0.95
 AGAIN = 3  # times as many repeats for a slow cell
 BACKWARD = "_fake_quantize_backward"
@@ -192,97 +183,6 @@ def chosen(args) -> list[Cell]:
     if not found:
         raise SystemExit(f"ab: no cell has {' and '.join(map(repr, args.only))}: see --list --all")
     return found
-
-
-# ---- two builds -------------------------------------------------------------------------------------
-
-
-def git(*arguments: str) -> bytes | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True)
-    except OSError:
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def sources(name: str) -> tuple[str, dict[str, bytes]]:
-    """What to call them, and every file of the sources that a build needs."""
-    folder = Path(name)
-    if (folder / "csrc").is_dir():
-        paths = [p for part in PARTS for p in (folder / part, *(folder / part).rglob("*"))]
-        files = {
-            str(p.relative_to(folder)): p.read_bytes()
-            for p in paths
-            if p.is_file() and p.suffix not in BUILT
-        }
-        label = name
-    else:
-        commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-        archive = commit and git("archive", commit.decode().strip(), "--", *PARTS)
-        if not archive:
-            raise SystemExit(
-                f"ab: {name}: expected a git revision of quantkit or a folder with csrc/ in it"
-            )
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            files = {m.name: tar.extractfile(m).read() for m in tar.getmembers() if m.isfile()}
-        label = f"{name} ({commit.decode()[:12]})"
-    if not any(MACRO.encode() in text for path, text in files.items() if path.startswith("csrc/")):
-        raise SystemExit(
-            f"ab: {label}: its csrc has no {MACRO}, so its operators cannot be renamed; take the commit "
-            "that brought the macro, or a newer one"
-        )
-    return label, files
-
-
-def export(files: dict[str, bytes], folder: Path) -> None:
-    """Writes what differs: ninja builds no more than that again."""
-    for part in ("csrc", "quantkit"):
-        for path in (folder / part).rglob("*"):
-            stale = path.is_file() and path.suffix not in BUILT
-            if stale and str(path.relative_to(folder)) not in files:
-                path.unlink()
-    for name, text in files.items():
-        path = folder / name
-        if not path.is_file() or path.read_bytes() != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text)
-
-
-def namespace(build: str) -> str:
-    return f"quantkit_{build}"
-
-
-def operators_of(build: str):
-    return getattr(torch.ops, namespace(build))
-
-
-def compile_library(folder: Path, build: str, label: str) -> Path:
-    environment = os.environ | {
-        "FORCE_CPU": "1",
-        "FORCE_CUDA": "0",
-        "QUANTKIT_BUILD_EMU": "0",
-        "CXXFLAGS": f"-D{MACRO}={namespace(build)}",
-    }
-    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    if subprocess.run(command, cwd=folder, env=environment).returncode != 0:
-        raise SystemExit(f"ab: {label} does not build; the messages are above")
-    return folder / "quantkit" / "libquantkit.so"
-
-
-def load(library: Path, build: str) -> torch.library.Library:
-    """torch.ops.<namespace> is there afterwards, and costs what quantkit's own operators cost."""
-    torch.ops.load_library(library)
-    fragment = torch.library.Library(namespace(build), "FRAGMENT")
-    for op in operators((build,)):
-        for name in (op, f"{op}.out"):  # as quantkit/_load.py does
-            fragment.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    return fragment
-
-
-def operators(builds=BUILDS) -> tuple[str, ...]:
-    """Those that all the builds have."""
-    spaces = [operators_of(build) for build in builds]
-    return tuple(op for op in OPERATORS if all(hasattr(space, op) for space in spaces))
 
 
 # ---- calls ----------------------------------------------------------------------------------------
@@ -438,7 +338,8 @@ def beside(found: dict, build: str) -> tuple[float, str]:
 
 def run(args, console: Console) -> list[dict]:
     beside_of = {c.cell: c for c in layouts()} if args.layouts else {}
-    if missing := [op for op in OPERATORS if op not in operators()]:
+    spaces = [operators_of(build) for build in BUILDS]
+    if missing := [op for op in OPERATORS if not all(hasattr(space, op) for space in spaces)]:
         console.print(f"[bold yellow]not in both builds:[/] {', '.join(missing)}")
     wanted = [cell for cell in chosen(args) if cell.case.op not in missing]
     todo = [(threads, cell) for threads in args.threads for cell in wanted]
@@ -578,7 +479,7 @@ def main(arguments: list[str] | None = None) -> int:
         p.error("expected OLD and NEW")
     args.threads = args.threads or (torch.get_num_threads(),)
     chosen(args)  # says now that there is none
-    found = [sources(name) for name in (args.old, args.new)]
+    found = [builds.sources(name) for name in (args.old, args.new)]
     labels = (found[0][0], found[1][0])
     if args.json:
         try:  # now, not when minutes were measured
@@ -587,9 +488,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise SystemExit(f"ab: {error}") from None
     loaded = []
     for build, (label, files) in zip(BUILDS, found, strict=True):
-        folder = ROOT / "build" / "ab" / build
-        export(files, folder)
-        loaded.append(load(compile_library(folder, build, label), build))
+        loaded.append(builds.made(build, label, files, OPERATORS))
     console = Console(width=None if sys.stdout.isatty() else 160)
     measured = run(args, console)
     if args.json:

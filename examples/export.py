@@ -1,10 +1,13 @@
 """A model with quantized weights: compiled, exported, saved, and run by a process that has but the files.
 
-PYTHONPATH=. .venv/bin/python examples/export.py FOLDER
+PYTHONPATH=. .venv/bin/python examples/export.py [FOLDER]
+
+The files go to FOLDER, else to a temporary one.
 """
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -36,8 +39,8 @@ packaged = torch._inductor.aoti_load_package(f"{folder}/package.pt2")
 torch.save([exported(x), packaged(x)], f"{folder}/y.pt")
 """
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+
+def main(folder):
     torch.manual_seed(0)
     model = QuantizedLinear(nn.Linear(256, 128, bias=False)).eval()
     x = torch.randn(7, 256)
@@ -56,3 +59,11 @@ if __name__ == "__main__":
     for name, y in zip(("exported", "packaged"), torch.load(folder / "y.pt"), strict=True):
         print(f"{name}, in a new process: largest difference", (y - right).abs().max().item())
         assert torch.allclose(y, right)  # matmul is torch's; the weights' bits are quantkit's
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            main(Path(temporary))

@@ -1,6 +1,8 @@
 """Quantized weights in a safetensors file: codes, scale and zero_point as tensors, the rest as metadata.
 
-PYTHONPATH=. .venv/bin/python examples/safetensors_file.py FILE
+PYTHONPATH=. .venv/bin/python examples/safetensors_file.py [FILE]
+
+Without FILE it writes to a temporary folder.
 
 Of each weight NAME the file has the tensors NAME.q, NAME.scale and NAME.zero_point. The metadata NAME
 is JSON with the other fields of QuantizationParams: {"format": str, "q_min": int, "q_max": int,
@@ -10,6 +12,8 @@ of NAME.q alone does not say the format.
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
@@ -60,7 +64,7 @@ def load(file):
     return weights
 
 
-if __name__ == "__main__":
+def main(file):
     torch.manual_seed(0)
     weight = torch.randn(64, 128)
     groups = {"block_size": [1, 32], "dtype": torch.uint8, "sym": False, "include_zero": True}
@@ -70,9 +74,17 @@ if __name__ == "__main__":
         "int4": quantkit.quantize(weight.bfloat16(), "int4_group128"),
         "fp8": quantkit.quantize(weight.bfloat16(), "fp8_block128"),  # a short last block of 64
     }
-    save(weights, sys.argv[1])
-    for name, (q, p) in load(sys.argv[1]).items():
+    save(weights, file)
+    for name, (q, p) in load(file).items():
         assert p == weights[name][1]
         assert torch.equal(quantkit.dequantize(q, p), quantkit.dequantize(*weights[name]))
         format = OF_DTYPE[p.dtype]
         print(f"{name}: {tuple(q.shape)} {q.dtype}, scale {tuple(p.scale.shape)}, {format}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(sys.argv[1])
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            main(Path(temporary) / "weights.safetensors")

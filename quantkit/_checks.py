@@ -40,7 +40,9 @@ def shown(value: object) -> str:
     """What was given, in an error: its type where it may have no text, or one of any length."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an int of {value.bit_length()} bits"
-    plain = isinstance(value, (int, float, str, torch.SymInt, torch.dtype))
+    if isinstance(value, str):
+        return repr(value[:40])
+    plain = isinstance(value, (int, float, torch.SymInt, torch.dtype))
     return str(value) if plain else type(value).__name__
 
 
@@ -81,11 +83,6 @@ def tensor(name: str, value: object, kind: tuple[Collection[torch.dtype], str] =
         raise wrong(TypeError, name, expected, value.dtype)
 
 
-def _named(name: object) -> str:
-    """A name that nothing has; anything else by its type."""
-    return repr(name[:40]) if isinstance(name, str) else shown(name)
-
-
 def _one_of(names: Iterable[object]) -> str:
     *others, last = map(str, names)
     return f"{', '.join(others)} or {last}" if others else last
@@ -100,14 +97,15 @@ def format_of(dtype: object) -> Format:
     """The format of a dtype, as QuantizationParams holds it."""
     found = OF_DTYPE.get(dtype) if isinstance(dtype, torch.dtype) else None
     if found is None:
-        raise wrong(TypeError, "dtype", _one_of(f.dtype for f in FORMATS), shown(dtype))
+        named = [OF_NAME[dtype]] if isinstance(dtype, str) and dtype in OF_NAME else FORMATS
+        raise wrong(TypeError, "dtype", _one_of(f.dtype for f in named), shown(dtype))
     return found
 
 
 def format_named(name: str, argument: str = "format") -> Format:
     """The format of a name, as the ``.format`` operators take it."""
     if name not in OF_NAME:
-        raise wrong(ValueError, argument, _one_of(OF_NAME), _named(name))
+        raise wrong(ValueError, argument, _one_of(OF_NAME), shown(name))
     return OF_NAME[name]
 
 
@@ -182,6 +180,21 @@ def block_sizes(block_size: Any) -> Any:
 # ---- arguments together -------------------------------------------------------------------------------
 
 
+def one_granularity(
+    scheme: object, options: Collection[str], block_size: Sequence[int], per_channel: Any
+) -> None:
+    """Of block_size and per_channel=True one must not be the scheme's and the other an option."""
+    given = [name for name in ("block_size", "per_channel") if name in options]
+    if len(given) != 1 or not flag("per_channel", per_channel):
+        return
+    whose = f"scheme {scheme}" if isinstance(scheme, str) else "the scheme"
+    if given == ["per_channel"]:
+        its, without = f"block_size {shown_sizes(list(block_size))}", "block_size=None"
+    else:
+        its, without = "per_channel=True", "per_channel=False"
+    raise ValueError(f"{given[0]}: {whose} has {its}; pass {without} as well to replace that")
+
+
 def q_range(q_min: int, q_max: int, f: Format = WIDEST, name: object = None) -> None:
     """The limits of codes against their format, whose name in the error is its dtype."""
     q_min, q_max = integer("q_min", q_min), integer("q_max", q_max)
@@ -202,10 +215,19 @@ def q_range(q_min: int, q_max: int, f: Format = WIDEST, name: object = None) -> 
     )
 
 
+_INTEGERS = tuple(f for f in FORMATS if f.has_zero_point)
+
+
 def smallest_format(q_min: int, q_max: int) -> Format:
-    """Of parameters that name no dtype: the first that holds the limits."""
-    q_range(q_min, q_max)
-    return next(f for f in VERSION_1 if f.holds(q_min, q_max))
+    """Of parameters that name no dtype: the first of version 1's that holds the limits."""
+    q_min, q_max = integer("q_min", q_min), integer("q_max", q_max)
+    f = next((f for f in _INTEGERS if f.holds(q_min, q_max)), WIDEST)
+    if f is WIDEST:
+        q_range(q_min, q_max)
+    if f.number is None:
+        limits = shown_sizes([q_min, q_max])
+        raise wrong(ValueError, "dtype", f"{f.dtype} for q_min, q_max of {limits}", None)
+    return f
 
 
 def _may_be_symbolic(value: object) -> bool:
@@ -460,7 +482,7 @@ def scale_choice(f, symmetric, eps, scale_dtype, scale_rule, global_scale):
         if not isinstance(scale_rule, str):
             raise wrong(TypeError, "scale_rule", "a str or None", type(scale_rule).__name__)
         if scale_rule not in RULES:
-            raise wrong(ValueError, "scale_rule", _one_of(RULES), _named(scale_rule))
+            raise wrong(ValueError, "scale_rule", _one_of((None, *RULES)), shown(scale_rule))
         if scale_rule == "half_range" and (f.low >= 0 or not f.has_zero_point):
             raise ValueError(
                 f"scale_rule: half_range is for signed integer formats, got {f.name}"

@@ -318,7 +318,34 @@ def dynamic_quantize(
 ) -> tuple[torch.Tensor, QuantizationParams]:
     """Choose parameters and quantize in one call: ``(q, qparams)``.
 
-    This is :func:`quantize_dequant` without the reconstruction.
+    The bits are those of two calls: :func:`get_symmetric_qparams` (with ``sym=False``
+    :func:`get_asymmetric_qparams`), then :func:`quantize_tensor`.
+
+    Args:
+        x: a dense tensor of any real dtype and any strides. It needs an element for each scale. Packed
+            formats need an even last size.
+        per_channel, channel_dim, block_size: the granularity, as in :func:`get_symmetric_qparams`.
+        dtype: the format of the codes, as a dtype or its name.
+        sym: False takes the asymmetric scheme, which is for integer formats. Pass ``include_zero=True``
+            with it, unless each block of x has values on both sides of 0.
+        q_min, q_max, eps, scale_dtype, scale_rule, global_scale: as in :func:`get_symmetric_qparams`.
+        include_zero: as in :func:`get_asymmetric_qparams`; an error beside ``sym=True``.
+        compute_dtype: torch.float32 asks for float32 steps.
+        round_first: add the zero point after rounding. It asks for float32 steps.
+
+    Returns:
+        q has codes of x's shape in dtype, with the strides of ``torch.empty_like(x)``. Those of int4 and
+        uint4 are contiguous uint8, two codes a byte along the last dimension, whose size is halved.
+
+        qparams has contiguous scale and zero_point: 0-dim for a whole tensor, else of x's rank with an
+        element for each block. Their dtype is float32 after float32 steps, for integer x, and for half
+        precision with limits outside [-128, 255]. Otherwise it is x's. The zero point of a float format
+        is a 0-dim 0.
+
+    Raises:
+        TypeError, ValueError or IndexError that names the argument, its value and what was expected.
+
+    The warnings of :func:`get_symmetric_qparams` and :func:`get_asymmetric_qparams` hold here, too.
     """
     f, blocks, q_min, q_max, eps, sym, include_zero = choice(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero,
@@ -367,7 +394,8 @@ def quantize(
         x: a dense tensor of any real dtype and any strides. Blocks of more dimensions than x has are an
             error; the other dimensions of x, in front of theirs, get a scale for each index.
         scheme: a name of :data:`quantkit.SCHEMES`, all of which take float32 steps. Or a mapping of
-            :func:`dynamic_quantize`'s keywords, whose ``block_size`` may be shorter than x's rank.
+            :func:`dynamic_quantize`'s keywords, whose ``block_size`` may be shorter than x's rank, but
+            not empty.
         options: keywords of :func:`dynamic_quantize` that override those of the scheme.
 
     Returns, raises: as :func:`dynamic_quantize`. An unknown name is a ValueError.
@@ -375,7 +403,13 @@ def quantize(
     keywords = {**keywords_of(scheme), **options}
     blocks = _checks.block_sizes(keywords.get("block_size"))
     if blocks is not None:
+        if options:
+            channels = keywords.get("per_channel", False)
+            _checks.one_granularity(scheme, options, blocks, channels)
         _checks.tensor("x", x)
+        if not blocks and x.dim() > 0:
+            sizes = f"at least one size for x of shape {tuple(x.shape)}"
+            raise _checks.wrong(ValueError, "block_size", sizes, "[]")
         if isinstance(scheme, str) and x.dim() < len(blocks) and "block_size" not in options:
             rank = f"x of at least {len(blocks)} dimensions for {scheme}"
             raise _checks.wrong(ValueError, "scheme", rank, f"shape {tuple(x.shape)}")

@@ -22,7 +22,8 @@ class QuantizationParams:
         scale, zero_point: tensors whose shapes say the granularity. 0-dim is the whole tensor. Otherwise
             the rank is x's and each size divides x's: element i of a dimension uses index
             ``i // (x.size / scale.size)``. A Python number becomes a 0-dim float64 tensor. Float
-            formats have no zero point: what stands there is not read.
+            formats have no zero point: what stands there is not read. Float32 steps take None as a zero
+            point of 0; version 1's do not.
         q_min, q_max: the inclusive limits of the codes.
         dtype: of the codes' format, such as ``torch.int4``. None stands for int8 where [q_min, q_max]
             fits it, else uint8, else int16.
@@ -50,7 +51,7 @@ class QuantizationParams:
         def __init__(
             self,
             scale: torch.Tensor | float,
-            zero_point: torch.Tensor | float,
+            zero_point: torch.Tensor | float | None,
             q_min: int,
             q_max: int,
             *,

@@ -174,5 +174,5 @@ def keywords_of(scheme: object) -> Mapping[str, Any]:
     if not isinstance(scheme, str):
         raise TypeError(f"scheme: expected a str or a mapping, got {type(scheme).__name__}")
     if scheme not in _NAMED:
-        raise ValueError(f"scheme: expected one of {', '.join(_NAMED)}, got {scheme}")
+        raise ValueError(f"scheme: expected one of {', '.join(_NAMED)}, got {scheme[:40]!r}")
     return {"compute_dtype": torch.float32, **_NAMED[scheme][1]}

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import ab, cells, compare, report, rivals
+from benchmarks import ab, builds, cells, compare, report, rivals
 from benchmarks.cases import Case, Job, differing
 
 TINY = ["--quick", "--shapes", "8x32", "--rivals", "eager,torch,decomposed,copy,clone"]
@@ -223,7 +223,7 @@ def test_compare_refuses_other_files(tmp_path, text):
 @pytest.fixture
 def same_build(monkeypatch):
     """The library under test as both builds."""
-    monkeypatch.setattr(ab, "namespace", lambda build: "quantkit")
+    monkeypatch.setattr(builds, "namespace", lambda build: "quantkit")
 
 
 def arguments_of_ab(*words):
@@ -314,7 +314,7 @@ def test_sources_that_two_builds_cannot_have_are_refused(tmp_path):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "ops.cpp").write_text("no macro")
     with pytest.raises(SystemExit, match="no QUANTKIT_NAMESPACE"):
-        ab.main([str(ab.ROOT), str(tmp_path)])
+        ab.main([str(builds.ROOT), str(tmp_path)])
     with pytest.raises(SystemExit, match="no cell has 'quantise'"):
         ab.main([".", ".", "--only", "quantise"])
     for wrong in (["."], [".", ".", "--threads", "0"], [".", ".", "--repeats", "1,2"]):
@@ -324,14 +324,14 @@ def test_sources_that_two_builds_cannot_have_are_refused(tmp_path):
 
 
 def test_sources_are_written_where_they_differ(tmp_path):
-    label, files = ab.sources(str(ab.ROOT))
-    assert label == str(ab.ROOT) and "csrc/ops/static.cpp" in files and "quantkit/ops.py" in files
+    label, files = builds.sources(root := str(builds.ROOT))
+    assert label == root and "csrc/ops/static.cpp" in files and "quantkit/ops.py" in files
     assert not [name for name in files if name.endswith((".so", ".pyc"))]
-    ab.export(files, tmp_path)
+    builds.export(files, tmp_path)
     kept = (tmp_path / "setup.py").stat()
     (tmp_path / "quantkit" / "libquantkit.so").write_text("built")
     (tmp_path / "csrc" / "stale.h").write_text("")
-    ab.export(files | {"setup.py": files["setup.py"], "README.md": b"other"}, tmp_path)
+    builds.export(files | {"setup.py": files["setup.py"], "README.md": b"other"}, tmp_path)
     assert (tmp_path / "setup.py").stat().st_mtime_ns == kept.st_mtime_ns
     assert (tmp_path / "README.md").read_bytes() == b"other"
     assert not (tmp_path / "csrc" / "stale.h").exists()

@@ -99,6 +99,31 @@ def test_code_dtype(dtype):
         everywhere(TypeError, lambda m: m.quantize_tensor(X, with_params(dtype=dtype)), *texts)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("int4", "torch.int4"), ("int9", listed(f.dtype for f in FORMATS)), ("i" * 99, "i" * 40)],
+)
+def test_parameters_take_no_name_of_a_dtype(name, expected):
+    """The error of a format's name says its dtype."""
+    texts = (f"dtype: expected {expected}, got {name!r}",)
+    if len(name) > 40:
+        texts = ("dtype: expected ", f"got {expected!r}")
+    everywhere(TypeError, lambda m: m.quantize_tensor(X, with_params(dtype=name)), *texts)
+
+
+def test_texts_are_quoted():
+    for call in (CHOOSING["quantize_dequant"], CHOOSING["symmetric"]):
+        for name in ("compute_dtype", "scale_dtype"):
+            text = f"{name}: expected None or torch.float32, got 'float32'"
+            everywhere(TypeError, lambda m, c=call, n=name: c(m, X, **{n: "float32"}), text)
+        text = "block_size: expected a list of ints or None, got ['1', 2]"
+        everywhere(TypeError, lambda m, c=call: c(m, X, block_size=["1", 2]), text)
+    everywhere(
+        TypeError, lambda m: m.dequantize_tensor(X, P, output_dtype="float32"),
+        "output_dtype: expected", "or torch.float32, got 'float32'",
+    )  # fmt: skip
+
+
 def test_limits():
     for call in CHOOSING.values():
         for low, high, code in ((5, 3, torch.int8), (-129, 0, torch.int8), (-1, 9, torch.uint8)):
@@ -118,6 +143,11 @@ def test_limits():
         lambda m: m.quantize_tensor(X, with_params(q_max=200, dtype=torch.int8)),
         "[-128, 200]", "torch.int8",
     )  # fmt: skip
+    for call in GIVEN.values():
+        everywhere(
+            ValueError, lambda m, c=call: c(m, X, with_params(q_min=0, q_max=40000)),
+            "dtype: expected torch.uint16 for q_min, q_max of [0, 40000], got None",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("eps", [0, 0.0, -1e-8, -1e-4, -1e5, -1.5e300, float("nan"), float("-inf")])
@@ -282,6 +312,13 @@ OPERATOR_CALLS = [
     *((RuntimeError, lambda v=v: ops.choose_qparams(X, v, -128, 127, 1e-8, True),
        lambda v=v: reference.choose_qparams_op(X, v, -128, 127, 1e-8, True))
       for v in ([1], [1, 2, 3], [0, 1], [-2, 1], [3, 1])),
+    *((RuntimeError, lambda v=v: ops.quantize.format(X, P.scale, None, -8, 7, v),
+       lambda v=v: reference.quantize_format_op(X, P.scale, None, -8, 7, v))
+      for v in ("int9", "", "é" * 99, "aé" * 99, "a" * 39 + "\U0001f600" * 2)),
+    (RuntimeError,
+     lambda: ops.choose_qparams.format(X, None, -8, 7, 1.0, True, "int4", scale_rule="a" + "é" * 99),
+     lambda: reference.choose_qparams_format_op(X, None, -8, 7, 1.0, True, "int4",
+                                                scale_rule="a" + "é" * 99)),
     *((RuntimeError, lambda v=v: ops.choose_qparams(X, None, -128, 127, v, True),
        lambda v=v: reference.choose_qparams_op(X, None, -128, 127, v, True))
       for v in (0.0, float("nan"))),

@@ -41,13 +41,17 @@ def test_qat(tmp_path):
 
 
 @pytest.mark.full
-def test_export(tmp_path):
-    text = run(sys.executable, "-W", "ignore", EXAMPLES / "export.py", tmp_path, folder=tmp_path)
+@pytest.mark.parametrize("arguments", [[], ["."]])
+def test_export(tmp_path, arguments):
+    text = run(sys.executable, "-W", "ignore", EXAMPLES / "export.py", *arguments, folder=tmp_path)
     assert text.count("in a new process") == 2
+    assert (tmp_path / "model.pt2").exists() == bool(arguments)
 
 
-def test_safetensors(tmp_path):
-    text = run(sys.executable, EXAMPLES / "safetensors_file.py", tmp_path / "w", folder=tmp_path)
+@pytest.mark.parametrize("arguments", [[], ["w"]])
+def test_safetensors(tmp_path, arguments):
+    text = run(sys.executable, EXAMPLES / "safetensors_file.py", *arguments, folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == arguments
     assert "groups: (64, 128) torch.uint8, scale (64, 4), uint8" in text
     assert "int4: (64, 64) torch.uint8, scale (64, 1), int4" in text
     assert "fp8: (64, 128) torch.float8_e4m3fn, scale (1, 1), float8_e4m3fn" in text

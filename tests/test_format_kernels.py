@@ -300,6 +300,24 @@ def test_short_blocks_beside_zero_points_of_any_shape(name):
 
 @EACH_FORMAT
 @on_every_backend(emulated=True)
+def test_a_block_longer_than_its_dimension_is_one_short_block(name):
+    f = OF_NAME[name]
+    for dtype in FLOATS:
+        x = values((3, 100), dtype, 1)
+        found = []
+        for blocks in ([1, 128], [1, -1]):
+            args = (x, blocks, *limits(f), 1e-8, True, name, {"output_dtype": torch.float32})
+            found.append((yield "quantize_dequantize.format", args))
+            q, _, scale, zero_point = found[-1]
+            assert scale.shape == (3, 1) and scale.dtype == torch.float32
+            zero_point = zero_point if f.has_zero_point else None
+            yield "dequantize.format", (q, scale, zero_point, name, {"block_size": blocks})
+            yield from given_calls(f, x, scale, zero_point, blocks)
+        assert_same(*found)
+
+
+@EACH_FORMAT
+@on_every_backend(emulated=True)
 def test_no_elements(name):
     f = OF_NAME[name]
     for i, shape in enumerate([(0,), (3, 0), (0, 4), (2, 0, 6), (0, 0)]):

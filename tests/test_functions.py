@@ -333,12 +333,45 @@ def test_options_and_mappings(m):
     assert m.quantize(X, own, block_size=[2, 4])[1].scale.shape == (3, 5)
     assert m.quantize(X, {})[1] == m.dynamic_quantize(X)[1]  # a mapping says its steps itself
     assert m.quantize(X, own, dtype="uint4")[1].dtype == torch.uint4 and own["dtype"] == torch.int4
-    with pytest.raises(ValueError, match=r"scheme: expected one of int8_tensor.*got mxfp8"):
+    with pytest.raises(ValueError, match=r"scheme: expected one of int8_tensor.*got 'mxfp8'"):
         m.quantize(X, "mxfp8")
     with pytest.raises(TypeError, match="scheme: expected a str or a mapping, got int"):
         m.quantize(X, 3)
     with pytest.raises(TypeError, match="other"):
         m.quantize(X, "int8_token", other=1)
+
+
+@MODULES
+@pytest.mark.parametrize(
+    ("scheme", "options", "text"),
+    [
+        ("int4_group128", {"per_channel": True},
+         "per_channel: scheme int4_group128 has block_size [128]; pass block_size=None as well"),
+        ("int8_channel", {"block_size": (1, 4)},
+         "block_size: scheme int8_channel has per_channel=True; pass per_channel=False as well"),
+        ({"block_size": [4]}, {"per_channel": True}, "per_channel: the scheme has block_size [4]"),
+        ({"per_channel": 1}, {"block_size": [4]}, "block_size: the scheme has per_channel=True"),
+        ({"block_size": [4], "per_channel": True}, {}, "block_size: cannot be given together with"),
+        ({}, {"block_size": [4], "per_channel": True}, "block_size: cannot be given together with"),
+        ({"dtype": torch.int4, "block_size": []}, {}, "block_size: expected at least one size"),
+        ("int8_token", {"block_size": ()}, "block_size: expected at least one size for x of shape (6,"),
+        ({"block_size": [1, 1, 4]}, {}, "block_size: expected 2 sizes"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_granularities_that_exclude_each_other(m, scheme, options, text):
+    with pytest.raises(ValueError) as caught:
+        m.quantize(X, scheme, **options)
+    assert str(caught.value).startswith(text), caught.value
+
+
+@MODULES
+def test_options_that_replace_the_granularity_of_a_scheme(m):
+    _, p = m.quantize(X, "int4_group128", per_channel=True, block_size=None)
+    assert p == m.dynamic_quantize(X, True, dtype="int4")[1]
+    _, p = m.quantize(X, "int8_channel", per_channel=False, block_size=[4])
+    assert p == m.dynamic_quantize(X, block_size=[1, 4], compute_dtype=F32)[1]
+    assert m.quantize(X[0, 0], {"block_size": []})[1].scale.shape == ()  # a size for each dimension
 
 
 # ---- parameters of version 2 -----------------------------------------------------------------------
@@ -427,6 +460,24 @@ def test_to_a_device_takes_all_tensors():
     assert all(t.device.type == "meta" for t in (there.scale, there.zero_point, there.global_scale))
     kept = ("block_size", "compute_dtype", "round_first", "dtype", "q_min")
     assert all(getattr(there, k) == getattr(p, k) for k in kept)
+
+
+@MODULES
+@pytest.mark.parametrize("dtype", [None, *(f.dtype for f in FORMATS)], ids=str)
+def test_no_zero_point_is_0_in_float32_steps(m, dtype):
+    limits = {"dtype": dtype, "q_min": 0, "q_max": 7}
+    limits |= {"q_min": -7} if dtype and dtype.is_floating_point else {}
+    zero = of(compute_dtype=F32, **limits)
+    none = dataclasses.replace(zero, zero_point=None)
+    q = m.quantize_tensor(X, zero)
+    assert_same(m.quantize_tensor(X, none), q)
+    assert_same(m.dequantize_tensor(q, none), m.dequantize_tensor(q, zero))
+    assert_same(m.fake_quantize(X, none), m.fake_quantize(X, zero))
+    if dtype is None or dtype in [f.dtype for f in VERSION_1]:
+        none = dataclasses.replace(none, compute_dtype=None)
+        for call in (m.quantize_tensor, m.dequantize_tensor, m.fake_quantize):
+            with pytest.raises(TypeError, match=r"^zero_point: expected a torch\.Tensor, got None"):
+                call(X, none)
 
 
 @MODULES

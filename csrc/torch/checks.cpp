@@ -15,6 +15,16 @@ namespace {
 
 std::string text(int64_t v) { return std::to_string(v); }
 
+// A name that nothing has: at most 40 characters of its UTF-8.
+std::string quoted(const std::string& name) {
+  size_t end = 0;
+  for (int characters = 0; end < name.size(); ++end) {
+    const bool begins = (name[end] & 0xC0) != 0x80;
+    if (begins && characters++ == 40) break;
+  }
+  return "'" + name.substr(0, end) + "'";
+}
+
 std::string list_text(const std::vector<int64_t>& v) {
   std::string s = "[";
   for (size_t i = 0; i < v.size(); ++i) s += (i > 0 ? ", " : "") + text(v[i]);
@@ -123,7 +133,7 @@ Format check_q_range(int64_t q_min, int64_t q_max, int32_t dtype) {
 Format check_format(const std::string& name) {
   for (const Format format : kFormats)
     if (name == name_of(format)) return format;
-  raise("format: expected " + choice_text(kFormats, name_of) + ", got '" + name.substr(0, 40) + "'");
+  raise("format: expected " + choice_text(kFormats, name_of) + ", got " + quoted(name));
 }
 
 void check_q_range(int64_t q_min, int64_t q_max, Format format) {
@@ -279,8 +289,8 @@ ScaleChoice check_rule(Format format, bool symmetric, double eps,
     const auto* const rule = std::find_if(std::begin(kRules), std::end(kRules),
                                           [&](const auto& known) { return given == known.first; });
     if (rule == std::end(kRules))
-      raise("scale_rule: expected " + choice_text(kRules, [](const auto& r) { return r.first; }) +
-            ", got '" + given.substr(0, 40) + "'");
+      raise("scale_rule: expected None, " +
+            choice_text(kRules, [](const auto& r) { return r.first; }) + ", got " + quoted(given));
     choice.rule = rule->second;
     choice.half_range = choice.rule == Rule::none;
     const bool is_signed =
