@@ -93,9 +93,9 @@ struct Dynamic {
   Elementwise elements;
   const Layout* reduced;     // what parameters are chosen from
   const Layout* parameters;  // each of them once
-  void* scale;       // as the steps use it
-  void* zero_point;  // null: there is none
-  Type p_type;       // of both: x's, or f32
+  void* scale;               // as the steps use it
+  void* zero_point;          // null: there is none
+  Type p_type;               // of both: x's, or f32
   // Where a scale is stored as another number than the steps use (null: it is not), with the
   // strides of `scale`, which is then null if no step is taken; and what it was divided by: as
   // many, or one (each false).

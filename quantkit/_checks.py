@@ -484,9 +484,7 @@ def scale_choice(f, symmetric, eps, scale_dtype, scale_rule, global_scale):
         if scale_rule not in RULES:
             raise wrong(ValueError, "scale_rule", _one_of((None, *RULES)), shown(scale_rule))
         if scale_rule == "half_range" and (f.low >= 0 or not f.has_zero_point):
-            raise ValueError(
-                f"scale_rule: half_range is for signed integer formats, got {f.name}"
-            )
+            raise ValueError(f"scale_rule: half_range is for signed integer formats, got {f.name}")
         if scale_rule == "even" and f.has_zero_point:
             raise ValueError(f"scale_rule: even is for float formats, got {f.name}")
         made = {E8M0: POWERS, E4M3.dtype: ()}.get(scale_dtype, RULES)

@@ -117,7 +117,7 @@ def _before_rounding(
 
 def _chosen(
     x: _Tensor, block_size: _Blocks, q_min: int, q_max: int, eps: float, symmetric: bool,
-    include_zero: bool, how: schemes.Symmetric = schemes.Symmetric(),
+    include_zero: bool, how: schemes.Symmetric = schemes.LARGEST,
 ) -> tuple[_Tensor, _Tensor]:  # fmt: skip
     """scale and zero_point in x's dtype; a coded scale in its own."""
     shape = parameter_shape(x.shape, block_size)

@@ -102,6 +102,8 @@ class Symmetric:
         return self._floor((max_abs.view(torch.int32) + half).view(torch.float32), q_max, eps)
 
 
+LARGEST = Symmetric()  # max |x| becomes q_max
+
 # Rules that make the scale a power of two: its exponent code, before it is clipped.
 POWERS = {"ceil": Symmetric._ceil, "floor": Symmetric._floor, "even": Symmetric._even}
 RULES = ("half_range", *POWERS)
@@ -158,8 +160,7 @@ _NAMED: dict[str, tuple[str, dict[str, Any]]] = {
         {"dtype": "float8_e4m3fn", "block_size": (32,), "scale_dtype": E8M0}),
     "mxfp4": ("float4_e2m1fn, packed, a power of two for 32 numbers of the last dimension",
         {"dtype": "float4_e2m1fn", "block_size": (32,), "scale_dtype": E8M0, "scale_rule": "even"}),
-    "nvfp4": ("float4_e2m1fn, packed, a float8_e4m3fn scale for 16 numbers of the last dimension, and one "
-        "float32 scale for all",
+    "nvfp4": ("float4_e2m1fn, packed, a float8_e4m3fn scale for 16 numbers of the last dimension, one for all",
         {"dtype": "float4_e2m1fn", "block_size": (16,), "scale_dtype": E4M3.dtype,
          "global_limit": E4M3.high * 6}),
 }  # fmt: skip

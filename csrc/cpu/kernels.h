@@ -187,8 +187,8 @@ void quantize(const Elementwise& e, int64_t begin, int64_t end) {
   const bool codes = route_of(e.operation).beside == Beside::codes;
   const int64_t beside = size_beside(e.operation, e.format, e.y_type);
   Reader x(e.x, e.x_type, quantizer.taken()), grad(e.q_in, beside);
-  Writer q = codes ? Writer(e.q, e.format, e.packed, nontemporal)
-                   : Writer(e.q, beside, nontemporal);
+  Writer q =
+      codes ? Writer(e.q, e.format, e.packed, nontemporal) : Writer(e.q, beside, nontemporal);
   // Loops take their operands to be apart: in place they write to a buffer.
   Writer y(e.y, e.y_type, gradient ? e.y_type : quantizer.taken(), nontemporal, e.x == e.y);
   const bool whole = chunks.contiguous && quantizer.fast && x.convert == nullptr && !gradient &&

@@ -13,16 +13,16 @@
 
 namespace quantkit {
 
-#define QK_FORMATS(X)                       \
-  X(int8, IntegerFormat<int8_t>)            \
-  X(uint8, IntegerFormat<uint8_t>)          \
-  X(int16, IntegerFormat<int16_t>)          \
-  X(uint16, IntegerFormat<uint16_t>)        \
-  X(int4, PackedFormat<4, -8>)              \
-  X(uint4, PackedFormat<4, 0>)              \
-  X(int2, PackedFormat<2, -2>)              \
-  X(uint2, PackedFormat<2, 0>)              \
-  X(float8_e4m3fn, FloatFormat<3, -6, 448>) \
+#define QK_FORMATS(X)                        \
+  X(int8, IntegerFormat<int8_t>)             \
+  X(uint8, IntegerFormat<uint8_t>)           \
+  X(int16, IntegerFormat<int16_t>)           \
+  X(uint16, IntegerFormat<uint16_t>)         \
+  X(int4, PackedFormat<4, -8>)               \
+  X(uint4, PackedFormat<4, 0>)               \
+  X(int2, PackedFormat<2, -2>)               \
+  X(uint2, PackedFormat<2, 0>)               \
+  X(float8_e4m3fn, FloatFormat<3, -6, 448>)  \
   X(float8_e5m2, FloatFormat<2, -14, 57344>) \
   X(float4_e2m1fn, FloatFormat<1, 0, 6>)
 

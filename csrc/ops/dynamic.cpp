@@ -108,7 +108,8 @@ struct FromChosen {
     const Converted converted = loadable(x);
     const TensorInfo& loaded = converted.info;
     std::optional<CodesOut> codes;
-    if (kCodes) codes.emplace(outs[0], loaded, format, has_whole_bytes(loaded, last_block(), format));
+    if (kCodes)
+      codes.emplace(outs[0], loaded, format, has_whole_bytes(loaded, last_block(), format));
     const TensorInfo& q = kCodes ? codes->info() : loaded;
     const TensorInfo& y = kBack ? outs[1] : loaded;
     const int64_t dim = static_cast<int64_t>(sizes.size());
@@ -155,8 +156,7 @@ struct FromChosen {
     Axes axes = axes_of(loaded, &q, &y);
     const int64_t* const blocks = resolved_.empty() ? nullptr : resolved_.data();
     axes.add(kScale, sizes.data(), scales.strides, scale.dim, blocks);
-    if (zero)
-      axes.add(kZeroPoint, sizes.data(), zero_point.strides, zero_point.dim, blocks);
+    if (zero) axes.add(kZeroPoint, sizes.data(), zero_point.strides, zero_point.dim, blocks);
     // Packed codes are neighbours in the last dimension, however x lies.
     const bool packed = kCodes && codes->packed();
     for_layouts(axes, packed ? kQ : kX, packed ? kX : kQ, [&](const Layout& layout) {

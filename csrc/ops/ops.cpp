@@ -200,9 +200,9 @@ UsedScale::UsedScale(const TensorInfo& scale, const TensorInfo* global) : info(s
   const std::optional<Converted> factor =
       global == nullptr ? std::nullopt : std::make_optional<Converted>(*global, Type::f32);
   const TensorInfo from = numbers ? numbers->info : info;
-  const Format format = numbers                                          ? Format::numbers
+  const Format format = numbers                     ? Format::numbers
                         : info.dtype == kFloat8E8m0 ? Format::powers
-                                                                          : Format::float8_e4m3fn;
+                                                    : Format::float8_e4m3fn;
   made = empty_contiguous(info, info.sizes, info.dim, dtype_of(Type::f32));
   info = TensorInfo(scale.name, *made);
   if (info.numel > 0) multiply(info, from, format, kZero, factor ? &factor->info : nullptr);

@@ -228,8 +228,10 @@ void check_parameters(const TensorInfo& x, const TensorInfo& scale, const Tensor
 void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo* zero_point,
                       Format format, const BlockSize& block_size, const TensorInfo* global) {
   if (!scale.floating() && !is_coded(scale))
-    raise("scale: expected a floating dtype of at least 16 bits, torch.float8_e8m0fnu or "
-          "torch.float8_e4m3fn, got " + dtype_name(scale.dtype));
+    raise(
+        "scale: expected a floating dtype of at least 16 bits, torch.float8_e8m0fnu or "
+        "torch.float8_e4m3fn, got " +
+        dtype_name(scale.dtype));
   if (zero_point != nullptr) {
     if (is_float(format))
       raise("zero_point: expected None for " + std::string(name_of(format)) + ", got Tensor");
@@ -279,12 +281,16 @@ ScaleChoice check_rule(Format format, bool symmetric, double eps,
   else if (scale_dtype == aoti_torch_dtype_float8_e4m3fn())
     choice.stored = Stored::e4m3;
   else if (scale_dtype && *scale_dtype != dtype_of(Type::f32))
-    raise("scale_dtype: expected None, torch.float32, torch.float8_e8m0fnu or "
-          "torch.float8_e4m3fn, got " + dtype_name(*scale_dtype));
+    raise(
+        "scale_dtype: expected None, torch.float32, torch.float8_e8m0fnu or "
+        "torch.float8_e4m3fn, got " +
+        dtype_name(*scale_dtype));
   const std::string coded = scale_dtype ? dtype_name(*scale_dtype) : "";
   if (scale_rule) {
-    constexpr std::pair<const char*, Rule> kRules[] = {
-        {"half_range", Rule::none}, {"ceil", Rule::ceil}, {"floor", Rule::floor}, {"even", Rule::even}};
+    constexpr std::pair<const char*, Rule> kRules[] = {{"half_range", Rule::none},
+                                                       {"ceil", Rule::ceil},
+                                                       {"floor", Rule::floor},
+                                                       {"even", Rule::even}};
     const std::string& given = scale_rule->value;
     const auto* const rule = std::find_if(std::begin(kRules), std::end(kRules),
                                           [&](const auto& known) { return given == known.first; });
@@ -311,7 +317,7 @@ ScaleChoice check_rule(Format format, bool symmetric, double eps,
     raise("eps: expected a number above 2**-10 for " + coded + ", got " + text(eps));
   if (!symmetric) {
     if (is_float(format)) raise("symmetric (sym): expected True for " + name + ", got False");
-    const char* const given = scale_rule                          ? "scale_rule"
+    const char* const given = scale_rule                        ? "scale_rule"
                               : choice.stored != Stored::number ? "scale_dtype"
                               : has_global                      ? "global_scale"
                                                                 : nullptr;

@@ -30,8 +30,7 @@ bool is_coded(const TensorInfo& scale);
 void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo* zero_point,
                       Format format, const BlockSize& block_size, const TensorInfo* global);
 // A scale of scales, of these sizes.
-void check_global(const TensorInfo& global, const TensorInfo& x, const int64_t* sizes,
-                  int64_t dim);
+void check_global(const TensorInfo& global, const TensorInfo& x, const int64_t* sizes, int64_t dim);
 // An argument of the schemas that this version does not take yet.
 void check_none(const char* name, const std::optional<Tensor>& given);
 void check_none(const char* name, const BlockSize& given);
