@@ -26,6 +26,8 @@ from rich.table import Table
 
 import quantkit
 from quantkit import reference
+from quantkit.formats import OF_DTYPE, scale_numbers
+from quantkit.schemes import default_eps, keywords_of
 
 from . import machine
 from .__main__ import shapes, words
@@ -46,9 +48,13 @@ class Job:
         self.x = torch.randn(shape).to(dtype)
         self.q, self.p = quantkit.quantize(self.x, scheme)
         self.x_hat = quantkit.dequantize(self.q, self.p)
-        self.is_float = self.p.dtype.is_floating_point
-        self.format = str(self.p.dtype).removeprefix("torch.")
+        self.format = OF_DTYPE[self.p.dtype]
+        self.is_float = not self.format.has_zero_point
         self.symmetric = not scheme.startswith("uint8")
+        # A global scale is chosen before: what is measured takes it.
+        options = keywords_of(scheme)
+        self.choosing = {k: options.get(k) for k in ("scale_dtype", "scale_rule")}
+        self.options = {"global_scale": self.p.global_scale}
         self.blocks = [
             size if block == -1 else block
             for size, block in zip(shape, self.p.block_size or [-1] * len(shape), strict=True)
@@ -71,21 +77,21 @@ def ours(job: Job, operation: str) -> Callable[[], object]:
     if operation == "quantize":
         q = torch.empty_like(job.q)
         call = functools.partial(
-            ops.quantize.format_out, job.x, p.scale, zero_point, *limits, job.format,
-            block_size=p.block_size, out=q,
+            ops.quantize.format_out, job.x, p.scale, zero_point, *limits, job.format.name,
+            block_size=p.block_size, out=q, **job.options,
         )  # fmt: skip
     elif operation == "dequantize":
         call = functools.partial(
-            ops.dequantize.format_out, job.q, p.scale, zero_point, job.format,
-            block_size=p.block_size, out=torch.empty_like(job.x_hat),
+            ops.dequantize.format_out, job.q, p.scale, zero_point, job.format.name,
+            block_size=p.block_size, out=torch.empty_like(job.x_hat), **job.options,
         )  # fmt: skip
     else:
         outs = {name: torch.empty_like(t) for name, t in
                 (("q", job.q), ("scale", p.scale), ("zero_point", p.zero_point))}  # fmt: skip
-        eps = torch.finfo(torch.float32).tiny if job.is_float else 1e-8
+        eps = default_eps(job.format, **job.choosing)
         call = functools.partial(
             ops.dynamic_quantize.format_out, job.x, p.block_size, *limits, eps, job.symmetric,
-            job.format, include_zero=not job.symmetric, **outs,
+            job.format.name, include_zero=not job.symmetric, **outs, **job.choosing, **job.options,
         )  # fmt: skip
     return call
 
@@ -104,7 +110,9 @@ def plain(job: Job, operation: str) -> Callable[[], object]:
                 t = t.repeat_interleave(count, dim).narrow(dim, 0, job.x.shape[dim])
         return t
 
-    scale, zero_point = spread(p.scale), spread(p.zero_point)
+    if job.format.name == "float4_e2m1fn":
+        raise LookupError("torch has no cast to float4")
+    scale, zero_point = spread(scale_numbers(p.scale)), spread(p.zero_point)
     packed = p.dtype == torch.int4
 
     def quantize(x):
@@ -142,6 +150,8 @@ def torchao(job: Job, operation: str) -> Callable[[], object]:
     logging.getLogger("torchao").setLevel(logging.ERROR)
     primitives = importlib.import_module("torchao.quantization.quant_primitives")
     x, q, p = job.x, job.q, job.p
+    if job.scheme.startswith(("mx", "nv")):
+        return torchao_mx(job, operation)
     if job.is_float:
 
         def choose(x):
@@ -185,6 +195,24 @@ def torchao(job: Job, operation: str) -> Callable[[], object]:
         "dynamic_quantize": lambda: dynamic(x),
         "dequantize": lambda: dequantize(q, *given),
     }[operation]
+
+
+def torchao_mx(job: Job, operation: str) -> Callable[[], object]:
+    module = "torchao.prototype.mx_formats."
+    if operation == "quantize":
+        raise LookupError("it chooses scales and codes in one call")
+    if job.scheme == "nvfp4":
+        nvfp4 = importlib.import_module(module + "nvfp4_tensor")
+        if operation == "dequantize":
+            raise LookupError("it dequantizes tensors of its own class")
+        return lambda: nvfp4.nvfp4_quantize(job.x, 16, job.p.global_scale)[1].view(job.q.dtype)
+    mx = importlib.import_module(module + "mx_tensor")
+    kind = torch.float8_e4m3fn if job.scheme == "mxfp8" else torch.float4_e2m1fn_x2
+    mode = mx.ScaleCalculationMode
+    rule = mode.RCEIL if job.scheme == "mxfp8" else mode.EVEN
+    if operation == "dequantize":
+        return lambda: mx.to_dtype(job.q, job.p.scale, kind, 32, torch.float32)
+    return lambda: mx.to_mx(job.x, kind, 32, rule)[1].view(job.q.dtype)
 
 
 def compiled(make: Callable[[Job, str], Callable[[], object]]):

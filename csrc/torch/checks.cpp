@@ -22,7 +22,7 @@ std::string quoted(const std::string& name) {
     const bool begins = (name[end] & 0xC0) != 0x80;
     if (begins && characters++ == 40) break;
   }
-  return "'" + name.substr(0, end) + "'";
+  return std::string("'").append(name, 0, end) + "'";
 }
 
 std::string list_text(const std::vector<int64_t>& v) {
