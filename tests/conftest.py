@@ -51,26 +51,29 @@ def parameters_of(item):
     return dict(item.callspec.params) if hasattr(item, "callspec") else {}
 
 
-def is_emulated_in_full(item):
-    """Whether a test is emulated beyond the sample: of the full tier, as if it had the marker."""
+def emulated(item):
+    """When a test is emulated: True: daily, False: in the full tier, None: never; other tests: True."""
     parameters = parameters_of(item)
-    emulated = item.get_closest_marker("emulated")
-    if emulated is None or parameters.pop("backend", None) != EMULATOR:
-        return False
-    (which,) = emulated.args
-    return not (which(**parameters) if callable(which) else which)
+    marker = item.get_closest_marker("emulated")
+    if marker is None or parameters.pop("backend", None) != EMULATOR:
+        return True
+    (which,) = marker.args
+    return which(**parameters) if callable(which) else which
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Leaves the full tier out, unless --full or -m full asks for it."""
-    for item in filter(is_emulated_in_full, items):
-        item.add_marker("full")
+    for item in items:
+        if emulated(item) is False:
+            item.add_marker("full")
     full = config.getoption("full") or "full" in config.option.markexpr
     left_out = [
         item
         for item in items
-        if (FALLBACK and "fallback" not in item.keywords) or ("full" in item.keywords and not full)
+        if (FALLBACK and "fallback" not in item.keywords)
+        or ("full" in item.keywords and not full)
+        or emulated(item) is None
     ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -212,7 +212,7 @@ def test_hard_values(name, dtype):
 
 @EACH_FORMAT
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@on_every_backend(emulated=lambda name, dtype: False)  # minutes: of the full tier
+@on_every_backend(emulated=None)
 def test_every_half_precision_pattern(name, dtype):
     """The same bits as of x.float()."""
     f = OF_NAME[name]
@@ -368,7 +368,7 @@ def test_constants_zeros_and_spread_nan(name, dtype):
     "shape", daily([(1, 300_008), (10, 30_012), (30_012, 10)], (10, 30_012)), ids=str
 )
 @pytest.mark.usefixtures("several_threads")
-@on_every_backend
+@on_every_backend(emulated=None)
 def test_large_tensors_shared_by_threads(name, shape):
     """Borders between threads fall inside rows and blocks, and on whole bytes."""
     f = OF_NAME[name]

@@ -66,7 +66,8 @@ def on_every_backend(generator=None, *, emulated=False):
 
     Calls and results are made on the first backend and kept for the others, which conftest.py runs
     right after it: the reference takes far longer than the kernels. `emulated` says whether, or by a
-    function for which parameters, the emulator runs daily too, and not in the full tier alone.
+    function for which parameters, the emulator runs daily too, and not in the full tier alone. None:
+    it never does, as of a million elements, which take it minutes.
     """
     if generator is None:
         return functools.partial(on_every_backend, emulated=emulated)
