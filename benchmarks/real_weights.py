@@ -209,7 +209,8 @@ def takes(scheme: str, x: torch.Tensor) -> bool:
         return True
     if scheme == "fp8_block128":
         return x.dim() >= 2
-    return x.dim() >= 1 and (not scheme.startswith("int4") or x.shape[-1] % 2 == 0)
+    packed = scheme.startswith(("int4", "mxfp4", "nvfp4"))
+    return x.dim() >= 1 and (not packed or x.shape[-1] % 2 == 0)
 
 
 def there_and_back(functions, x: torch.Tensor, scheme: str) -> tuple:

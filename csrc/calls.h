@@ -83,6 +83,7 @@ struct Elementwise {
   Parameter add, subtract;  // zero_point of each direction: integer ones are rounded differently
   Steps steps;
   int32_t q_min, q_max;
+  bool powers;       // scales are powers of two, or NaN
   bool chosen;       // scale and zero_point come from x itself,
   bool centred;      // so that max |x| becomes q_max, and the zero point is 0
   bool nontemporal;  // outputs are large and not expected in a cache: write past it

@@ -11,7 +11,7 @@ import torch
 from . import _checks
 from .formats import WIDEST, Format
 from .params import QuantizationParams, as_tensor, choice, is_version_1, kept, unpack
-from .schemes import keywords_of
+from .schemes import global_limit, keywords_of
 
 
 @dataclass
@@ -414,16 +414,17 @@ def quantize(
             rank = f"x of at least {len(blocks)} dimensions for {scheme}"
             raise _checks.wrong(ValueError, "scheme", rank, f"shape {tuple(x.shape)}")
         keywords["block_size"] = [*[1] * (x.dim() - len(blocks)), *blocks]
-    limit = keywords.pop("global_limit", None)
-    if limit is not None and keywords.get("global_scale") is None:
+    limit = global_limit(scheme, keywords)
+    if limit is not None:
         keywords["global_scale"] = _global_scale(x, limit)
     return dynamic_quantize(x, **keywords)
 
 
 def _global_scale(x: torch.Tensor, limit: int) -> torch.Tensor:
     """The scale that maps max |x| to limit: of x without elements the smallest."""
+    _checks.tensor("x", x)
     if x.numel() == 0:
-        return torch.full((), 2.0**-126, device=x.device)
+        return torch.full((), 2.0**-126, dtype=torch.float32, device=x.device)
     chosen = get_symmetric_qparams(
         x, dtype=WIDEST.dtype, q_min=-limit, q_max=limit, eps=2.0**-126,
         compute_dtype=torch.float32,

@@ -161,11 +161,18 @@ _NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "mxfp4": ("float4_e2m1fn, packed, a power of two for 32 numbers of the last dimension",
         {"dtype": "float4_e2m1fn", "block_size": (32,), "scale_dtype": E8M0, "scale_rule": "even"}),
     "nvfp4": ("float4_e2m1fn, packed, a float8_e4m3fn scale for 16 numbers of the last dimension, one for all",
-        {"dtype": "float4_e2m1fn", "block_size": (16,), "scale_dtype": E4M3.dtype,
-         "global_limit": E4M3.high * 6}),
+        {"dtype": "float4_e2m1fn", "block_size": (16,), "scale_dtype": E4M3.dtype}),
 }  # fmt: skip
 #: The schemes of :func:`quantkit.quantize`, and what each is. All take float32 steps.
 SCHEMES: Mapping[str, str] = MappingProxyType({name: text for name, (text, _) in _NAMED.items()})
+
+
+def global_limit(scheme: object, keywords: Mapping[str, Any]) -> int | None:
+    """What a scheme maps max |x| to by a global scale of its own: NVFP4's two greatest numbers."""
+    given = keywords.get("global_scale") is not None
+    if scheme != "nvfp4" or given or keywords.get("scale_dtype") is not E4M3.dtype:
+        return None
+    return E4M3.high * 6
 
 
 def keywords_of(scheme: object) -> Mapping[str, Any]:

@@ -148,6 +148,7 @@ struct Quantizer {
 
   Mode mode_of(const Chunk& c) {
     if (chunks.each) return kEach;
+    if (e.powers && loops.of[kProduct] != nullptr) return kProduct;
     const int64_t size =
         chunks.row != 0 ? chunks.row : chunks.layout.dims[chunks.layout.count - 1].size;
     if (loops.of[kCentred] != nullptr && centred() && size >= kCentredRow) return kCentred;
@@ -368,9 +369,7 @@ void finalize(const Dynamic& d, int64_t begin, int64_t end, const States& states
   const Loop loop = with_reduction_of(d, [&](auto x, auto tag) -> Loop {
     using X = typename decltype(x)::type;
     using R = typename decltype(tag)::type;
-    if (d.stored != nullptr)
-      return size_of(d.scheme.stored) == 1 ? finalize_stored_row<X, uint8_t>
-                                           : finalize_stored_row<X, int32_t>;
+    if (d.stored != nullptr) return finalize_stored_row<X>;
     if constexpr (sizeof(X) != 4)  // other types may have parameters of float
       if (d.p_type == Type::f32)
         return dense ? finalize_row<X, float, R, true> : finalize_row<X, float, R, false>;

@@ -36,8 +36,19 @@ constexpr bool kSame<A, A> = true;
 // reciprocal with a proof. Less is to do where zero_point is 0; where parameters were chosen from
 // x, which has no NaN if its scale has a reciprocal; and where they are centred, so that float
 // codes are within the limits too, and a corrected product needs no proof (with one, long rows are
-// faster). Each of these is worth its loop (docs/performance.md).
-enum Mode : int { kDivide, kEach, kReciprocal, kNoZeroPoint, kChosen, kCentred, kProved, kModes };
+// faster). By a power of two a product is the quotient. Each of these is worth its loop
+// (docs/performance.md).
+enum Mode : int {
+  kDivide,
+  kEach,
+  kProduct,
+  kReciprocal,
+  kNoZeroPoint,
+  kChosen,
+  kCentred,
+  kProved,
+  kModes
+};
 constexpr int64_t kProofPays = 4096;  // elements of a centred row
 
 // Rows of n contiguous elements, each under its own parameters (or each element, in mode kEach): x
@@ -89,6 +100,8 @@ void quantize_row(const float* __restrict x, typename StoredAs<Q>::type* __restr
     if constexpr (kMode == kCentred)
       v = rounded_for_code<D>(kFloat ? corrected_quotient(x[i], divide0, reciprocal)
                                      : x[i] * reciprocal.high);
+    else if constexpr (kMode == kProduct)
+      v = x[i] * reciprocal.high;
     else if constexpr (kZero && kMode >= kReciprocal)
       v = rounded_for_code<D>(quotient(x[i], reciprocal));
     else if constexpr (kZero)
@@ -153,6 +166,8 @@ void quantize_rows(const Rows& r) {
         quantize(Constant<kCentred>(), reciprocal_of<D>(scale));
       else
         quantize(Constant<kDivide>(), r.reciprocal);
+    } else if constexpr (kMode == kProduct) {
+      quantize(Constant<kMode>(), Reciprocal{1.0f / *own(r.divide), 0});
     } else {
       quantize(Constant<kMode>(), r.reciprocal);
     }
@@ -169,6 +184,7 @@ Loops loops_of() {
   Loops loops;
   loops.of[kDivide] = quantize_rows<D, E, Q, kBack, kDivide>;
   loops.of[kEach] = quantize_rows<D, E, Q, kBack, kEach>;
+  if constexpr (!E::kInteger) loops.of[kProduct] = quantize_rows<D, E, Q, kBack, kProduct>;
   if constexpr (kHasFma) {
     constexpr bool kCodes = !kSame<Q, Mask> && !kSame<Q, None>, kWhole = kSame<D, whole>;
     if constexpr (E::kInteger) loops.of[kReciprocal] = quantize_rows<D, E, Q, kBack, kReciprocal>;
@@ -454,21 +470,45 @@ struct Finalize {
   bool each_global;
 };
 
-// Of symmetric scales that are stored as others than the steps use: T holds a number's bits or a
-// code.
-template <class X, class T>
-void finalize_stored_row(const Finalize& f, const Scheme& given) {
-  using R = AbsMax<X>;
+// Of n symmetric scales that are stored as others than the steps use, `step` apart; used: null where
+// no step is taken; global: one where its step is 0.
+template <class How, int64_t kStep>
+void store_scales(const float* __restrict max_abs, Any<typename How::Bits>* __restrict stored,
+                  float* __restrict used, const float* __restrict global, bool each_global,
+                  int64_t step, int64_t n, const Scheme& given) {
   const Scheme scheme = given;
+  if constexpr (kStep != 0) step = kStep;
+  const float global0 = *global;
+  const auto store = [&](int64_t i, float divisor) {
+    const StoredScale made = How::of(max_abs[i], divisor, scheme);
+    stored[i * step] = static_cast<typename How::Bits>(made.bits);
+    return made.used;
+  };
+  if (each_global)
+    for (int64_t i = 0; i < n; ++i) {
+      const float scale = store(i, global[i * step]);
+      if (used != nullptr) used[i * step] = scale;
+    }
+  else if (used == nullptr)
+    for (int64_t i = 0; i < n; ++i) store(i, global0);
+  else
+    for (int64_t i = 0; i < n; ++i) used[i * step] = store(i, global0);
+}
+template <class X>
+void finalize_stored_row(const Finalize& f, const Scheme& scheme) {
+  using R = AbsMax<X>;
   const typename R::Bits* __restrict keys = static_cast<const typename R::Bits*>(f.keys) + f.state;
-  T* __restrict stored = static_cast<T*>(f.stored);
-  float* __restrict scale = static_cast<float*>(f.scale);
-  for (int64_t i = 0; i < f.n; ++i) {
-    const int64_t at = i * f.scale_step;
-    const StoredScale made = stored_scale(R::template extreme<float>(keys + i),
-                                          f.global[f.each_global ? at : 0], scheme);
-    stored[at] = static_cast<T>(made.bits);
-    if (scale != nullptr) scale[at] = made.used;
+  float max_abs[kChunk];
+  for (int64_t begin = 0; begin < f.n; begin += kChunk) {
+    const int64_t n = smaller(kChunk, f.n - begin), at = begin * f.scale_step;
+    for (int64_t i = 0; i < n; ++i) max_abs[i] = R::template extreme<float>(keys + begin + i);
+    with_stored(scheme, [&](auto tag) {
+      using How = typename decltype(tag)::type;
+      const auto store = f.scale_step == 1 ? store_scales<How, 1> : store_scales<How, 0>;
+      store(max_abs, static_cast<Any<typename How::Bits>*>(f.stored) + at,
+            f.scale == nullptr ? nullptr : static_cast<float*>(f.scale) + at,
+            f.global + (f.each_global ? at : 0), f.each_global, f.scale_step, n, scheme);
+    });
   }
 }
 

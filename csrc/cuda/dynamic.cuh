@@ -428,9 +428,10 @@ template <class X>
 __device__ __forceinline__ void store_scale(const SetArgs& a, int64_t at,
                                             const State<X, AbsMax<X>>& state) {
   const typename AbsMax<X>::Bits key = state.keys[0];
-  const StoredScale made =
-      stored_scale(AbsMax<X>::template extreme<float>(&key),
-                   number<float, false>(a.global, a.each_global ? at : 0), a.scheme);
+  const float max_abs = AbsMax<X>::template extreme<float>(&key),
+              global = number<float, false>(a.global, a.each_global ? at : 0);
+  const StoredScale made = with_stored(
+      a.scheme, [&](auto tag) { return decltype(tag)::type::of(max_abs, global, a.scheme); });
   if (a.scheme.stored == Stored::number)
     store(static_cast<int32_t*>(a.stored) + at, made.bits);
   else

@@ -62,11 +62,12 @@ QK_INLINE Wide<P> asymmetric_zero_point(Wide<P> x_min, Wide<P> scale, const Sche
 // ---- symmetric scales that are stored as another number than the steps use ----------------------
 
 // By a rule, the code of E8M0 for max |x| (contract 2, section 3).
+template <bool kCeil>
 QK_INLINE int32_t power_code(float max_abs, const Scheme& s) {
   constexpr int32_t kInfinity = 0x7f800000;
   const int32_t bits = bit_cast<int32_t>(max_abs);
   int32_t code;
-  if (s.rule == Rule::ceil) {
+  if constexpr (kCeil) {
     const int32_t scale = bit_cast<int32_t>(scale_of<float>(max_abs, s));
     code = scale <= 1 << 22 ? 0 : (scale >> 23) + ((scale & 0x7fffff) != 0);
   } else {
@@ -83,18 +84,46 @@ struct StoredScale {
   int32_t bits;
   float used;
 };
-// `global` is 1 where there is none: exact either way.
-QK_INLINE StoredScale stored_scale(float max_abs, float global, const Scheme& s) {
-  if (s.rule != Rule::none) {
-    const int32_t code = power_code(max_abs, s);
+// How scales of a scheme are made, in bits of type T: those of a float, or a code. `global` is 1
+// where there is none, exact either way.
+template <bool kCeil, class T>
+struct PowerScale {
+  using Bits = T;
+  QK_INLINE static StoredScale of(float max_abs, float, const Scheme& s) {
+    const int32_t code = power_code<kCeil>(max_abs, s);
     const float power = power_of_two(code);
-    return {s.stored == Stored::e8m0 ? code : bit_cast<int32_t>(power), power};
+    return {sizeof(T) == 1 ? code : bit_cast<int32_t>(power), power};
   }
-  const float scale = raised<float>(max_abs / float(s.steps) / global, s);
-  if (s.stored == Stored::number) return {bit_cast<int32_t>(scale), scale * global};
-  using Code = StructOf<Format::float8_e4m3fn>::type;
-  const Encoded<float> made = Code::encode(scale, Code::kLow, Code::kHigh, scale);
-  return {made.code, made.number * global};
+};
+template <class T>
+struct DividedScale {
+  using Bits = T;
+  QK_INLINE static StoredScale of(float max_abs, float global, const Scheme& s) {
+    const float scale = raised<float>(max_abs / float(s.steps) / global, s);
+    if constexpr (sizeof(T) > 1) return {bit_cast<int32_t>(scale), scale * global};
+    using Code = StructOf<Format::float8_e4m3fn>::type;
+    const Encoded<float> made = Code::encode(scale, Code::kLow, Code::kHigh, scale);
+    return {made.code, made.number * global};
+  }
+};
+
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
+// Calls f with the tag of these.
+template <class F>
+QK_INLINE auto with_stored(const Scheme& s, F f) {
+  const bool code = s.stored != Stored::number;
+  switch (s.rule) {
+    case Rule::none:
+      return code ? f(Tag<DividedScale<uint8_t>>()) : f(Tag<DividedScale<int32_t>>());
+    case Rule::ceil:
+      return code ? f(Tag<PowerScale<true, uint8_t>>()) : f(Tag<PowerScale<true, int32_t>>());
+    case Rule::floor:
+    case Rule::even:
+      return code ? f(Tag<PowerScale<false, uint8_t>>()) : f(Tag<PowerScale<false, int32_t>>());
+  }
+  __builtin_unreachable();
 }
 QK_INLINE int64_t size_of(Stored stored) { return stored == Stored::number ? 4 : 1; }
 

@@ -149,6 +149,7 @@ struct FromChosen {
     e.steps.round_first = round_first;
     e.steps.subtract = e.steps.multiply =
         !float32 && back_type == Type::f64 ? Type::f64 : Type::f32;
+    e.powers = scheme.rule != Rule::none;
     e.chosen = true;
     e.centred = scheme.symmetric && scheme.steps == std::max(scheme.q_max, 1) &&
                 (!stored || scheme.rule == Rule::ceil);

@@ -89,6 +89,7 @@ struct Given {
     const UsedScale used(scale, global ? &*global : nullptr);
     const Parameters parameters(used.info, zero_point, wide, float32);
     parameters.give(e, first, data);
+    e.powers = scale.dtype == kFloat8E8m0;
     if (float32) e.steps = {Type::f32, Type::f32, Type::f32, Type::f32, e.steps.round_first};
     Axes axes = axes_of(data, beside, y);
     const TensorInfo& add = parameters.add.info;
