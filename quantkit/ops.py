@@ -69,8 +69,8 @@ def get_symmetric_qparams(
     | None | max abs(x) / q_max | all |
     | "half_range" | max abs(x) / ((q_max - q_min) / 2) | signed integers |
     | "ceil" | the least power of two not below max abs(x) / q_max | all |
-    | "floor" | max abs(x) and q_max rounded down to powers of two, divided | all |
-    | "even" | the same of max abs(x) rounded to the format's mantissa first | float |
+    | "floor" | max abs(x) and q_max, each rounded down to a power of two, divided | all |
+    | "even" | as "floor", of max abs(x) rounded to the format's mantissa | float |
 
     Args:
         x: a dense tensor of any real dtype and any strides. It needs an element for each scale.
@@ -87,9 +87,10 @@ def get_symmetric_qparams(
             integer that it has, and q_min the negative.
         scale_dtype: None or torch.float32. torch.float8_e8m0fnu makes powers of two, and
             torch.float8_e4m3fn rounds the scale to that format: codes of one byte.
-        scale_rule: None, or a name below. E8M0 scales take the powers of two; None is "ceil" there.
-        global_scale: a scalar, or a tensor that divides scale's shape: scale is divided by it, and every
-            step multiplies by it. Powers of two take none.
+        scale_rule: None, or a name of the table. E8M0 scales take the powers of two; None is "ceil".
+        global_scale: a number, or a tensor without dimensions or of scale's rank, each size dividing
+            scale's. The chosen scale is divided by it, and every step multiplies by it. Powers of two
+            take none.
         compute_dtype: torch.float32 asks for float32 steps, which cost bfloat16 x no accuracy.
         round_first: kept for :func:`quantize_tensor`, which then adds the zero point after rounding.
 
@@ -192,9 +193,9 @@ def quantize_tensor(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tenso
             and broadcasting to x's shape.
 
     Returns:
-        Codes of x's shape in ``qparams.dtype`` with the strides of ``torch.empty_like(x)``. Those of int4
-        and uint4 are contiguous uint8, two codes a byte along the last dimension, whose size is halved.
-        The first of two is in the lower bits.
+        Codes of x's shape in ``qparams.dtype`` with the strides of ``torch.empty_like(x)``. Those of
+        fewer than 8 bits are contiguous uint8, two or four codes a byte along the last dimension, whose
+        size is divided by as many. The first is in the lowest bits.
 
     Raises:
         TypeError or ValueError that names the argument, its value and what was expected.
@@ -220,15 +221,15 @@ def dequantize_tensor(
     """Return ``(float32(q) - zero_point) * scale``.
 
     Args:
-        q: codes of any real dtype; int8, uint8 and int16 are fast. Packed formats take uint8, float
-            formats their own dtype.
+        q: codes of any real dtype; int8, uint8 and int16 are fast. Packed formats take uint8, float8
+            formats their own dtype, float4_e2m1fn also torch.float4_e2m1fn_x2.
         qparams: as for :func:`quantize_tensor`. The limits are not used.
         output_dtype: torch.float16, torch.bfloat16 or torch.float32: the float32 result is cast once. It
             asks for float32 steps.
 
     Returns:
-        float32, or output_dtype, of q's shape; of packed formats the last size is doubled. Version 1's
-        steps give float64 where scale or zero_point is a float64 tensor with dimensions.
+        float32, or output_dtype, of q's shape; of packed formats the last size is that of the codes.
+        Version 1's steps give float64 where scale or zero_point is a float64 tensor with dimensions.
 
     Raises:
         The errors of :func:`quantize_tensor`.
@@ -323,7 +324,7 @@ def dynamic_quantize(
 
     Args:
         x: a dense tensor of any real dtype and any strides. It needs an element for each scale. Packed
-            formats need an even last size.
+            formats need a last size that fills whole bytes.
         per_channel, channel_dim, block_size: the granularity, as in :func:`get_symmetric_qparams`.
         dtype: the format of the codes, as a dtype or its name.
         sym: False takes the asymmetric scheme, which is for integer formats. Pass ``include_zero=True``
@@ -334,13 +335,14 @@ def dynamic_quantize(
         round_first: add the zero point after rounding. It asks for float32 steps.
 
     Returns:
-        q has codes of x's shape in dtype, with the strides of ``torch.empty_like(x)``. Those of int4 and
-        uint4 are contiguous uint8, two codes a byte along the last dimension, whose size is halved.
+        q has codes of x's shape in dtype, with the strides of ``torch.empty_like(x)``. Those of fewer
+        than 8 bits are contiguous uint8, two or four codes a byte along the last dimension, whose size
+        is divided by as many.
 
         qparams has contiguous scale and zero_point: 0-dim for a whole tensor, else of x's rank with an
         element for each block. Their dtype is float32 after float32 steps, for integer x, and for half
-        precision with limits outside [-128, 255]. Otherwise it is x's. The zero point of a float format
-        is a 0-dim 0.
+        precision with limits outside [-128, 255]. Otherwise it is x's. A coded scale has scale_dtype. The
+        zero point of a float format is a 0-dim 0.
 
     Raises:
         TypeError, ValueError or IndexError that names the argument, its value and what was expected.
@@ -396,7 +398,8 @@ def quantize(
         scheme: a name of :data:`quantkit.SCHEMES`, all of which take float32 steps. Or a mapping of
             :func:`dynamic_quantize`'s keywords, whose ``block_size`` may be shorter than x's rank, but
             not empty.
-        options: keywords of :func:`dynamic_quantize` that override those of the scheme.
+        options: keywords of :func:`dynamic_quantize` that override those of the scheme. "nvfp4" chooses a
+            global_scale from the whole of x first, unless one is given.
 
     Returns, raises: as :func:`dynamic_quantize`. An unknown name is a ValueError.
     """

@@ -23,10 +23,11 @@ class QuantizationParams:
             the rank is x's and each size divides x's: element i of a dimension uses index
             ``i // (x.size / scale.size)``. A Python number becomes a 0-dim float64 tensor. Float
             formats have no zero point: what stands there is not read. Float32 steps take None as a zero
-            point of 0; version 1's do not.
+            point of 0; version 1's do not. A scale may be coded: torch.float8_e8m0fnu or
+            torch.float8_e4m3fn.
         q_min, q_max: the inclusive limits of the codes.
-        dtype: of the codes' format, such as ``torch.int4``. None stands for int8 where [q_min, q_max]
-            fits it, else uint8, else int16.
+        dtype: of the codes' format, such as ``torch.int4`` or ``torch.float4_e2m1fn_x2``. None stands
+            for int8 where [q_min, q_max] fits it, else uint8, else int16.
         block_size: one int for each dimension of x, -1 for a whole dimension. Where it and scale have
             x's rank, scale must have one value for each block, and a last block may be short. None: the
             shapes alone say the granularity.

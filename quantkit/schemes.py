@@ -156,11 +156,11 @@ _NAMED: dict[str, tuple[str, dict[str, Any]]] = {
         {"dtype": "float8_e4m3fn", "block_size": (128,)}),
     "fp8_block128": ("float8_e4m3fn, a scale for 128 x 128 numbers of the last two dimensions",
         {"dtype": "float8_e4m3fn", "block_size": (128, 128)}),
-    "mxfp8": ("float8_e4m3fn, a power of two for 32 numbers of the last dimension",
+    "mxfp8": ("float8_e4m3fn, an E8M0 scale for 32 numbers of the last dimension",
         {"dtype": "float8_e4m3fn", "block_size": (32,), "scale_dtype": E8M0}),
-    "mxfp4": ("float4_e2m1fn, packed, a power of two for 32 numbers of the last dimension",
+    "mxfp4": ("float4_e2m1fn, packed, an E8M0 scale for 32 numbers of the last dimension",
         {"dtype": "float4_e2m1fn", "block_size": (32,), "scale_dtype": E8M0, "scale_rule": "even"}),
-    "nvfp4": ("float4_e2m1fn, packed, a float8_e4m3fn scale for 16 numbers of the last dimension, one for all",
+    "nvfp4": ("float4_e2m1fn, packed, an E4M3 scale for 16 numbers of the last dimension, one for all",
         {"dtype": "float4_e2m1fn", "block_size": (16,), "scale_dtype": E4M3.dtype}),
 }  # fmt: skip
 #: The schemes of :func:`quantkit.quantize`, and what each is. All take float32 steps.

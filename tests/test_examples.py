@@ -52,9 +52,12 @@ def test_export(tmp_path, arguments):
 def test_safetensors(tmp_path, arguments):
     text = run(sys.executable, EXAMPLES / "safetensors_file.py", *arguments, folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == arguments
-    assert "groups: (64, 128) torch.uint8, scale (64, 4), uint8" in text
-    assert "int4: (64, 64) torch.uint8, scale (64, 1), int4" in text
-    assert "fp8: (64, 128) torch.float8_e4m3fn, scale (1, 1), float8_e4m3fn" in text
+    assert "groups: (64, 128) torch.uint8, float32 scale (64, 4), uint8" in text
+    assert "int4: (64, 64) torch.uint8, float32 scale (64, 1), int4" in text
+    assert "fp8: (64, 128) torch.float8_e4m3fn, float32 scale (1, 1), float8_e4m3fn" in text
+    assert "mxfp4: (64, 64) torch.uint8, float8_e8m0fnu scale (64, 4), float4_e2m1fn" in text
+    assert "nvfp4: (64, 64) torch.uint8, float8_e4m3fn scale (64, 8), float4_e2m1fn" in text
+    assert "int2: (64, 32) torch.uint8, float32 scale (64, 4), int2" in text
 
 
 def test_linear(tmp_path):
