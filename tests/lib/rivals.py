@@ -35,7 +35,7 @@ def bell(seed: int, *shape: int) -> torch.Tensor:
 def powers(seed: int, low: int, high: int, *shape: int) -> torch.Tensor:
     """2^low ... 2^(high - 1)."""
     exponent = low + bits(seed, math.prod(shape)) % (high - low)
-    return torch.ldexp(torch.ones(()), exponent.to(torch.int32)).view(shape)
+    return torch.ldexp(torch.ones(exponent.shape), exponent).view(shape)
 
 
 def factors(seed: int, low: int, high: int, *shape: int) -> torch.Tensor:
