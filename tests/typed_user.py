@@ -58,6 +58,12 @@ def formats(x: torch.Tensor) -> torch.Tensor:
     return x_hat
 
 
+def why(codes: torch.Tensor, x: torch.Tensor, p: QuantizationParams) -> str:
+    found = quantkit.explain(codes, x, p)
+    assert_type(found.ranking, tuple[tuple[str, int, int], ...])
+    return str(found)
+
+
 def parameters() -> QuantizationParams:
     p = QuantizationParams(torch.ones(()), torch.zeros(()), -8, 7, dtype=torch.int8)
     QuantizationParams(
