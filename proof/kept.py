@@ -43,6 +43,12 @@ def format_words(which):
     return f"{name}, scale {scale}, zero point {zero_point}{first}, corners and strides of float32"
 
 
+def scale_words(which):
+    name, rule, dtype, global_scale = s.SCALE_SETS[which]
+    dtype = str(dtype).removeprefix("torch.")
+    return f"{name}, scales by rule {rule} in {dtype}, global scale {global_scale}"
+
+
 WORDS = {
     "floats": floats_words,
     "dynamic": dynamic_words,
@@ -53,6 +59,7 @@ WORDS = {
         f"{dtype}, {choice_words(choice)}, numbers {begin} to {end - 1}, one in {s.PAIR_STRIDE}"
     ),
     "format_samples": format_words,
+    "format_scales": scale_words,
     "format_codes": lambda name, batch: f"{name}, scales of float32, sets {batch}",
     "format_chosen": lambda name: f"{name}, parameters chosen from half precision and float32",
     "extents": lambda choice, exponent, part, parts: (

@@ -68,6 +68,7 @@ def samples(short):
         yield from sweep("extents", CHOICES, range(len(s.EXPONENTS)), (0,), (32,), **own)
         yield from sweep("format_samples", FORMAT_SETS, **own)
         yield from sweep("format_codes", FORMATS, (0,), **own)
+        yield from sweep("format_scales", range(len(s.SCALE_SETS)), **own)
         yield from sweep("format_chosen", FORMATS, **own)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+import ml_dtypes
 import numpy as np
 import torch
 import xxhash
@@ -126,7 +127,9 @@ def _compare(actual, expected, isa):
 
 
 def scalar(value, dtype=torch.float32):
-    """A number, or the text of a hexadecimal float, as a 0-dim tensor."""
+    """A number, the text of a hexadecimal float or a code of E8M0, as a 0-dim tensor."""
+    if isinstance(value, E8M0_CODE):
+        return torch.tensor(int(value), dtype=torch.uint8).view(E8M0)
     value = float.fromhex(value) if isinstance(value, str) else value
     return torch.tensor(value, dtype=torch.float64).to(dtype)
 
@@ -181,6 +184,16 @@ def floats(which, index, every=1):
 
 # ---- every float32 in every format ----------------------------------------------------------------
 
+E8M0, E4M3 = torch.float8_e8m0fnu, torch.float8_e4m3fn
+
+
+class E8M0_CODE(int):
+    """A scale that is a power of two, by its code."""
+
+    def __str__(self):
+        return f"E8M0 {int(self)}"
+
+
 # Format, scale, zero_point, round_first, and what is special about them; the limits are the format's.
 FORMAT_SETS = [
     ("float8_e4m3fn", 1.0, None, False, "every tie and subnormal of the format"),
@@ -194,8 +207,14 @@ FORMAT_SETS = [
     ("uint16", 2.0**-15, 32768.0, False, "sixteen bits"),
     ("int8", 0.5, 3.0, True, "rounded before an odd zero point"),
     ("uint4", 0.1, 8.0, True, "rounded before an even zero point, packed"),
+    ("float4_e2m1fn", 1.0, None, False, "every tie and subnormal of the format"),
+    ("float4_e2m1fn", E8M0_CODE(0), None, False, "the least power of two"),
+    ("float8_e4m3fn", E8M0_CODE(140), None, False, "a power of two"),
+    ("float8_e5m2", E8M0_CODE(255), None, False, "E8M0's NaN"),
+    ("int2", 0.75, None, False, "four codes a byte"),
+    ("uint2", 0.3, 1.0, True, "rounded before an odd zero point, four codes a byte"),
 ]
-EVERY_FORMAT_FLOAT = (0, 1)  # tried whole
+EVERY_FORMAT_FLOAT = (0, 1, 11)  # tried whole
 COLUMNS = 256
 
 
@@ -219,22 +238,39 @@ def wrapped(bits):
 
 
 def as_codes(v, f):
-    """What v becomes, one code an element, by casts of torch and numpy, not by quantkit's formats."""
+    """What v becomes, one code an element, by casts of numpy, not by quantkit's formats."""
     if f.has_zero_point:
         v = v.numpy()
         return torch.from_numpy(np.where(np.isnan(v), 0, np.clip(np.rint(v), f.low, f.high)))
-    codes = torch.clamp(v, f.low, f.high).to(f.dtype).view(torch.uint8)
-    return torch.where(v.isnan(), 0x7F, codes)
+    v = torch.clamp(v, f.low, f.high).nan_to_num(0.0).numpy(), v.isnan()
+    codes = torch.from_numpy(v[0].astype(getattr(ml_dtypes, f.name)).view(np.uint8))
+    return torch.where(v[1], 0x7F if f.bits == 8 else 0, codes)
 
 
-def as_numbers(codes, f):
-    """The numbers of codes, of which several may share a byte, by torch's casts."""
+def apart(q, f):
+    """Codes that share a byte, one in each element."""
+    shifts = torch.arange(f.per_byte) * f.bits
+    return (q[..., None].to(torch.int32) >> shifts).flatten(-2) & (2**f.bits - 1)
+
+
+def as_numbers(q, f):
+    """The numbers of codes, of which several may share a byte, by casts of numpy."""
     if not f.has_zero_point:
-        return codes.view(torch.uint8).view(f.dtype).to(torch.float32)
+        codes = q.view(torch.uint8) if f.per_byte == 1 else apart(q, f).to(torch.uint8)
+        numbers = codes.numpy().view(getattr(ml_dtypes, f.name)).astype(np.float32)
+        return torch.from_numpy(numbers)
     if f.per_byte == 1:
-        return codes.to(torch.float32)
-    both = torch.stack([codes % 16, codes // 16], -1).flatten(-2).to(torch.float32)
-    return torch.where(both > f.high, both - 16, both)
+        return q.to(torch.float32)
+    codes = apart(q, f).to(torch.float32)
+    return torch.where(codes > f.high, codes - 2**f.bits, codes)
+
+
+def as_scale(scale):
+    """The float32 of a scale."""
+    if scale.dtype != E8M0:
+        return scale
+    code = scale.view(torch.uint8).to(torch.float64)
+    return torch.where(code == 255, math.nan, 2.0 ** (code - 127)).to(torch.float32)
 
 
 def check_codes(found, x, scale, zero_point, f, round_first):
@@ -244,7 +280,9 @@ def check_codes(found, x, scale, zero_point, f, round_first):
     v = torch.round(v) if round_first else v
     v = v if zero_point is None else v + zero_point
     codes, numbers = as_codes(v, f), as_numbers(q, f)
-    stored = q.view(torch.uint8) if not f.has_zero_point else numbers
+    stored = numbers
+    if not f.has_zero_point:
+        stored = q.view(torch.uint8) if f.per_byte == 1 else apart(q, f)
     assert torch.equal(stored.to(torch.float64), codes.to(torch.float64)), "other codes"
     expected = (numbers if zero_point is None else numbers - zero_point) * scale
     assert torch.equal(y.nan_to_num(7.0), expected.nan_to_num(7.0)), "other numbers"
@@ -271,7 +309,7 @@ def in_format(covered, x, which, some=slice(None)):
         q = covered.call("quantize.format", *given, round_first=round_first)
         y = covered.call("dequantize.format", q, s, z, name)
         fake = covered.call("_fake_quantize_masked.format", *given, round_first=round_first)
-        check_codes((q, y, fake), x, s, z, f, round_first)
+        check_codes((q, y, fake), x, as_scale(s), z, f, round_first)
         covered.inputs += x.numel()
 
 
@@ -301,10 +339,78 @@ def format_chosen(name):
         for most in every[every.isfinite()]:
             for row in (64, 65536):
                 rows = with_limits(x.view(-1, row), most.abs(), False)
+                rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % f.per_byte))
                 args = (rows, [1, -1], f.low, f.high, 2.0**-126, f.low < 0, name)
                 covered.call("quantize_dequantize.format", *args)
                 covered.call("dynamic_quantize.format", *args)
                 covered.inputs += rows.numel()
+    return covered.report()
+
+
+# ---- scales of every float32 ------------------------------------------------------------------------
+
+# Format, rule, dtype of scale, global_scale: what is chosen for a block of one element.
+SCALE_SETS = [
+    ("float8_e4m3fn", "ceil", E8M0, None),
+    ("float8_e4m3fn", "floor", E8M0, None),
+    ("float8_e5m2", "even", E8M0, None),
+    ("float4_e2m1fn", "even", E8M0, None),
+    ("float4_e2m1fn", "ceil", None, None),
+    ("int4", "floor", torch.float32, None),
+    ("float4_e2m1fn", None, E4M3, None),
+    ("float4_e2m1fn", None, E4M3, 0.0137),
+    ("int8", None, None, 3.0e-5),
+]
+SMALLEST = {E8M0: 2.0**-127, E4M3: 2.0**-6}
+
+
+def expected_scales(x, which):
+    """Scales by another formulation: in float64 and by numpy's frexp, exact but for the two quotients."""
+    name, rule, dtype, global_scale = SCALE_SETS[which]
+    f = OF_NAME[name]
+    m, eps = x.abs().numpy(), SMALLEST.get(dtype, 2.0**-126)
+    finite = np.where(np.isfinite(m), m, 1.0).astype(np.float64)
+    if rule is None:
+        s = m / np.float32(f.high)
+        s = s if global_scale is None else s / np.float32(global_scale)
+        s = np.maximum(s, np.float32(eps))
+        if dtype != E4M3:
+            return torch.from_numpy(s)
+        codes = np.minimum(np.nan_to_num(s, posinf=448), 448).astype(ml_dtypes.float8_e4m3fn)
+        codes = np.where(np.isnan(m), 0x7F, codes.view(np.uint8))
+        return torch.from_numpy(codes.astype(np.uint8)).view(E4M3)
+    if rule == "ceil":
+        s = np.maximum((finite.astype(np.float32) / np.float32(f.high)), np.float32(eps))
+        fraction, exponent = np.frexp(s.astype(np.float64))
+        c = exponent - 1 + (fraction != 0.5) + 127
+    else:
+        if rule == "even":  # to a bit more than the format's mantissa, half away from zero
+            spacing = 2.0 ** (np.maximum(np.frexp(finite)[1], -125) - 1 - f.mantissa)
+            finite = np.floor(finite / spacing + 0.5) * spacing
+        exponent = np.where(finite >= 2.0**-126, np.frexp(finite)[1] - 1 + 127, 0)
+        c = np.maximum(exponent - int(math.log2(f.high)), 0 if dtype == E8M0 else 1)  # eps's field
+    c = np.where(np.isnan(m), 255, np.where(np.isinf(m), 254, np.clip(c, 0, 254)))
+    codes = torch.from_numpy(c.astype(np.uint8)).view(E8M0)
+    return codes if dtype == E8M0 else as_scale(codes)
+
+
+def format_scales(which):
+    """Scales of corners and strides of the floats, and of every half precision number."""
+    covered = Covered("format_scales", which)
+    name, rule, dtype, global_scale = SCALE_SETS[which]
+    f, options = OF_NAME[name], {"scale_rule": rule, "scale_dtype": dtype}
+    options["global_scale"] = None if global_scale is None else scalar(global_scale)
+    floats = [*corner_floats(), *map(strided_floats, range(16))]
+    for x in [*floats, *(every_half(t).to(torch.float32) for t in (torch.float16, torch.bfloat16))]:
+        x = x.view(-1, COLUMNS)
+        args = (x, [1, 1], f.low, f.high, SMALLEST.get(dtype, 2.0**-126), True, name)
+        scale, _ = covered.call("choose_qparams.format", *args, **options)
+        found, expected = (
+            t.view(torch.uint8) if t.element_size() == 1 else t.nan_to_num(7.0)
+            for t in (scale, expected_scales(x, which))
+        )
+        assert torch.equal(found, expected), "other scales"
+        covered.inputs += x.numel()
     return covered.report()
 
 
@@ -480,7 +586,7 @@ def format_codes(name, batch):
     scale = some_scales(generator, SCALES_OF_A_TASK, torch.float32)
     zero_point = some_zero_points(generator, SCALES_OF_A_TASK, torch.float32)
     scale[:4] = torch.tensor([2.0**118, -(2.0**119), 2.0**127, -(2.0**-149)])
-    every = torch.arange(256 if f.bits <= 8 else 65536)
+    every = torch.arange(256 if f.bits <= 8 else 65536)  # bytes: all codes, however many share one
     every = every.to(torch.uint8).view(f.storage) if f.bits <= 8 else every.to(f.storage)
     covered = Covered("format_codes", name, batch)
     covered.draws(scale, zero_point)
