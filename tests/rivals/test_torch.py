@@ -120,6 +120,26 @@ def test_quantize_per_tensor_and_channel(dtype):
 
 
 @x86
+def test_codes_of_nan():
+    """The table of the page, by which instruction set or another: the limits, or 0."""
+    x, ones, zeros = torch.full((2, 64), torch.nan), torch.ones(2), torch.zeros(2)
+    for dtype, (low, high) in LIMITS.items():
+        kind = QUANTIZED[dtype]
+        q = torch.quantize_per_tensor(x, 1.0, 0, kind).int_repr()
+        assert set(q.unique().tolist()) <= {low, high}
+        for q in (
+            torch.quantize_per_channel(x, ones.double(), zeros.long(), 0, kind).int_repr(),
+            DECOMPOSED.quantize_per_tensor(x, 1.0, 0, low, high, dtype),
+        ):
+            assert set(q.unique().tolist()) <= {low, 0}
+        for y in (
+            torch.fake_quantize_per_tensor_affine(x, 1.0, 0, low, high),
+            torch.fake_quantize_per_channel_affine(x, ones, zeros.int(), 0, low, high),
+        ):
+            assert y.unique().tolist() == [low]
+
+
+@x86
 def test_scales_that_are_powers_of_two_hide_the_reciprocal():
     g = given(torch.float32, -128, 127)
     g = g._replace(x=g.x[::4], scale=g.scale[::4], zero_point=g.zero_point[::4])
