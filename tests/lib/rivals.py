@@ -230,6 +230,7 @@ class Record(NamedTuple):
 
 
 RECORDS: list[Record] = []
+NOTES: list[str] = []  # lines under the table
 
 
 def version(package: str) -> str:

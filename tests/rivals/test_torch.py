@@ -62,7 +62,9 @@ def test_fake_quantize(x_dtype, dtype):
     x = g.x.clamp(-1e15, 1e15)
     vectors = g.scale.flatten(), g.zero_point.flatten()
     theirs = torch.fake_quantize_per_channel_affine(x, *vectors, 0, *limits)
-    same("torch", "torch fake_quantize_per_channel_affine", what, theirs, ours)
+    row = "torch fake_quantize_per_channel_affine"
+    same("torch", row, what, theirs, ours)
+    same("torch", row, f"{what}, x · (1 / scale)", theirs, back)
     huge = torch.fake_quantize_per_channel_affine(g.x, *vectors, 0, *limits)[:, 4]
     assert torch.equal(huge, ((limits[0] - g.zero_point) * g.scale).flatten().to(x_dtype))
 
