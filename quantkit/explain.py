@@ -73,7 +73,7 @@ def explain(codes: _Tensor, x: _Tensor, qparams: QuantizationParams) -> Explanat
     | ``scale of half the range`` | torch's observers, torchao, compressed-tensors |
     | the same steps in x's half precision | compressed-tensors, optimum-quanto |
     | ``cast without a clip`` (float8) | ml_dtypes, torch before 2.13 |
-    | another code of NaN | ONNX Runtime, torch |
+    | another code of NaN | FBGEMM, ONNX Runtime |
 
     Args:
         codes: what the other quantizer returned, in the dtype and shape of :func:`quantize_tensor`'s

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from lib.rivals import RECORDS, version
+from lib.rivals import NOTES, RECORDS, version
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +37,5 @@ def pytest_terminal_summary(terminalreporter):
         left = [cell.ljust(w) for cell, w in zip(row[:3], widths[:3], strict=True)]
         right = [cell.rjust(w) for cell, w in zip(row[3:], widths[3:], strict=True)]
         terminalreporter.write_line("  ".join([*left, *right]))
+    for note in NOTES:
+        terminalreporter.write_line(note)

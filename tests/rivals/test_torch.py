@@ -62,7 +62,9 @@ def test_fake_quantize(x_dtype, dtype):
     x = g.x.clamp(-1e15, 1e15)
     vectors = g.scale.flatten(), g.zero_point.flatten()
     theirs = torch.fake_quantize_per_channel_affine(x, *vectors, 0, *limits)
-    same("torch", "torch fake_quantize_per_channel_affine", what, theirs, ours)
+    row = "torch fake_quantize_per_channel_affine"
+    same("torch", row, what, theirs, ours)
+    same("torch", row, f"{what}, x · (1 / scale)", theirs, back)
     huge = torch.fake_quantize_per_channel_affine(g.x, *vectors, 0, *limits)[:, 4]
     assert torch.equal(huge, ((limits[0] - g.zero_point) * g.scale).flatten().to(x_dtype))
 
@@ -117,6 +119,26 @@ def test_quantize_per_tensor_and_channel(dtype):
     same("torch", row, f"float32 → {name(dtype)}, x · (1 / scale)", theirs.int_repr(), codes)
     back = quantkit.dequantize_tensor(theirs.int_repr(), parameters(g, dtype, False))
     same("torch", "torch dequantize", f"{kind}", theirs.dequantize(), back)
+
+
+@x86
+def test_codes_of_nan():
+    """The table of the page, by which instruction set or another: the limits, or 0."""
+    x, ones, zeros = torch.full((2, 64), torch.nan), torch.ones(2), torch.zeros(2)
+    for dtype, (low, high) in LIMITS.items():
+        kind = QUANTIZED[dtype]
+        q = torch.quantize_per_tensor(x, 1.0, 0, kind).int_repr()
+        assert set(q.unique().tolist()) <= {low, high}
+        for q in (
+            torch.quantize_per_channel(x, ones.double(), zeros.long(), 0, kind).int_repr(),
+            DECOMPOSED.quantize_per_tensor(x, 1.0, 0, low, high, dtype),
+        ):
+            assert set(q.unique().tolist()) <= {low, 0}
+        for y in (
+            torch.fake_quantize_per_tensor_affine(x, 1.0, 0, low, high),
+            torch.fake_quantize_per_channel_affine(x, ones, zeros.int(), 0, low, high),
+        ):
+            assert y.unique().tolist() == [low]
 
 
 @x86
