@@ -6,7 +6,7 @@ import tomllib
 from lib.rivals import DIFFERING, PAGE, ROOT, page_rows
 
 SOURCES = "\n".join(p.read_text() for p in ROOT.glob("tests/rivals/test_*.py"))
-CHECKED = ("package", "package, x86", "formula", "source", "not yet")
+CHECKED = ("package", "package, x86", "formula", "source")
 
 
 def checked():
@@ -24,11 +24,11 @@ def test_the_page_has_the_numbers_that_differ():
 def test_each_row_has_a_test():
     assert len(checked()) > 40
     for row, how in checked().items():
-        if how not in ("source", "not yet"):
+        if how != "source":
             name = re.escape(row)
             # Some names are made of a prefix and a parameter.
             prefixes = [row] + [row[: m.end()] for m in re.finditer(r"[ ,] ?", row)]
-            assert any(f'"{p}' in SOURCES for p in prefixes if len(p) > 8), name
+            assert any(f'"{p}' in SOURCES for p in prefixes if len(p) > 7), name
 
 
 def test_versions_are_those_that_are_installed():
