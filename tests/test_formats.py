@@ -13,6 +13,7 @@ from lib.cases import assert_same, codes, flat, given, values
 
 from quantkit import reference
 from quantkit.formats import FORMATS, OF_NAME
+from quantkit.operators import overloads
 
 pytestmark = pytest.mark.fallback
 INF, NAN = math.inf, math.nan
@@ -551,6 +552,14 @@ GIVEN = {
 GIVEN |= {"format": "int4", "block_size": [1, 4]}
 
 
+def say_the_same(operators, arguments, error):
+    """The operators, compiled ones too, refuse arguments in the reference's words."""
+    for operator in operators:
+        with pytest.raises(RuntimeError) as caught:
+            overloads(f"{operator}.format")[0](**arguments)
+        assert str(caught.value) == str(error)
+
+
 @pytest.mark.parametrize(
     ("changes", "texts"),
     [
@@ -570,6 +579,7 @@ GIVEN |= {"format": "int4", "block_size": [1, 4]}
         (E4M3 | {"zero_point": ONE}, ("zero_point:", "None")),
         ({"scale": torch.ones(4, 3).to(E8M0), "global_scale": ONE}, ("global_scale:", "e8m0fnu")),
         ({"global_scale": torch.ones(4, 2)}, ("global_scale:", "(4, 2)", "(4, 3)")),
+        ({"global_scale": torch.ones(3)}, ("global_scale:", "(3,)", "(4, 3)")),
     ],
     ids=str,
 )  # fmt: skip
@@ -577,6 +587,7 @@ def test_what_quantize_refuses(changes, texts):
     with pytest.raises(ValueError) as caught:
         QUANTIZE(**(GIVEN | changes))
     assert all(text in str(caught.value) for text in texts), caught.value
+    say_the_same(("quantize", "fake_quantize"), GIVEN | changes, caught.value)
     QUANTIZE(**GIVEN)
 
 
@@ -613,8 +624,10 @@ def test_what_quantize_refuses(changes, texts):
 def test_what_choosing_refuses(arguments, kind, text):
     valid = {"x": torch.ones(4, 8), "block_size": [1, 4], "q_min": -8, "q_max": 7, "eps": 1e-8}
     valid |= {"symmetric": True, "format": "int4"}
-    with pytest.raises(kind, match=text):
+    with pytest.raises(kind, match=text) as caught:
         CHOOSE(**(valid | arguments))
+    choosers = ("choose_qparams", "dynamic_quantize", "quantize_dequantize")
+    say_the_same(choosers, valid | arguments, caught.value)
     assert len(flat(CHOOSE(**valid))) == 2
     CHOOSE(**(valid | {"scale_dtype": E4, "eps": 2.0**-10 * (1 + 2.0**-23)}))
 
@@ -625,8 +638,28 @@ def test_what_codes_dequantize_takes(f):
         if f.per_byte == 1:
             assert (DEQUANTIZE(q, ONE, None, f.name) == 1).all()
         else:
-            with pytest.raises(TypeError, match=r"q: expected torch\.uint8"):
+            with pytest.raises(TypeError, match=r"q: expected torch\.uint8") as caught:
                 DEQUANTIZE(q, ONE, None, f.name)
+            arguments = {"q": q, "scale": ONE, "zero_point": None, "format": f.name}
+            say_the_same(["dequantize"], arguments, caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        *(({"scale": torch.ones(4, 3).to(dtype)}, f"scale: expected .*, got {dtype}")
+          for dtype in (torch.float8_e5m2, torch.uint8, torch.int32)),
+        *(({"global_scale": ONE.to(dtype)}, f"global_scale: expected .*, got {dtype}")
+          for dtype in (E8M0, E4, torch.int8)),
+        *(({name: torch.ones(4, 10).to(dtype)}, f"{name}: expected a real dtype .*, got {dtype}")
+          for name in ("x", "zero_point") for dtype in (E8M0, E4)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_dtypes_that_quantize_refuses(changes, text):
+    with pytest.raises(TypeError, match=text) as caught:
+        QUANTIZE(**(GIVEN | changes))
+    say_the_same(("quantize", "fake_quantize"), GIVEN | changes, caught.value)
 
 
 @EACH_FLOAT
