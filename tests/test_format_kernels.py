@@ -233,6 +233,22 @@ def test_hard_values(name, dtype):
 
 
 @EACH_FORMAT
+@on_every_backend
+def test_scales_of_every_power_of_two(name):
+    """Rows and columns of each binade, also subnormal ones: where products are no divisions."""
+    f = OF_NAME[name]
+    powers = 2.0 ** torch.arange(-152, 128, dtype=torch.float64)
+    rows = (values((280, 32), torch.float64, 11) * powers[:, None]).float()
+    for i, options in enumerate(SCALES[: 6 if f.has_zero_point else 7]):
+        whole, scale_dtype = options.get("global_scale"), options.get("scale_dtype")
+        x, blocks = (rows, [1, 16]) if i % 2 else (rows.t().contiguous(), [16, 1])
+        for eps in (default_eps(f, scale_dtype, options.get("scale_rule")), 0.0173):
+            args = (x, blocks, *limits(f, eps > 0.01), eps, True, name)
+            chosen = yield "quantize_dequantize.format", (*args, options)
+            yield from given_calls(f, x, chosen[2], None, blocks, eps > 0.01, i, whole)
+
+
+@EACH_FORMAT
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @on_every_backend(emulated=None)
 def test_every_half_precision_pattern(name, dtype):

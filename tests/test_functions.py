@@ -10,7 +10,7 @@ import pickle
 
 import pytest
 import torch
-from lib.cases import assert_same, values
+from lib.cases import assert_same, microscaled, values
 from torch._dynamo.utils import counters
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -611,18 +611,10 @@ def everything(x):
     )
 
 
-def coded(x):
-    """An E8M0 scale passes from operator to operator: inductor has no C++ type for it."""
-    q, p = quantkit.quantize(x, "mxfp4")
-    nv, nv_p = quantkit.quantize(x, "nvfp4")
-    y = quantkit.dequantize(q, p), quantkit.fake_quantize(x, p)
-    return *y, q + 0, p.scale, nv, quantkit.dequantize(nv, nv_p), nv_p.scale, nv_p.global_scale
-
-
 @pytest.mark.parametrize(
     ("function", "backend"),
-    [(everything, "aot_eager"), (coded, "aot_eager"),
-     pytest.param(coded, "inductor", marks=pytest.mark.full)],
+    [(everything, "aot_eager"), (microscaled, "aot_eager"),
+     pytest.param(microscaled, "inductor", marks=pytest.mark.full)],
 )  # fmt: skip
 def test_one_graph_serves_shapes_and_blocks_of_their_size(function, backend):
     torch._dynamo.reset()

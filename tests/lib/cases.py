@@ -5,6 +5,7 @@ import math
 
 import torch
 
+import quantkit
 from quantkit.formats import CODED_SCALES, E4M3, E8M0, OF_NAME
 from quantkit.operators import OPERATORS, overloads
 from quantkit.schemes import default_eps
@@ -110,6 +111,17 @@ def coded(scale, turn=0):
 
 def params(qparams):
     return qparams.scale, qparams.zero_point
+
+
+def microscaled(x):
+    """What graphs do with coded scales: they pass from operator to operator.
+
+    inductor has no C++ type for E8M0, so nothing else is done with it.
+    """
+    q, p = quantkit.quantize(x, "mxfp4")
+    nv, nv_p = quantkit.quantize(x, "nvfp4")
+    y = quantkit.dequantize(q, p), quantkit.fake_quantize(x, p)
+    return *y, q + 0, p.scale, nv, quantkit.dequantize(nv, nv_p), nv_p.scale, nv_p.global_scale
 
 
 # ---- inputs ---------------------------------------------------------------------------------------
