@@ -510,6 +510,9 @@ def test_equal_where_all_fields_are():
     assert of(global_scale=2) == of(global_scale=torch.tensor(2.0, dtype=torch.float64))
     assert of(global_scale=2) != of(global_scale=torch.tensor(2.0))
     assert "block_size" not in repr(of(block_size=(1, 2))) and repr(P).count("=") == 4
+    text = repr(of(scale=torch.ones(()).to(E8M0), dtype=F4, global_scale=2.0))
+    assert "scale=tensor(1., dtype=torch.float8_e8m0fnu), " in text
+    assert text.endswith(", dtype=torch.float4_e2m1fn_x2, global_scale=2.0)")
     assert repr(of(dtype=torch.int4, compute_dtype=F32, round_first=True)).endswith(
         ", dtype=torch.int4, compute_dtype=torch.float32, round_first=True)"
     )
@@ -640,6 +643,23 @@ def test_block_size_in_a_graph_holds_ints():
     )
     assert [p.block_size for p in found] == [(1, -1), (1, 5), (1, -1)]
     assert all(type(b) is int for p in found for b in p.block_size)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_coded_scales_under_vmap():
+    x = values((3, 4, 32), torch.float32, 4)
+    for scheme in ("mxfp8", "mxfp4", "nvfp4"):
+
+        def each(t, scheme=scheme):
+            q, p = quantkit.quantize(t, scheme)
+            return (
+                quantkit.dequantize(q, p),
+                quantkit.fake_quantize(t, p),
+                p.scale.view(torch.uint8),
+            )
+
+        expected = zip(*map(each, x), strict=True)
+        assert_same(torch.vmap(each)(x), tuple(map(torch.stack, expected)))
 
 
 class Crossing(torch.nn.Module):
