@@ -324,7 +324,8 @@ def dequantize_format_op(
     codes = f.unpack(q.detach().view(torch.uint8) if f.per_byte > 1 else q.detach())
     steps = _Float32Steps(q.device, codes.shape, scale, zero_point, block_size, global_scale)
     x_hat = steps.back(f.decode(codes)).to(output_dtype or torch.float32)
-    return x_hat.contiguous() if f.per_byte > 1 else _like(q, x_hat)
+    # Not contiguous(): empty tensors keep any strides there.
+    return x_hat.clone(memory_format=torch.contiguous_format) if f.per_byte > 1 else _like(q, x_hat)
 
 
 def dynamic_quantize_format_op(

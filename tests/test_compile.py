@@ -9,7 +9,7 @@ import pytest
 import torch
 from lib.backends import daily
 from lib.bad import arguments_of, outs_of
-from lib.cases import FLOATS, assert_same, given, values
+from lib.cases import FLOATS, assert_same, given, microscaled, values
 from torch._dynamo.utils import counters
 
 import quantkit
@@ -39,6 +39,11 @@ def everything(x):
 class Everything(torch.nn.Module):
     def forward(self, x):
         return everything(x)
+
+
+class Microscaled(torch.nn.Module):
+    def forward(self, x):
+        return microscaled(x)
 
 
 # Not (2, 2): one column of blocks is another case for torch, which takes sizes of 1 for fixed.
@@ -201,10 +206,11 @@ torch.save(model(x), sys.argv[1] + ".y")
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
-def test_aot_inductor_package(tmp_path):
+@pytest.mark.parametrize("model", [Everything(), Microscaled()], ids=lambda m: type(m).__name__)
+def test_aot_inductor_package(tmp_path, model):
     free = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim.DYNAMIC}
-    example = values((4, 6), torch.bfloat16)
-    program = torch.export.export(Everything(), (example,), dynamic_shapes=(free,))
+    example = values((40, 60), torch.bfloat16)
+    program = torch.export.export(model, (example,), dynamic_shapes=(free,))
     file = str(tmp_path / "model.pt2")
     if operators._AOT_CHANGES_DTYPES:
         with pytest.raises(Exception, match=r"AOTInductor before torch 2\.12 changes the dtype"):
@@ -212,7 +218,7 @@ def test_aot_inductor_package(tmp_path):
         return
     torch._inductor.aoti_compile_and_package(program, package_path=file)
     x = values((9, 30), torch.bfloat16, 4)
-    expected = everything(x)
+    expected = model(x)
     torch.save(x, f"{file}.x")
     subprocess.run([sys.executable, "-W", "ignore", "-c", RUN_PACKAGE, file], check=True)
     made = torch.load(f"{file}.y")

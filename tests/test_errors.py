@@ -113,8 +113,9 @@ def test_parameters_take_no_name_of_a_dtype(name, expected):
 
 def test_texts_are_quoted():
     for call in (CHOOSING["quantize_dequant"], CHOOSING["symmetric"]):
-        for name in ("compute_dtype", "scale_dtype"):
-            text = f"{name}: expected None or torch.float32, got 'float32'"
+        coded = "None, torch.float32, torch.float8_e8m0fnu or torch.float8_e4m3fn"
+        for name, dtypes in (("compute_dtype", "None or torch.float32"), ("scale_dtype", coded)):
+            text = f"{name}: expected {dtypes}, got 'float32'"
             everywhere(TypeError, lambda m, c=call, n=name: c(m, X, **{n: "float32"}), text)
         text = "block_size: expected a list of ints or None, got ['1', 2]"
         everywhere(TypeError, lambda m, c=call: c(m, X, block_size=["1", 2]), text)
@@ -194,6 +195,66 @@ def test_block_size():
         )  # fmt: skip
         everywhere(TypeError, lambda m, c=call: c(m, X, block_size=3), "block_size:", "3")
         everywhere(TypeError, lambda m, c=call: c(m, X, block_size=[1.5, 2]), "block_size:", "1.5")
+
+
+E8M0, E4M3, F4 = torch.float8_e8m0fnu, torch.float8_e4m3fn, torch.float4_e2m1fn_x2
+ONE = torch.ones(())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "text"),
+    [
+        (TypeError, {"scale_dtype": torch.float8_e5m2}, "scale_dtype: expected None, torch.float32, "),
+        (ValueError, {"scale_rule": "up"}, "scale_rule: expected None, half_range, ceil, floor or even"),
+        (ValueError, {"scale_rule": "even"}, "scale_rule: even is for float formats, got int8"),
+        (ValueError, {"scale_rule": "half_range", "dtype": F4}, "half_range is for signed integer"),
+        (ValueError, {"scale_rule": "half_range", "dtype": "uint2"}, "half_range is for signed integer"),
+        *((ValueError, {"scale_rule": r, "scale_dtype": E4M3}, f"{r} makes no scales of {E4M3}")
+          for r in ("half_range", "ceil", "floor")),
+        (ValueError, {"scale_rule": "half_range", "scale_dtype": E8M0}, f"makes no scales of {E8M0}"),
+        *((ValueError, o | {"global_scale": g}, "global_scale: scales that are powers of two take none")
+          for o in ({"scale_dtype": E8M0}, {"scale_rule": "ceil"}) for g in (2.0, ONE)),
+        (ValueError, {"global_scale": torch.ones(4)}, "global_scale: shape (4,) does not fit scale of"),
+        (ValueError, {"global_scale": torch.ones(3, 1), "block_size": [1, -1]}, "does not fit scale"),
+        (TypeError, {"global_scale": ONE.int()}, "global_scale: expected a floating dtype"),
+        (TypeError, {"global_scale": "2"}, "global_scale: expected a torch.Tensor, got str"),
+        (ValueError, {"scale_dtype": E4M3, "eps": 2.0**-10}, "eps: expected a number above 2**-10"),
+        (ValueError, {"dtype": F4, "q_max": 5}, "that is a number of torch.float4_e2m1fn_x2 up to 6"),
+        (ValueError, {"dtype": F4, "compute_dtype": torch.float32, "round_first": True}, "round_first:"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_scales_that_no_format_has(kind, options, text):
+    for name in ("symmetric", "quantize_dequant", "dynamic_quantize"):
+        everywhere(kind, lambda m, c=CHOOSING[name]: c(m, X, **options), text)
+
+
+def test_scales_that_only_the_symmetric_scheme_has():
+    values = {"scale_rule": "ceil", "scale_dtype": E8M0, "global_scale": 2.0}
+    for name in ("quantize_dequant", "dynamic_quantize"):
+        for option, value in values.items():
+            text = f"{option}: only the symmetric scheme takes one"
+            options = {"sym": False, option: value}
+            everywhere(ValueError, lambda m, c=CHOOSING[name], o=options: c(m, X, **o), text)
+        call, text = CHOOSING[name], "symmetric (sym): expected True for float4_e2m1fn"
+        everywhere(ValueError, lambda m, c=call: c(m, X, sym=False, dtype=F4), text)
+
+
+def test_coded_scales_that_parameters_do_not_have():
+    eight = ONE.to(E8M0)
+    for call in GIVEN.values():
+        for scale in (ONE.to(torch.float8_e5m2), eight.view(torch.uint8)):
+            text = f"scale: expected a floating dtype of at least 16 bits, {E8M0} or {E4M3}"
+            text = text if scale.dtype != torch.uint8 else "scale: expected a floating dtype"
+            p = with_params(scale=scale, compute_dtype=torch.float32)
+            everywhere(TypeError, lambda m, c=call, p=p: c(m, X, p), text, str(scale.dtype))
+        p = with_params(scale=eight, global_scale=2.0)
+        text = "global_scale: torch.float8_e8m0fnu scales take none"
+        everywhere(ValueError, lambda m, c=call, p=p: c(m, X, p), text)
+        p = with_params(global_scale=torch.ones(4, 1))
+        everywhere(
+            ValueError, lambda m, c=call, p=p: c(m, X, p), "(4, 1) does not fit scale of shape ()"
+        )
 
 
 def test_channel_dim():

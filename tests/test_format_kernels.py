@@ -16,6 +16,7 @@ from lib.cases import (
     SPECIAL,
     STRIDES,
     assert_same,
+    coded,
     codes,
     flat,
     given,
@@ -25,19 +26,27 @@ from lib.cases import (
     values,
 )
 
-from quantkit.formats import FORMATS, OF_NAME
+from quantkit.formats import E4M3, E8M0, FORMATS, OF_NAME
 from quantkit.operators import OPERATORS
+from quantkit.schemes import default_eps
 
 OUTPUTS = (None, torch.float32, torch.float16, torch.bfloat16)
 # Limits narrower than a format's own.
 NARROW = {f.name: (-6, 6) if f.low < 0 else (1, 12) for f in FORMATS}
-EACH_FORMAT = pytest.mark.parametrize("name", OF_NAME)
-# Every format daily, half of them with each dtype of x; all pairs in the full tier.
+NARROW |= {"int2": (-1, 0), "uint2": (1, 2), "float4_e2m1fn": (-4, 4)}
+# How scales are chosen; every format takes all but the last.
+SCALES = [{"scale_dtype": E8M0}, {"scale_dtype": E4M3.dtype, "global_scale": torch.tensor(0.02)}]
+SCALES += [{"scale_dtype": E8M0, "scale_rule": "floor"}, {"scale_dtype": E4M3.dtype}]
+SCALES += [{"scale_rule": "ceil"}, {"global_scale": torch.tensor(3.0, dtype=torch.float64)}]
+SCALES += [{"scale_dtype": E8M0, "scale_rule": "even"}]
+# uint2 is as int2 and uint4 are: of the full tier.
+EACH_FORMAT = pytest.mark.parametrize("name", daily(OF_NAME, *(OF_NAME.keys() - {"uint2"})))
+# Every other format daily, half of them with each dtype of x; all pairs in the full tier.
 PAIRS = [
-    pair if (i + j) % 2 == 0 else pytest.param(*pair, marks=pytest.mark.full)
+    pair if is_daily else pytest.param(*pair, marks=pytest.mark.full)
     for i, f in enumerate(FORMATS)
     for j, dtype in enumerate(FLOATS)
-    for pair in [(f.name, dtype)]
+    for pair, is_daily in [((f.name, dtype), (i + j) % 2 == 0 and (f.bits > 2 or i == j + 6))]
 ]
 EACH_PAIR = pytest.mark.parametrize(("name", "dtype"), PAIRS, ids=str)
 EMULATED = ("int4", torch.float32), ("float8_e4m3fn", torch.bfloat16), ("int8", torch.float16)
@@ -56,13 +65,13 @@ def limits(f, narrow=False):
     return NARROW[f.name] if narrow else (f.low, f.high)
 
 
-def given_calls(f, x, scale, zero_point, blocks=None, narrow=False, turn=0):
-    """The overloads that take parameters, on one input; the options by turns."""
+def given_calls(f, x, scale, zero_point, blocks=None, narrow=False, turn=0, whole=None):
+    """The overloads that take parameters, on one input; the options by turns. whole: a global scale."""
     zero_point = zero_point if f.has_zero_point else None
     round_first = f.has_zero_point and turn % 4 == 1
-    options = {"block_size": blocks, "round_first": round_first}
-    args = (x, scale, zero_point, *limits(f, narrow), f.name, options)
-    output = {"block_size": blocks, "output_dtype": OUTPUTS[turn % 4]}
+    sizes = {"block_size": blocks, "global_scale": whole}
+    args = (x, scale, zero_point, *limits(f, narrow), f.name, {**sizes, "round_first": round_first})
+    output = {**sizes, "output_dtype": OUTPUTS[turn % 4]}
     if f.per_byte == 1 or (x.dim() and x.shape[-1] % f.per_byte == 0):
         q = yield "quantize.format", args
         yield "dequantize.format", (q, scale, zero_point, f.name, output)
@@ -71,12 +80,16 @@ def given_calls(f, x, scale, zero_point, blocks=None, narrow=False, turn=0):
 
 
 def chosen_calls(f, x, blocks, narrow=False, turn=0, eps=1e-8):
-    """The overloads that choose parameters, on one input."""
+    """The overloads that choose parameters, on one input: every other turn one of SCALES."""
     schemes = [(True, {})]
     if f.has_zero_point:
         schemes += [(False, {}), (False, {"include_zero": True})]
         schemes += [(True, {"scale_rule": "half_range"})] if f.low < 0 else []
-    symmetric, options = schemes[turn % len(schemes)]
+    if turn % 2:
+        schemes = [(True, options) for options in SCALES[: 6 if f.has_zero_point else 7]]
+    symmetric, options = schemes[turn // 2 % len(schemes)]
+    if "scale_dtype" in options:
+        eps = max(eps, default_eps(f, options["scale_dtype"]))
     args = (x, blocks, *limits(f, narrow), eps, symmetric, f.name)
     yield "choose_qparams.format", (*args, options)
     options = {**options, "round_first": f.has_zero_point and turn % 5 == 1}
@@ -106,12 +119,13 @@ def test_every_granularity_and_layout_with_given_parameters(name, dtype):
     f = OF_NAME[name]
     for x, blocks, i in each_layout(f, dtype, 0):
         p_dtype = FLOATS[i % 4]
-        scale, zero_point = given(x.shape, blocks, p_dtype, i, integral=i % 5 != 0)
+        scale, zero_point = given(x.shape, blocks, p_dtype, i, integral=i % 6 != 0)
+        scale, whole = coded(scale, i)
         if i % 7 == 0:
             zero_point = None if i % 2 else zero_point.to(torch.int32)
         # Of shapes alone where no block is short.
         told = blocks if i % 2 or i // 2 % 3 else None
-        yield from given_calls(f, x, scale, zero_point, told, i % 4 == 3, i)
+        yield from given_calls(f, x, scale, zero_point, told, i % 4 == 3, i, whole)
 
 
 @EACH_PAIR
@@ -134,12 +148,26 @@ def test_codes_of_any_strides_dequantize(name):
         whole = (*q.shape[:-1], q.shape[-1] * f.per_byte)
         blocks = shortened(whole, blocks, i)
         scale, zero_point = given(whole, blocks, FLOATS[i % 4], i)
-        options = {"block_size": blocks, "output_dtype": OUTPUTS[i % 4]}
+        scale, global_scale = coded(scale, i)
+        options = {"block_size": blocks, "global_scale": global_scale}
+        options["output_dtype"] = OUTPUTS[i % 4]
         args = (q, scale, zero_point if f.has_zero_point and i % 3 else None, name, options)
         yield "dequantize.format", args
 
 
-BYTES = {torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
+BYTES = dict.fromkeys((torch.float8_e4m3fn, torch.float8_e5m2, E8M0), torch.uint8)
+
+
+def byte(code, dtype):
+    return torch.tensor(code, dtype=torch.uint8).view(dtype)
+
+
+# Coded scales, a global scale, a zero point: both ends, subnormal numbers, NaN, signs of e4m3.
+HARD_SCALES = [(byte(c, E8M0), None, c / 8) for c in (0, 1, 100, 127, 200, 253, 254, 255)]
+HARD_SCALES += [(byte(c, E4M3.dtype), None, c % 9.0) for c in (0, 1, 7, 8, 0x38, 0x7E, 0x7F, 0x83)]
+HARD_SCALES += [
+    (byte(0x31, E4M3.dtype), torch.tensor(g), 3.0) for g in (1e-40, 0.3, 3e38, -1.0, math.nan)
+]
 
 
 @EACH_FORMAT
@@ -152,20 +180,12 @@ def test_every_code_dequantizes(name):
         .to(torch.int16 if n > 256 else torch.uint8)
         .view(f.storage)
     )
-    for s, z in (
-        (0.0173, 3.0),
-        (1e-41, 0.5),
-        (-0.1, 0.0),
-        (3e38, -7.0),
-        (math.inf, 1.0),
-        (0.0, 2.0),
-    ):
-        for output in OUTPUTS:
-            zero_point = torch.tensor(z) if f.has_zero_point else None
-            yield (
-                "dequantize.format",
-                (q, torch.tensor(s), zero_point, name, {"output_dtype": output}),
-            )
+    zeros = {0.0173: 3.0, 1e-41: 0.5, -0.1: 0.0, 3e38: -7.0, math.inf: 1.0, 0.0: 2.0}
+    numbers = [(torch.tensor(s), None, z) for s, z in zeros.items()]
+    for (s, whole, z), output in itertools.product(numbers + HARD_SCALES, OUTPUTS):
+        zero_point = torch.tensor(z) if f.has_zero_point else None
+        options = {"output_dtype": output, "global_scale": whole}
+        yield "dequantize.format", (q, s, zero_point, name, options)
 
 
 @pytest.mark.parametrize("name", [f.name for f in FORMATS if f.bits >= 8 and f.has_zero_point])
@@ -184,7 +204,7 @@ def hard_numbers(f):
     if f.has_zero_point:
         numbers = torch.tensor([k / 8 for k in range(-300, 300)], dtype=torch.float64)
     else:
-        every = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(f.storage)
+        every = torch.arange(2**f.bits, dtype=torch.int32).to(torch.uint8)
         every = f.decode(every).double()
         every = every[every.isfinite()].unique()
         numbers = torch.cat([every, (every[1:] + every[:-1]) / 2]) * 2**-3
@@ -199,7 +219,7 @@ def test_hard_values(name, dtype):
     """Ties and their neighbours, special values, scales from denormal to inf, odd zero points."""
     f = OF_NAME[name]
     x = hard_numbers(f)
-    x = x[: x.numel() // 2 * 2].to(dtype)
+    x = x[: x.numel() // 4 * 4].to(dtype)
     scales = (0.125, 1.0, 3.0, 1e-41, 2.0**126, 2.0**-14, -1.0, 0.0, math.inf, math.nan, 0.1)
     zeros = (0.0, -1.0, 0.5, 0.3, 127.0, 1e5, math.inf, math.nan) if f.has_zero_point else (0.0,)
     for i, (s, z) in enumerate(itertools.product(scales, zeros)):
@@ -208,6 +228,24 @@ def test_hard_values(name, dtype):
         if i % 4 == 0:
             each = scale.expand(x.shape), zero_point.repeat(x.numel())
             yield from given_calls(f, x, *each, [1], False, i // 4)
+    for i, (scale, whole, z) in enumerate(HARD_SCALES):
+        yield from given_calls(f, x, scale, torch.tensor(z), None, i % 3 == 2, i, whole)
+
+
+@EACH_FORMAT
+@on_every_backend
+def test_scales_of_every_power_of_two(name):
+    """Rows and columns of each binade, also subnormal ones: where products are no divisions."""
+    f = OF_NAME[name]
+    powers = 2.0 ** torch.arange(-152, 128, dtype=torch.float64)
+    rows = (values((280, 32), torch.float64, 11) * powers[:, None]).float()
+    for i, options in enumerate(SCALES[: 6 if f.has_zero_point else 7]):
+        whole, scale_dtype = options.get("global_scale"), options.get("scale_dtype")
+        x, blocks = (rows, [1, 16]) if i % 2 else (rows.t().contiguous(), [16, 1])
+        for eps in (default_eps(f, scale_dtype, options.get("scale_rule")), 0.0173):
+            args = (x, blocks, *limits(f, eps > 0.01), eps, True, name)
+            chosen = yield "quantize_dequantize.format", (*args, options)
+            yield from given_calls(f, x, chosen[2], None, blocks, eps > 0.01, i, whole)
 
 
 @EACH_FORMAT
@@ -235,7 +273,8 @@ def test_every_length_at_several_alignments(name):
         dtype = FLOATS[turn % 4]
         x = offset(values((n,), dtype, turn, special=True), turn % 7)
         one, zero = torch.tensor(0.25), torch.tensor(3.0)
-        yield from given_calls(f, x, one, zero, None, False, turn)
+        scale, whole = coded(one, turn)
+        yield from given_calls(f, x, scale, zero, None, False, turn, whole)
         yield from chosen_calls(f, x.view(1, n), [1, 5 + turn % 9], turn=turn)
         q = codes(f, (n,), turn).view(torch.uint8 if f.bits <= 8 else f.storage)
         q = offset(q, 1 + turn % 5).view(f.storage)
@@ -263,16 +302,24 @@ def test_parameters_of_every_kind(name):
             scale, _ = given(shape, s_blocks, s_dtype, 5)
             zero_point = (list(given(shape, z_blocks, torch.float32, 6))[1] * 1.7).abs()
             zero_point = zero_point.to(zeros[(i + k) % len(zeros)])
-            yield from given_calls(f, x, scale, zero_point, None, k % 2 == 1, i + k)
+            scale, whole = coded(scale, i + k)
+            yield from given_calls(f, x, scale, zero_point, None, k % 2 == 1, i + k, whole)
     x = values((3, 4, 6), torch.float32, 7)
     for s_shape, z_shape in itertools.product([(6,), (4, 1), (1,), (4, 6)], [(), (1,), (6,)]):
         scale, zero_point = values(s_shape, torch.float32, 8).abs() + 0.01, torch.full(z_shape, 2.0)
         yield from given_calls(f, x, scale, zero_point)
     wide = values((12, 16), torch.float32, 9).abs() + 0.1
-    for scale in (wide[::2, ::2], wide[:6, :1], wide[:1, :8].expand(6, 8), wide[:8, :6].t()):
-        x = values((6, 8), torch.float32, 8)
-        for zero_point in (wide[1::2, 1::2].round(), torch.zeros(()), wide[:6, :1].expand(6, 8)):
-            yield from given_calls(f, x, scale, zero_point, None, False, 1)
+    whole = wide[:1, 1::2]
+    for i, p in enumerate((wide, wide.to(E8M0), wide.to(E4M3.dtype))):
+        for scale in (p[::2, ::2], p[:6, :1], p[:1, :8].expand(6, 8), p[:8, :6].t()):
+            x = values((6, 8), torch.float32, 8)
+            of_scales = whole[:, : scale.shape[1]] if i == 2 else None
+            for zero_point in (
+                wide[1::2, 1::2].round(),
+                torch.zeros(()),
+                wide[:6, :1].expand(6, 8),
+            ):
+                yield from given_calls(f, x, scale, zero_point, None, False, 1 + i, of_scales)
     # Integer zero points that the scale's dtype does not hold, where codes are within the limits.
     for dtype, zero in ((torch.bfloat16, 257), (torch.float16, 2049)):
         x = torch.arange(-48, 48, dtype=torch.float32).view(8, 12) - zero
@@ -280,7 +327,7 @@ def test_parameters_of_every_kind(name):
 
 
 @EACH_FORMAT
-@on_every_backend(emulated=True)
+@on_every_backend(emulated=lambda name: name != "int2")
 def test_short_blocks_beside_zero_points_of_any_shape(name):
     """Blocks longer than x, last blocks of one element, blocks of odd sizes inside of bytes."""
     f = OF_NAME[name]
@@ -289,10 +336,12 @@ def test_short_blocks_beside_zero_points_of_any_shape(name):
         ((5, 14), [2**40, 2**62]), ((3, 4, 10), [2, 3, 9]), ((3, 4, 10), [-1, 3, 1]), ((14,), [4]),
         ((2, 2, 2, 6), [1, -1, 5, 4]), ((129, 260), [128, 128]), ((3, 1000), [1, 128]),
     ]):  # fmt: skip
+        shape = even(shape, f)
         x = values(shape, FLOATS[i % 4], i)
         scale, zero_point = given(shape, blocks, torch.float32, i)
         for k, zero in enumerate((zero_point, zero_point.mean(), zero_point[:1], None)):
-            yield from given_calls(f, x, scale, zero, blocks, False, i + k)
+            s, whole = coded(scale, i + k)
+            yield from given_calls(f, x, s, zero, blocks, False, i + k, whole)
         for turn in range(4):
             yield from chosen_calls(f, x, blocks, turn=turn)
         yield from chosen_calls(f, x.transpose(0, -1).contiguous().transpose(0, -1), blocks, turn=i)
@@ -320,7 +369,7 @@ def test_a_block_longer_than_its_dimension_is_one_short_block(name):
 @on_every_backend(emulated=True)
 def test_no_elements(name):
     f = OF_NAME[name]
-    for i, shape in enumerate([(0,), (3, 0), (0, 4), (2, 0, 6), (0, 0)]):
+    for i, shape in enumerate([(0,), (3, 0), (0, 4), (2, 0, 8), (0, 0)]):
         x = torch.zeros(shape, dtype=FLOATS[i % 4])
         for scale in (torch.ones(()), torch.ones([1] * len(shape)), torch.ones(shape)):
             yield from given_calls(f, x, scale, torch.zeros(()), None, False, i)
@@ -360,7 +409,8 @@ def test_constants_zeros_and_spread_nan(name, dtype):
         for k, blocks in enumerate((None, [1, -1], [-1, 1], [2, 6], [3, 7])):
             for turn in (0, 1):
                 eps = (1e-8, 1e-45, 0.1, 2.0**-126, math.inf)[(i + 2 * k + turn) % 5]
-                yield from chosen_calls(f, x.to(dtype), blocks, i % 2 == 1, i + k + turn, eps)
+                turn = i + 3 * k + turn
+                yield from chosen_calls(f, x.to(dtype), blocks, i % 2 == 1, turn, eps)
 
 
 @EACH_FORMAT
@@ -372,10 +422,13 @@ def test_constants_zeros_and_spread_nan(name, dtype):
 def test_large_tensors_shared_by_threads(name, shape):
     """Borders between threads fall inside rows and blocks, and on whole bytes."""
     f = OF_NAME[name]
+    shape = even(shape, f)
     x = values(shape, torch.bfloat16, 10)
-    for i, blocks in enumerate((None, [1, -1], [-1, 1], [1, 128], [128, 128], [7, 33])):
+    for i, blocks in enumerate((None, [1, -1], [-1, 1], [1, 128], [128, 128], [7, 33], [32, 1])):
         yield from chosen_calls(f, x, blocks, turn=i)
-        yield from given_calls(f, x, *given(shape, blocks, torch.float32, i), blocks, False, i)
+        scale, zero_point = given(shape, blocks, torch.float32, i)
+        scale, whole = coded(scale, i)
+        yield from given_calls(f, x, scale, zero_point, blocks, False, i, whole)
     if x.shape[0] % f.per_byte == 0:
         yield from chosen_calls(f, x.t(), [1, 128], turn=1)
 
@@ -388,7 +441,10 @@ def test_results_in_any_strides(name):
     x = values((6, 8), torch.bfloat16, 1)
     scale, zero_point = given(x.shape, [1, 3], torch.float32, 2)
     calls = [*sent(given_calls(f, x, scale, zero_point, [1, 3], turn=2))]
-    calls += sent(chosen_calls(f, x, [4, 3], turn=3))
+    for turn in (1, 3, 6):
+        s, whole = coded(scale, turn)
+        calls += sent(given_calls(f, x, s, zero_point, [1, 3], turn=turn, whole=whole))
+        calls += sent(chosen_calls(f, x, [4, 3], turn=turn))
     for operator, args in calls:
         _, names, function, *_ = OPERATORS[operator]
         results = dict(zip(names, flat(invoke(function, args)), strict=True))
@@ -442,7 +498,7 @@ def test_fake_quantize_in_place(name):
 @pytest.mark.usefixtures("backend")
 def test_results_carry_no_gradient(name):
     f = OF_NAME[name]
-    x = torch.randn(4, 6, requires_grad=True)
+    x = torch.randn(4, 8, requires_grad=True)
     scale, zero_point = (torch.rand(4, 1, requires_grad=True) for _ in range(2))
     for operator, args in sent(given_calls(f, x, scale, zero_point)):
         if operator != "fake_quantize.format":

@@ -1,5 +1,6 @@
 """The functions: which overload each call takes, schemes, block_size, parameters of version 2."""
 
+import copy
 import dataclasses
 import gc
 import io
@@ -9,18 +10,19 @@ import pickle
 
 import pytest
 import torch
-from lib.cases import assert_same, values
+from lib.cases import assert_same, microscaled, values
 from torch._dynamo.utils import counters
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import quantkit
 from quantkit import QuantizationParams, params, reference
-from quantkit.formats import FORMATS, VERSION_1
+from quantkit.formats import CODED_SCALES, FORMATS, VERSION_1
 
 pytestmark = pytest.mark.fallback
 MODULES = pytest.mark.parametrize("m", [quantkit, reference], ids=lambda m: m.__name__)
-F8, F32 = torch.float8_e4m3fn, torch.float32
+F8, F4, F32 = torch.float8_e4m3fn, torch.float4_e2m1fn_x2, torch.float32
+E8M0 = torch.float8_e8m0fnu
 X = values((6, 20), torch.bfloat16, 1)
 P = QuantizationParams(torch.tensor(0.1), torch.tensor(0.0), -128, 127)
 
@@ -60,6 +62,12 @@ SYMMETRIC = [
     {"scale_dtype": F32},
     {"dtype": F8},
     {"dtype": "float8_e5m2"},
+    {"dtype": F4},
+    {"dtype": torch.int2},
+    {"scale_rule": "ceil"},
+    {"scale_dtype": E8M0},
+    {"scale_dtype": F8},
+    {"global_scale": 2},
 ]
 CHOOSERS = {
     "choose_qparams": lambda **k: quantkit.get_symmetric_qparams(X, **k),
@@ -82,7 +90,7 @@ def test_which_overload_choosing_takes(operator):
         assert called(lambda o=options: function(**o)) == [f"{operator}.format"]
         p = function(**options)
         p = p if operator == "choose_qparams" else p[-1]
-        assert p.compute_dtype is F32 and p.scale.dtype == F32
+        assert p.compute_dtype is F32 and p.scale.dtype == options.get("scale_dtype", F32)
         assert p.round_first is bool(options.get("round_first", False))
         f = next(f for f in FORMATS if options.get("dtype", torch.int8) in (f.name, f.dtype))
         assert p.dtype is f.dtype and (p.q_min, p.q_max) == (f.low, f.high)
@@ -111,7 +119,9 @@ def test_which_overload_given_parameters_take():
         assert called(lambda p=p: quantkit.quantize_tensor(X, p)) == ["quantize"]
         assert called(lambda p=p: quantkit.dequantize_tensor(q, p)) == ["dequantize"]
         assert called(lambda p=p: quantkit.fake_quantize(X, p)) == ["_fake_quantize"]
-    for p in (of(compute_dtype=F32), of(round_first=True), of(dtype=torch.uint16, q_min=0)):
+    others = [of(compute_dtype=F32), of(round_first=True), of(dtype=torch.uint16, q_min=0)]
+    others += [of(global_scale=2), *(of(scale=torch.ones(()).to(d)) for d in (E8M0, F8))]
+    for p in others:
         assert called(lambda p=p: quantkit.quantize_tensor(X, p)) == ["quantize.format"]
         assert called(lambda p=p: quantkit.dequantize_tensor(q, p)) == ["dequantize.format"]
         assert called(lambda p=p: quantkit.fake_quantize(X, p)) == ["_fake_quantize.format"]
@@ -142,10 +152,57 @@ def test_defaults_of_eps_and_limits(m):
         p = m.get_symmetric_qparams(x, dtype=f.dtype)
         assert p.scale == torch.tensor(1e-8 if f.has_zero_point else 2.0**-126)
         if not f.has_zero_point:
-            for limits in ({"q_min": -96}, {"q_max": 96}, {"q_min": -96, "q_max": 96}):
+            n = min(f.high - 2, 96)
+            for limits in ({"q_min": -n}, {"q_max": n}, {"q_min": -n, "q_max": n}):
                 p = m.get_symmetric_qparams(x + 1, dtype=f.name, **limits)
-                assert (p.q_min, p.q_max) == (-96, 96) and p.scale == torch.tensor(1.0) / 96
+                assert (p.q_min, p.q_max) == (-n, n) and p.scale == torch.tensor(1.0) / n
             assert p.zero_point.shape == () and p.zero_point.dtype == F32 and p.zero_point == 0
+
+
+@MODULES
+def test_coded_scales_are_chosen_and_used(m):
+    """Of one block, of rows, of columns, of short blocks; of a global scale in each form."""
+    g = torch.rand(6, 1) + 0.1
+    for f, (kind, options) in itertools.product(FORMATS, enumerate((
+        {"scale_dtype": E8M0}, {"scale_dtype": E8M0, "scale_rule": "floor"}, {"scale_rule": "ceil"},
+        {"scale_dtype": F8}, {"scale_dtype": F8, "global_scale": 0.013},
+        {"scale_dtype": F8, "global_scale": g, "block_size": [1, 8]},
+        {"global_scale": torch.tensor(3.0, dtype=torch.float64)},
+    ))):  # fmt: skip
+        blocks = (None, [1, 7], [2, -1], [-1, 1])[(kind + f.bits) % 4]
+        options = {"dtype": f.dtype, "block_size": blocks, **options}
+        q, x_hat, p = m.quantize_dequant(X, output_dtype=torch.float16, **options)
+        assert p == m.get_symmetric_qparams(X, **options) == m.dynamic_quantize(X, **options)[1]
+        assert p.scale.dtype == options.get("scale_dtype", F32)
+        whole = options.get("global_scale")
+        assert whole is None or p.global_scale is whole or p.global_scale.dtype == torch.float64
+        assert_same(m.quantize_tensor(X, p), q)
+        assert_same(m.dequantize_tensor(q, p, output_dtype=torch.float16), x_hat)
+        if f.dtype == F4:
+            assert_same(m.dequantize_tensor(q.view(F4), p), m.dequantize_tensor(q, p))
+        assert_same(m.fake_quantize(X, p), m.dequantize_tensor(q, p).to(X.dtype))
+        # The same numbers as float32 scales have the same codes; so has a number as global scale.
+        scale = p.scale.to(F32)
+        scale = scale if whole is None else scale * torch.as_tensor(whole).to(F32)
+        plain = dataclasses.replace(p, scale=scale, global_scale=None)
+        assert_same(m.quantize_tensor(X, plain), q)
+        assert_same(m.dequantize_tensor(q, plain), m.dequantize_tensor(q, p))
+
+
+@MODULES
+def test_coded_scales_of_no_elements(m):
+    for f in (F8, F4, torch.int2, torch.int8):
+        for scale_dtype, shape in itertools.product((E8M0, F8, None), ((0, 4), (3, 0))):
+            whole = None if scale_dtype == E8M0 else 2.0
+            q, x_hat, p = m.quantize_dequant(
+                torch.ones(shape), dtype=f, block_size=[1, 4], scale_dtype=scale_dtype,
+                global_scale=whole, compute_dtype=F32,
+            )  # fmt: skip
+            assert q.numel() == x_hat.numel() == p.scale.numel() == 0 and x_hat.shape == shape
+            assert p.scale.dtype == (scale_dtype or F32)
+    for name in ("mxfp8", "mxfp4", "nvfp4"):
+        q, p = m.quantize(torch.ones(0, 64), name)
+        assert q.shape[0] == 0 and m.dequantize(q, p).shape == (0, 64)
 
 
 @MODULES
@@ -183,6 +240,27 @@ def test_gradients_of_formats(m):
         p = of(scale=torch.ones(()), zero_point=torch.ones(()), q_min=-8, q_max=8, dtype=torch.int8)
         p = dataclasses.replace(p, round_first=round_first, compute_dtype=F32)
         assert torch.func.grad(lambda t, p=p: m.fake_quantize(t, p).sum())(y).tolist() == expected
+
+
+@MODULES
+def test_gradients_beside_coded_scales(m):
+    """Those of the float32 scales that these stand for, for a scale itself none."""
+    x = torch.tensor(
+        [[-13.0, -12.0, -11.9, 2.0, 12.1, float("nan")], [-16, -15, 14.9, 15, 15.1, 0]]
+    )
+    for scale, whole, limit in (
+        (torch.tensor(2.0).to(E8M0), None, 12), (torch.tensor(1.25).to(F8), 2.0, 15),
+        (torch.tensor([[1.0], [1.25]]).to(F8), torch.full((2, 1), 2.0), None),
+    ):  # fmt: skip
+        p = of(scale=scale, global_scale=whole, q_min=-6, q_max=6, dtype=F4)
+        inside = x.abs() <= (limit or torch.tensor([[12.0], [15.0]]))
+        leaf = x.clone().requires_grad_()
+        m.fake_quantize(leaf, p).backward(x + 100)
+        assert_same(leaf.grad, torch.where(inside, x + 100, 0.0))
+        gradient = torch.func.grad(lambda t, p=p: m.fake_quantize(t, p).sum())(x)
+        assert_same(gradient, inside.float())
+        tangent = torch.func.jvp(lambda t, p=p: m.fake_quantize(t, p), (x,), (x + 100,))[1]
+        assert_same(tangent, torch.where(inside, x + 100, 0.0))
 
 
 def test_a_refused_argument_leaves_torch_func_as_it_was():
@@ -287,6 +365,9 @@ KEYWORDS = {
     "fp8_tensor": {"dtype": F8}, "fp8_token": {"dtype": F8, "block_size": [1, 1, -1]},
     "fp8_group128": {"dtype": F8, "block_size": [1, 1, 128]},
     "fp8_block128": {"dtype": F8, "block_size": [1, 128, 128]},
+    "mxfp8": {"dtype": F8, "block_size": [1, 1, 32], "scale_dtype": E8M0},
+    "mxfp4": {"dtype": F4, "block_size": [1, 1, 32], "scale_dtype": E8M0, "scale_rule": "even"},
+    "nvfp4": {"dtype": F4, "block_size": [1, 1, 16], "scale_dtype": F8},
 }  # fmt: skip
 
 
@@ -296,6 +377,9 @@ def test_schemes(m):
     assert set(quantkit.SCHEMES) == set(KEYWORDS)
     for name, keywords in KEYWORDS.items():
         q, p = m.quantize(x, name)
+        if name == "nvfp4":  # max |x| becomes the largest code times the largest scale
+            assert_same(p.global_scale, (x.abs().max().float() / 2688))
+            keywords = keywords | {"global_scale": p.global_scale}
         expected, expected_p = m.dynamic_quantize(x, compute_dtype=F32, **keywords)
         assert p == expected_p and p.compute_dtype is F32 and p.block_size == expected_p.block_size
         assert_same(q.view(torch.uint8), expected.view(torch.uint8))
@@ -333,8 +417,16 @@ def test_options_and_mappings(m):
     assert m.quantize(X, own, block_size=[2, 4])[1].scale.shape == (3, 5)
     assert m.quantize(X, {})[1] == m.dynamic_quantize(X)[1]  # a mapping says its steps itself
     assert m.quantize(X, own, dtype="uint4")[1].dtype == torch.uint4 and own["dtype"] == torch.int4
-    with pytest.raises(ValueError, match=r"scheme: expected one of int8_tensor.*got 'mxfp8'"):
-        m.quantize(X, "mxfp8")
+    x = X.float().repeat(1, 4)
+    assert m.quantize(x, "mxfp8", scale_rule="even")[1].scale.dtype == E8M0
+    assert m.quantize(x, "mxfp4", scale_rule=None)[1] != m.quantize(x, "mxfp4")[1]
+    assert m.quantize(x, "nvfp4", global_scale=0.5)[1].global_scale == 0.5
+    assert m.quantize(x * 0, "nvfp4")[1].global_scale == 2.0**-126
+    assert m.quantize(x * 0, "nvfp4", eps=0.25)[1].scale.float().max() == 0.25  # the blocks'
+    spoilt = m.quantize(torch.where(x == x.max(), float("nan"), x), "nvfp4")[1]
+    assert spoilt.global_scale.isnan() and spoilt.scale.float().isnan().all()
+    with pytest.raises(ValueError, match=r"scheme: expected one of int8_tensor.*got 'mxfp6'"):
+        m.quantize(X, "mxfp6")
     with pytest.raises(TypeError, match="scheme: expected a str or a mapping, got int"):
         m.quantize(X, 3)
     with pytest.raises(TypeError, match="other"):
@@ -387,6 +479,9 @@ def every_kind():
         of(dtype=torch.uint16),
         of(dtype=torch.int8, compute_dtype=F32),
     )
+    yield from (of(scale=torch.ones(()).to(d), dtype=F4) for d in (E8M0, F8, F32))
+    yield of(scale=torch.full((), 2.0).to(E8M0), dtype=F4)
+    yield of(scale=two.to(F8), dtype=F4, block_size=(1, 16), global_scale=torch.ones(()))
     for fields in (
         {"global_scale": torch.ones(())},
         {"global_scale": 2.0},
@@ -415,6 +510,9 @@ def test_equal_where_all_fields_are():
     assert of(global_scale=2) == of(global_scale=torch.tensor(2.0, dtype=torch.float64))
     assert of(global_scale=2) != of(global_scale=torch.tensor(2.0))
     assert "block_size" not in repr(of(block_size=(1, 2))) and repr(P).count("=") == 4
+    text = repr(of(scale=torch.ones(()).to(E8M0), dtype=F4, global_scale=2.0))
+    assert "scale=tensor(1., dtype=torch.float8_e8m0fnu), " in text
+    assert text.endswith(", dtype=torch.float4_e2m1fn_x2, global_scale=2.0)")
     assert repr(of(dtype=torch.int4, compute_dtype=F32, round_first=True)).endswith(
         ", dtype=torch.int4, compute_dtype=torch.float32, round_first=True)"
     )
@@ -422,9 +520,11 @@ def test_equal_where_all_fields_are():
 
 def test_pickles_pytrees_and_text():
     for p in every_kind():
-        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
-            again = pickle.loads(pickle.dumps(p, protocol))
-            assert again == p and again.block_size == p.block_size
+        again = [copy.deepcopy(p)]
+        if p.scale.dtype not in CODED_SCALES:  # of torch's own tensors pickle loads no float8
+            protocols = range(2, pickle.HIGHEST_PROTOCOL + 1)
+            again += [pickle.loads(pickle.dumps(p, protocol)) for protocol in protocols]
+        assert all(a == p and a.block_size == p.block_size for a in again)
         file = io.BytesIO()
         torch.save(p, file)
         file.seek(0)
@@ -456,6 +556,7 @@ def test_text_that_says_no_parameters(context):
 
 def test_to_a_device_takes_all_tensors():
     p = of(global_scale=torch.ones(()), block_size=(1, 2), compute_dtype=F32, round_first=True)
+    p.scale = p.scale.to(F8)
     there = p.to("meta")
     assert all(t.device.type == "meta" for t in (there.scale, there.zero_point, there.global_scale))
     kept = ("block_size", "compute_dtype", "round_first", "dtype", "q_min")
@@ -465,8 +566,9 @@ def test_to_a_device_takes_all_tensors():
 @MODULES
 @pytest.mark.parametrize("dtype", [None, *(f.dtype for f in FORMATS)], ids=str)
 def test_no_zero_point_is_0_in_float32_steps(m, dtype):
-    limits = {"dtype": dtype, "q_min": 0, "q_max": 7}
-    limits |= {"q_min": -7} if dtype and dtype.is_floating_point else {}
+    f = next(f for f in FORMATS if dtype in (None, f.dtype))
+    limits = {"dtype": dtype, "q_min": 0, "q_max": min(f.high, 7)}
+    limits |= {} if f.has_zero_point else {"q_min": -f.high, "q_max": f.high}
     zero = of(compute_dtype=F32, **limits)
     none = dataclasses.replace(zero, zero_point=None)
     q = m.quantize_tensor(X, zero)
@@ -482,12 +584,12 @@ def test_no_zero_point_is_0_in_float32_steps(m, dtype):
 
 @MODULES
 def test_parameters_that_no_steps_take(m):
-    with pytest.raises(TypeError, match="global_scale: expected None"):
-        m.quantize_tensor(X, of(global_scale=2.0))
+    with pytest.raises(TypeError, match="global_scale: expected a floating dtype"):
+        m.quantize_tensor(X, of(global_scale=torch.ones((), dtype=torch.int8)))
     with pytest.raises(TypeError, match=r"compute_dtype: expected None or torch\.float32, got"):
         m.quantize_tensor(X, of(compute_dtype=torch.float64))
-    with pytest.raises(TypeError, match="global_scale: expected None"):
-        m.dynamic_quantize(X, global_scale=torch.ones(()))
+    with pytest.raises(TypeError, match=r"global_scale: expected a torch\.Tensor, got str"):
+        m.dynamic_quantize(X, global_scale="2")
 
 
 # ---- compiled --------------------------------------------------------------------------------------
@@ -512,13 +614,18 @@ def everything(x):
     )
 
 
-def test_one_graph_serves_shapes_and_blocks_of_their_size():
+@pytest.mark.parametrize(
+    ("function", "backend"),
+    [(everything, "aot_eager"), (microscaled, "aot_eager"),
+     pytest.param(microscaled, "inductor", marks=pytest.mark.full)],
+)  # fmt: skip
+def test_one_graph_serves_shapes_and_blocks_of_their_size(function, backend):
     torch._dynamo.reset()
     counters.clear()
-    compiled = torch.compile(everything, backend="aot_eager", fullgraph=True, dynamic=True)
+    compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
     for shape in ((300, 270), (290, 400), (400, 512)):
         x = values(shape, torch.bfloat16, shape[0])
-        assert_same(compiled(x), everything(x))
+        assert_same(compiled(x), function(x))
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
@@ -538,10 +645,30 @@ def test_block_size_in_a_graph_holds_ints():
     assert all(type(b) is int for p in found for b in p.block_size)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_coded_scales_under_vmap():
+    x = values((3, 4, 32), torch.float32, 4)
+    for scheme in ("mxfp8", "mxfp4", "nvfp4"):
+
+        def each(t, scheme=scheme):
+            q, p = quantkit.quantize(t, scheme)
+            return (
+                quantkit.dequantize(q, p),
+                quantkit.fake_quantize(t, p),
+                p.scale.view(torch.uint8),
+            )
+
+        expected = zip(*map(each, x), strict=True)
+        assert_same(torch.vmap(each)(x), tuple(map(torch.stack, expected)))
+
+
 class Crossing(torch.nn.Module):
     def forward(self, x, p):
         _, chosen = quantkit.quantize(x, "fp8_group128")
-        return quantkit.fake_quantize(x, p), quantkit.quantize_tensor(x, p), chosen
+        q, mx = quantkit.quantize(x, "mxfp4")
+        nv = quantkit.quantize(x, "nvfp4")[1]
+        made = quantkit.fake_quantize(x, p), quantkit.quantize_tensor(x, p)
+        return *made, quantkit.dequantize(q, mx), q, chosen, mx, nv
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -554,5 +681,6 @@ def test_parameters_cross_the_border_of_exported_programs(tmp_path):
     for module in (program.module(), torch.export.load(tmp_path / "program.pt2").module()):
         for rows, columns in ((300, 520), (271, 300)):
             expected, found = Crossing()(x[:rows, :columns], p), module(x[:rows, :columns], p)
-            assert_same(found[:2], expected[:2])
-            assert found[2] == expected[2] and found[2].block_size == (1, 128)
+            assert_same(found[:4], expected[:4])
+            assert found[4:] == expected[4:] and found[4].block_size == (1, 128)
+            assert found[5].scale.dtype == E8M0 and found[6].global_scale.dtype == F32

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from lib.generated import CASES, SEED, Case, Data, FormatCase, check, run_many
 
-HALF = torch.float16
+HALF, E8M0 = torch.float16, torch.float8_e8m0fnu
 HARD = float.fromhex("0x1.f63c0ep-7")  # the divisor for which two multiplications are not enough
 KEPT = [
     Case(Data((5000,), magnitude=1), Data((), put=((0, HARD),)), Data((), put=((0, 0.0),))),
@@ -50,6 +50,27 @@ KEPT = [
     # The mask judges the sum, the code rounds it.
     FormatCase(
         Data((3, 8)), "uint16", (0, 65535), Data(()), Data((), put=((0, 0.5),)), round_first=True
+    ),
+    # No elements, and no strides of an expanded scale.
+    FormatCase(Data((0, 1, 0)), "int4", (-8, 7), Data((1, 1, 0)), block_size=(-1, 32, 2)),
+    # A power of two for m = inf and m = NaN, and a scale of e4m3 that saturates.
+    FormatCase(
+        Data((3, 64), put=((5, math.inf), (70, math.nan))),
+        "float4_e2m1fn",
+        (-6, 6),
+        block_size=(1, 32),
+        scale_rule="even",
+        scale_dtype=E8M0,
+    ),
+    FormatCase(
+        Data((3, 64), magnitude=15, put=((5, math.nan), (99, -0.0))),
+        "float4_e2m1fn",
+        (-4, 4),
+        block_size=(1, 16),
+        eps=0.5,
+        scale_dtype=torch.float8_e4m3fn,
+        global_scale=Data((3, 2)),
+        out="strided",
     ),
     # A half for y, which vectors of float do not make.
     FormatCase(Data((5, 64)), "uint4", (3, 15), block_size=(-1, 4), output_dtype=torch.float16),

@@ -11,7 +11,7 @@ from lib.cases import NAMES, flat, inputs, invoke, on_meta
 import quantkit
 from quantkit.operators import OPERATORS, overloads
 
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu)
 PACKAGE = Path(quantkit.__file__).parent
 pytestmark = pytest.mark.fallback
 

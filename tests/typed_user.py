@@ -25,6 +25,7 @@ def functions(x: torch.Tensor, blocks: Sequence[int]) -> torch.Tensor:
     q, p = assert_type(
         quantkit.quantize(x, "fp8_block128"), tuple[torch.Tensor, QuantizationParams]
     )
+    q, p = quantkit.quantize(x, "nvfp4", global_scale=p.global_scale, eps=0.125)
     q, p = quantkit.quantize(x, {"dtype": torch.uint16, "block_size": (-1,)}, eps=1e-6)
     assert_type(quantkit.dequantize(q, p, output_dtype=torch.bfloat16), torch.Tensor)
     assert_type(quantkit.SCHEMES["int8_token"], str)
@@ -53,6 +54,16 @@ def formats(x: torch.Tensor) -> torch.Tensor:
         x, dtype=torch.uint16, compute_dtype=torch.float32, round_first=True
     )
     _, x_hat, p = quantkit.quantize_dequant(x, dtype=torch.float8_e5m2, output_dtype=torch.bfloat16)
+    p = quantkit.get_symmetric_qparams(
+        x,
+        dtype="float4_e2m1fn",
+        block_size=[1, 32],
+        scale_dtype=torch.float8_e8m0fnu,
+        scale_rule="even",
+    )
+    q, p = quantkit.dynamic_quantize(
+        x, dtype="int2", block_size=(1, 16), scale_dtype=torch.float8_e4m3fn, global_scale=p.scale
+    )
     q, p = quantkit.dynamic_quantize(x, dtype="uint4", sym=False, include_zero=True, eps=None)
     x_hat = quantkit.dequantize_tensor(q, p, output_dtype=torch.float16)
     return x_hat

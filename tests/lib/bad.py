@@ -24,7 +24,7 @@ FUNCTIONS = sorted(set(reference.__all__) - {"QuantizationParams"})
 X = values((4, 6), torch.float32, 1)
 FOREIGN = {
     "complex": (lambda: torch.ones(4, 6, dtype=torch.complex64), "torch.complex64"),
-    "float8": (lambda: torch.ones(4, 6).to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+    "float8": (lambda: torch.ones(4, 6).to(torch.float8_e5m2), "torch.float8_e5m2"),
     "quantized": (lambda: torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), "torch.qint8"),
     "sparse": (lambda: X.to_sparse(), "torch.sparse_coo"),
     "sparse csr": (lambda: X.to_sparse_csr(), "torch.sparse_csr"),
@@ -61,6 +61,8 @@ def bad_of(name, argument):
         table = without(table, "None", "none")  # stands for 0
     if argument == "block_size":
         table = without(table, *DIVIDING)  # a last block may be short
+    if argument == "scale":
+        table = without(table, *CODED)
     if argument in ("q_min", "q_max"):
         table = table | bad(ValueError, 128 if argument == "q_max" else -129)
     return table
@@ -99,10 +101,11 @@ BEYOND = (2**63, -(2**63) - 1, 2**64, 2**70)
 NO_TENSORS = bad(TypeError, "s", 1j, (), {}, torch.int8) | made(
     TypeError, object=object, tensors=lambda: [X, X], numbers=lambda: [[1.0] * 6] * 4
 )
+CODED = {"e4m3fn": torch.float8_e4m3fn, "e8m0fnu": torch.float8_e8m0fnu}
 KINDS = {label: Bad(TypeError, make) for label, (make, _) in FOREIGN.items()} | made(
     TypeError,
     conj=lambda: torch.ones(4, 6, dtype=torch.complex64).conj(),
-    float8_e5m2=lambda: torch.ones(4, 6).to(torch.float8_e5m2),
+    **{name: lambda d=dtype: torch.ones(4, 6).to(d) for name, dtype in CODED.items()},
     bits=lambda: torch.empty(4, 6, dtype=torch.bits8),
     uint1=lambda: torch.empty(4, 6, dtype=torch.uint1),
     quint8=lambda: torch.quantize_per_channel(X, SCALE[:, 0], ZERO[:, 0].int(), 0, torch.quint8),
@@ -131,6 +134,7 @@ SHAPES = {
 META = made(RuntimeError, meta=lambda: torch.ones(4, 1, device="meta"))
 META0 = made(RuntimeError, meta0=lambda: torch.ones((), device="meta"))
 INTEGRAL = made(TypeError, int8=lambda: SCALE.to(torch.int8), bool=lambda: SCALE.bool())
+INTEGRAL |= made(TypeError, uint8=lambda: SCALE.to(torch.float8_e8m0fnu).view(torch.uint8))
 LIMITS = (
     bad(TypeError, None, "1", 1.5, float("nan"), 1j, [1], ())
     | made(TypeError, tensor=lambda: torch.ones(2))
@@ -183,14 +187,25 @@ BAD = {
     "dtype": DTYPES,
     "format": bad(TypeError, None, 3, torch.int8, [], 1j)
     | bad(ValueError, "", "int9", "INT8", "int"),
-    "scale_dtype": bad(
-        TypeError, "float32", [], 1j, torch.float16, torch.int8, torch.float8_e4m3fn
-    ),
+    "scale_dtype": bad(TypeError, "float32", [], 1j, torch.float16, torch.uint8, torch.float8_e5m2),
     "output_dtype": bad(
         TypeError, "float32", [], 1j, torch.float64, torch.int8, torch.float8_e4m3fn
     ),
-    "scale_rule": bad(TypeError, 3, [], torch.int8) | bad(ValueError, "", "half", "ceil"),
-    "global_scale": made(TypeError, tensor=lambda: torch.ones(())) | bad(TypeError, "s", [1.0], 1j),
+    "scale_rule": bad(TypeError, 3, [], torch.int8) | bad(ValueError, "", "half", "even"),
+    "global_scale": bad(TypeError, "s", [1.0], 1j)
+    | made(
+        TypeError,
+        int8=lambda: SCALE.to(torch.int8),
+        **{name: lambda d=dtype: torch.ones(()).to(d) for name, dtype in CODED.items()},
+    )
+    | made(
+        ValueError,
+        vector=lambda: torch.ones(4),
+        rows=lambda: torch.ones(3, 1),
+        columns=lambda: torch.ones(1, 6),
+        deeper=lambda: torch.ones(1, 1, 1),
+    )
+    | META0,
     "seed": made(TypeError, tensor=lambda: torch.zeros(2, dtype=torch.int64)) | bad(TypeError, "s"),
     "index": bad(TypeError, [0, 6, 1], "s", 1.5),
     "round_first": FLAGS,
@@ -247,7 +262,7 @@ CHOOSING = {
     **{k: BAD[k] | MUTE for k in ("scale_dtype", "scale_rule", "global_scale", "output_dtype")},
 }
 FIELDS = {
-    "scale": without(BAD["scale"], *FOREIGN, *NUMBERS, *SHAPES) | HUGE | MUTE | LAZY,
+    "scale": without(BAD["scale"], *FOREIGN, *CODED, *NUMBERS, *SHAPES) | HUGE | MUTE | LAZY,
     "zero_point": without(BAD["zero_point"], *FOREIGN, *NUMBERS, *SHAPES) | HUGE | MUTE | LAZY,
     "q_min": BAD["q_min"] | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
     "q_max": BAD["q_max"] | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),

@@ -5,8 +5,10 @@ import math
 
 import torch
 
-from quantkit.formats import OF_NAME
+import quantkit
+from quantkit.formats import CODED_SCALES, E4M3, E8M0, OF_NAME
 from quantkit.operators import OPERATORS, overloads
+from quantkit.schemes import default_eps
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 CODES = {torch.int8: (-128, 127), torch.uint8: (0, 255), torch.int16: (-32768, 32767)}
@@ -40,8 +42,14 @@ def tensors_of(args):
 
 
 def on_meta(args):
-    """The same arguments with meta tensors."""
-    return [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
+    """The same arguments with meta tensors; of those by name too."""
+
+    def there(a):
+        if isinstance(a, dict):
+            return {k: there(v) for k, v in a.items()}
+        return a.to("meta") if isinstance(a, torch.Tensor) else a
+
+    return [there(a) for a in args]
 
 
 def flat(results):
@@ -88,8 +96,32 @@ def bits_of(t):
     return t.clone() if not t.is_floating_point() else t.clone().view(BITS[t.element_size()])
 
 
+def coded(scale, turn=0):
+    """(scale, global scale) by turns: coded or as it is, beside a number, or sizes that divide."""
+    whole = None
+    if turn % 5 == 3:
+        whole = torch.tensor(0.3, dtype=FLOATS[turn % 4])
+    elif turn % 5 == 4:
+        whole = (
+            values((1, *scale.shape[1:]) if scale.dim() else (), torch.float32, turn).abs() + 0.1
+        )
+    dtype = (None, E8M0, E4M3.dtype, None, E4M3.dtype)[turn % 5]
+    return scale if dtype is None else scale.to(torch.float32).to(dtype), whole
+
+
 def params(qparams):
     return qparams.scale, qparams.zero_point
+
+
+def microscaled(x):
+    """What graphs do with coded scales: they pass from operator to operator.
+
+    inductor has no C++ type for E8M0, so nothing else is done with it.
+    """
+    q, p = quantkit.quantize(x, "mxfp4")
+    nv, nv_p = quantkit.quantize(x, "nvfp4")
+    y = quantkit.dequantize(q, p), quantkit.fake_quantize(x, p)
+    return *y, q + 0, p.scale, nv, quantkit.dequantize(nv, nv_p), nv_p.scale, nv_p.global_scale
 
 
 # ---- inputs ---------------------------------------------------------------------------------------
@@ -188,12 +220,12 @@ def inputs(name):
         yield arguments(name, x, blocks, i)
 
 
-# Of the .format overloads: one of each kind of format, and the options, by turns.
+# Of the .format overloads: one of each kind of format and of scale, and the options, by turns.
 TURNS = (
     ("int8", {"scale_rule": "half_range"}, {"round_first": True}),
-    ("uint4", {}, {}),
-    ("float8_e4m3fn", {}, {}),
-    ("int4", {"scale_dtype": torch.float32}, {"round_first": True}),
+    ("uint4", {"scale_dtype": torch.float32}, {}),
+    ("float8_e4m3fn", {"scale_dtype": E8M0, "scale_rule": "floor"}, {}),
+    ("float4_e2m1fn", {"scale_dtype": E4M3.dtype, "global_scale": torch.tensor(0.5)}, {}),
 )
 
 
@@ -226,20 +258,17 @@ def format_arguments(operator, x, blocks, scale, zero_point, turn):
     f = OF_NAME[name]
     symmetric = f.low < 0
     zero_point = zero_point if f.has_zero_point and turn else None
-    choose = (x, blocks, f.low, f.high, 1e-8, symmetric, name)
-    given_ = (scale, zero_point, f.low, f.high, name, {"block_size": blocks, **rounding})
+    scale_dtype, whole = choosing.get("scale_dtype"), choosing.get("global_scale")
+    scale = scale.to(scale_dtype) if scale_dtype in CODED_SCALES else scale
+    sizes = {"block_size": blocks, "global_scale": whole}
+    choose = (x, blocks, f.low, f.high, default_eps(f, scale_dtype), symmetric, name)
+    given_ = (scale, zero_point, f.low, f.high, name, {**sizes, **rounding})
     fake = x.clone().requires_grad_(turn < 2) if x.is_floating_point() else x
     output = {"output_dtype": (None, torch.float16, torch.bfloat16, torch.float32)[turn]}
     return {
         "choose_qparams": (*choose, choosing),
         "quantize": (x, *given_),
-        "dequantize": (
-            codes(f, x.shape),
-            scale,
-            zero_point,
-            name,
-            {"block_size": blocks, **output},
-        ),
+        "dequantize": (codes(f, x.shape), scale, zero_point, name, {**sizes, **output}),
         "dynamic_quantize": (*choose, {**choosing, **rounding}),
         "quantize_dequantize": (*choose, {**choosing, **rounding, **output}),
         "fake_quantize": (fake, *given_),

@@ -5,7 +5,13 @@ from fractions import Fraction
 
 # Mantissa bits and the exponent of the smallest normal number.
 FLOAT32 = (23, -126)
-FLOATS = {"float8_e4m3fn": (3, -6), "float8_e5m2": (2, -14)}
+FLOATS = {"float8_e4m3fn": (3, -6), "float8_e5m2": (2, -14), "float4_e2m1fn": (1, 0)}
+
+
+def exponent(v):
+    """floor(log2 |v|) of a fraction that is not 0."""
+    e = abs(v).numerator.bit_length() - abs(v).denominator.bit_length()
+    return e - (abs(v) < Fraction(2) ** e)
 
 
 def nearest(v, mantissa, least):
@@ -13,9 +19,7 @@ def nearest(v, mantissa, least):
     v = Fraction(v)
     if v == 0:
         return v
-    e = abs(v).numerator.bit_length() - abs(v).denominator.bit_length()
-    e -= abs(v) < Fraction(2) ** e
-    step = Fraction(2) ** (max(e, least) - mantissa)
+    step = Fraction(2) ** (max(exponent(v), least) - mantissa)
     return round(v / step) * step  # Python's round is half to even
 
 
@@ -47,15 +51,35 @@ def back(q, scale, zero_point):
     return f32(f32(q - zero_point) * scale)
 
 
-def chosen(block, low, high, eps, symmetric, include_zero=False, half_range=False):
+def power_of_two(rule, name, m, high, eps):
+    """The exponent of the scale for max |x| = m."""
+    if rule == "ceil":
+        s = max(f32(m / high), eps)
+        e = exponent(s) + (s != Fraction(2) ** exponent(s))
+    else:
+        if rule == "even" and m:  # rounded half up to the format's mantissa
+            step = Fraction(2) ** (max(exponent(m), FLOAT32[1]) - FLOATS[name][0])
+            m = (m / step + Fraction(1, 2)) // 1 * step
+        e = max(exponent(m) - exponent(Fraction(high)) if m else -127, exponent(eps))
+    return clip(e, -127, 127)
+
+
+def chosen(name, block, low, high, eps, symmetric, include_zero=False, scale_rule=None,
+           scale_dtype=None, global_scale=1):  # fmt: skip
     """(scale, zero_point) of the numbers of a block."""
+    eps, m, kind = f32(Fraction(eps)), max(map(abs, block)), str(scale_dtype)
     if symmetric:
-        divisor = Fraction(max(high - low, 1), 2) if half_range else max(high, 1)
-        return max(f32(max(map(abs, block)) / divisor), f32(eps)), Fraction(0)
+        if scale_rule in ("ceil", "floor", "even") or "e8m0" in kind:
+            e = power_of_two(scale_rule or "ceil", name, m, max(high, 1), eps)
+            return Fraction(2) ** e, Fraction(0)
+        divisor = Fraction(max(high - low, 1), 2) if scale_rule else max(high, 1)
+        s = max(f32(f32(m / divisor) / f32(Fraction(global_scale))), eps)
+        s = nearest(min(s, 448), *FLOATS["float8_e4m3fn"]) if "e4m3" in kind else s
+        return s, Fraction(0)
     x_min, x_max = min(block), max(block)
     if include_zero:
         x_min, x_max = min(x_min, Fraction(0)), max(x_max, Fraction(0))
-    scale = max(f32(f32(x_max - x_min) / max(high - low, 1)), f32(eps))
+    scale = max(f32(f32(x_max - x_min) / max(high - low, 1)), eps)
     return scale, clip(f32(low - round(f32(x_min / scale))), low, high)
 
 

@@ -3,6 +3,7 @@
 A failure shrinks to a short `Case(...)`: put it into KEPT (tests/test_generated.py), where it stays.
 """
 
+import itertools
 import math
 import os
 import random
@@ -12,12 +13,22 @@ from functools import cache
 import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from lib.cases import CODES, FLOATS, SPECIAL, STRIDES, assert_same, assert_same_kind, bits_of, flat
+from lib.cases import (
+    CODES,
+    FLOATS,
+    SPECIAL,
+    STRIDES,
+    assert_same,
+    assert_same_kind,
+    bits_of,
+    flat,
+    parameter_shape,
+)
 
 import quantkit
 from quantkit import _load
 from quantkit._checks import REAL_DTYPES
-from quantkit.formats import FORMATS, OF_NAME
+from quantkit.formats import CODED_SCALES, E4M3, E8M0, FORMATS, OF_NAME
 from quantkit.operators import OPERATORS, overloads
 
 # Another one each time; QUANTKIT_SEED=N repeats a run (the last line of the tests shows it).
@@ -120,7 +131,9 @@ class FormatCase:
     eps: float = 1e-8
     symmetric: bool = True
     include_zero: bool = False
-    half_range: bool = False
+    scale_rule: str | None = None
+    scale_dtype: torch.dtype | None = None  # of the given scale too, where it is coded
+    global_scale: Data | None = None
     round_first: bool = False
     output_dtype: torch.dtype | None = None
     out: str | None = None
@@ -128,16 +141,20 @@ class FormatCase:
     def calls(self):
         x, blocks = self.x.tensor(), None if self.block_size is None else list(self.block_size)
         to, rounding = {"output_dtype": self.output_dtype}, {"round_first": self.round_first}
+        whole = {"global_scale": self.global_scale and self.global_scale.tensor()}
         if self.scale is None:
             choice = (x, blocks, *self.limits, self.eps, self.symmetric, self.format)
-            rule = "half_range" if self.half_range else None
-            choosing = {"include_zero": self.include_zero, "scale_rule": rule}
+            choosing = {"include_zero": self.include_zero, "scale_rule": self.scale_rule}
+            choosing |= {"scale_dtype": self.scale_dtype, **whole}
             yield "choose_qparams.format", choice, choosing
             yield "dynamic_quantize.format", choice, choosing | rounding
             yield "quantize_dequantize.format", choice, choosing | rounding | to
             return
         zero_point = None if self.zero_point is None else self.zero_point.tensor()
-        parameters, sizes = (self.scale.tensor(), zero_point), {"block_size": blocks}
+        scale = self.scale.tensor()
+        if self.scale_dtype in CODED_SCALES:
+            scale = torch.empty_like(scale, dtype=self.scale_dtype).copy_(scale)
+        parameters, sizes = (scale, zero_point), {"block_size": blocks, **whole}
         args = (x, *parameters, *self.limits, self.format)
         for name in ("quantize", "_fake_quantize", "_fake_quantize_masked"):
             yield f"{name}.format", args, sizes | rounding
@@ -203,7 +220,8 @@ def check_call(name, args, options, layout, asks_meta):
     expected = outcome(OPERATORS[name].reference, args, options)
     refused = isinstance(expected, str)
     if asks_meta:
-        check_meta(outcome(functional, [meta(a) for a in args], options), expected)
+        far = {k: meta(v) for k, v in options.items()}
+        check_meta(outcome(functional, [meta(a) for a in args], far), expected)
     for isa in quantkit.backend().isas:
         if isa == "cuda_emu" and args[0].numel() > FEW_ELEMENTS:
             continue  # a tenth of a second
@@ -358,7 +376,28 @@ def chosen_cases(draw):
     )
 
 
-FLOAT_LIMITS, FORMAT_EPS = (1, 2, 6, 16, 448, 57344, 20), (1e-8, 2.0**-126, 0.5)
+FLOAT_LIMITS, FORMAT_EPS = (1, 2, 4, 6, 16, 448, 57344, 20), (1e-8, 2.0**-126, 0.5, 2.0**-6)
+RULES_AND_DTYPES = [(None, None)] * 3 + [("half_range", None), (None, E4M3.dtype)] * 2
+RULES_AND_DTYPES += itertools.product(
+    (None, "ceil", "floor", "even"), (None, torch.float32, *[E8M0] * 3)
+)
+
+
+def draw_scales(draw, case, f, s_shape):
+    """A rule, a dtype of scale and a global scale, of which a few are refused together."""
+    rule, scale_dtype = draw(one_of(*RULES_AND_DTYPES))
+    even, half_range = (rule == word for word in ("even", "half_range"))
+    if (even and f.has_zero_point) or (half_range and not (f.has_zero_point and f.low < 0)):
+        rule = None
+    case = replace(case, scale_rule=rule, scale_dtype=scale_dtype)
+    is_power = scale_dtype == E8M0 or rule in ("ceil", "floor", "even")
+    if draw(one_of(True, False, False)) and (not is_power or draw(INDEX) % 8 == 0):
+        shape = s_shape if draw(YES) else tuple(draw(divisor_of(n)) for n in s_shape)
+        shape = () if draw(YES) else shape
+        case = replace(
+            case, global_scale=draw_data(draw, shape, draw(one_of(*FLOATS)), SCALE_SIZES)
+        )
+    return case
 
 
 @st.composite
@@ -384,20 +423,19 @@ def format_cases(draw):
         output_dtype=draw(one_of(None, None, torch.float16, torch.bfloat16, torch.float32)),
         out=draw(OUTS),
     )
+    s_shape = parameter_shape(shape, blocks)
     if draw(YES):
         symmetric = not f.has_zero_point or draw(YES)
-        return replace(
+        case = replace(
             case,
             eps=draw(one_of(*FORMAT_EPS)),
             symmetric=symmetric,
             include_zero=not symmetric and draw(YES),
-            half_range=symmetric and f.has_zero_point and f.low < 0 and draw(YES),
         )
+        return draw_scales(draw, case, f, s_shape) if symmetric else case
     if blocks is None:
         s_shape = draw_parameter_shape(draw, shape)
-    else:
-        pairs = zip(shape, blocks, strict=True)
-        s_shape = tuple(1 if b == -1 else -(-n // b) for n, b in pairs)
+    case = draw_scales(draw, case, f, s_shape)
     z_shape = s_shape if draw(YES) else ()
     scale = draw_data(
         draw, s_shape, draw(one_of(torch.float32, torch.float32, *FLOATS)), SCALE_SIZES
