@@ -68,7 +68,8 @@ def nan_of(f):
 def by_ml_dtypes(x, f):
     """x, as float32, clipped and cast by ml_dtypes; NaN to the format's."""
     clipped = np.clip(x.to(torch.float32).numpy(), f.low, f.high)
-    cast = torch.from_numpy(clipped.astype(getattr(ml_dtypes, f.name)).view(np.uint8))
+    with np.errstate(invalid="ignore"):  # of NaN
+        cast = torch.from_numpy(clipped.astype(getattr(ml_dtypes, f.name)).view(np.uint8))
     return torch.where(x.isnan(), torch.tensor(f.nan, dtype=torch.uint8), cast)
 
 
