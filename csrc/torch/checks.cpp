@@ -206,7 +206,7 @@ void check_fits_scale(const TensorInfo& zero_point, const TensorInfo& scale) {
     fits = zero_point.sizes[d] == 1 || zero_point.sizes[d] == scale.sizes[d];
   if (!fits)
     raise("zero_point: expected sizes of 1 or those of scale of shape " + scale.shape_text() +
-          ", got " + zero_point.shape_text());
+          " beside short blocks, got " + zero_point.shape_text());
 }
 
 }  // namespace
