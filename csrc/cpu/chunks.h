@@ -77,8 +77,9 @@ void copy_steps(int64_t size, const void* from, int64_t from_step, void* to, int
   }
 }
 
+constexpr int64_t kFill = 16;  // elements that one store may write, beyond the last too
 struct alignas(64) Buffer {
-  unsigned char bytes[kChunk * 8];
+  unsigned char bytes[(kChunk + kFill) * 8];
 };
 
 // A chunk of a tensor to read: in place where it is contiguous, else gathered; converted where a
@@ -266,7 +267,8 @@ struct Values {
         const P* at = p + row * pattern.outer_step + column * pattern.inner_step;
         if (pattern.inner_step == 0) {
           const Wide<D> shared = value<D>(*at);
-          for (int64_t j = 0; j < count; ++j) out[i + j] = shared;
+          for (int64_t j = 0; j < count; j += kFill)
+            for (int64_t k = 0; k < kFill; ++k) out[i + j + k] = shared;
         } else {
           for (int64_t j = 0; j < count; ++j) out[i + j] = value<D>(at[j * pattern.inner_step]);
         }
@@ -292,8 +294,8 @@ struct Chunk {
 
 // Rows below these sizes are joined with the dimension around them where the data allows. A call of
 // a loop would cost more than the row: very short ones get their parameters spread out in a buffer,
-// others are given to a loop many at a time.
-constexpr int64_t kShortRow = 32, kManyRows = 1024, kShortColumns = 256;
+// others are given to a loop many at a time. Way back from float formats: shorter ones.
+constexpr int64_t kShortRow = 32, kShortRowBack = 16, kManyRows = 1024, kShortColumns = 256;
 
 // How a layout is cut into chunks.
 struct Chunks {
@@ -303,9 +305,9 @@ struct Chunks {
   bool each;        // every element has its own
   bool contiguous = true;
 
-  // many_rows: rows from this size on are not joined. spread: parameters are wanted for every
-  // element.
-  Chunks(const Layout& given, int64_t many_rows, bool spread) : layout(given) {
+  // many_rows: rows from this size on are not joined. short_row: below this size parameters are
+  // spread out. spread: they always are.
+  Chunks(const Layout& given, int64_t many_rows, int64_t short_row, bool spread) : layout(given) {
     Dim* inner = &layout.dims[layout.count - 1];
     const int64_t size = inner->size;
     scale = {size, 0, inner->stride[kScale]};
@@ -315,7 +317,7 @@ struct Chunks {
     if (layout.count > 1 && size < (own ? kShortColumns : many_rows) && joins(inner[-1], *inner)) {
       Dim* outer = inner - 1;
       const int64_t steps[] = {outer->stride[kScale], outer->stride[kZeroPoint]};
-      if (!each && size >= kShortRow) {
+      if (!each && size >= short_row) {
         row = size;
         scale = {outer->size, 0, steps[0]};
         zero_point = {outer->size, 0, steps[1]};

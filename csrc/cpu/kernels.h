@@ -69,7 +69,8 @@ struct Quantizer {
         there(route_of(e.operation).there),
         back(route_of(e.operation).back),
         fast((!there || quantizes_fast(e)) && (!back || dequantizes_fast(e))),
-        chunks(*e.layout, kManyRows, !fast),
+        chunks(*e.layout, kManyRows, !there && is_float(e.format) ? kShortRowBack : kShortRow,
+               !fast),
         divide(e.scale, chunks.scale, fast ? e.steps.divide : Type::f64, false),
         add(e.add, chunks.zero_point, fast ? e.steps.add : Type::f64, fast),
         subtract(e.subtract, chunks.zero_point, fast ? Type::f32 : Type::f64, false),
@@ -226,7 +227,7 @@ void dequantize(const Elementwise& e, int64_t begin, int64_t end) {
 }
 
 void masked_gradient(const Elementwise& e, int64_t begin, int64_t end) {
-  const Chunks chunks(*e.layout, kManyRows, false);
+  const Chunks chunks(*e.layout, kManyRows, kShortRow, false);
   Reader grad(e.x, size_of(e.x_type)), mask(e.q_in, size_beside(e.operation, e.format, e.y_type));
   Writer y(e.y, size_of(e.y_type), kHasNontemporal && e.nontemporal && chunks.contiguous);
   chunks.run(begin, end, chunks.contiguous && y.direct(), [&](const Chunk& c) {
@@ -238,7 +239,7 @@ void masked_gradient(const Elementwise& e, int64_t begin, int64_t end) {
 }
 
 void convert(const Elementwise& e, int64_t begin, int64_t end) {
-  const Chunks chunks(*e.layout, kManyRows, false);
+  const Chunks chunks(*e.layout, kManyRows, kShortRow, false);
   // Half precision takes the way through float, or double; a copy is bytes.
   const Type middle = e.y_type == Type::f64 ? Type::f64 : Type::f32;
   Reader x(e.x, e.x_type, middle);

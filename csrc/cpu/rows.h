@@ -196,9 +196,11 @@ Loops loops_of() {
   return loops;
 }
 
-template <class F, bool kOwn>
+// kN: how many elements, where the compiler is to know it.
+template <class F, bool kOwn, int64_t kN = 0>
 void dequantize_row(const typename F::Storage* __restrict q, float* __restrict y,
                     const float* __restrict scale, const float* __restrict zero_point, int64_t n) {
+  if constexpr (kN != 0) n = kN;
   const float scale0 = *scale, zero_point0 = *zero_point;
   int64_t i = 0;
 #ifdef __F16C__
@@ -223,11 +225,16 @@ void dequantize_row(const typename F::Storage* __restrict q, float* __restrict y
 
 template <class F, bool kOwn>
 void dequantize_rows(const Rows& r) {
-  for (int64_t row = 0; row < r.rows; ++row)
-    dequantize_row<F, kOwn>(static_cast<const typename F::Storage*>(r.q_in) + row * r.n,
-                            static_cast<float*>(r.y) + row * r.n,
-                            static_cast<const float*>(r.multiply) + row,
-                            static_cast<const float*>(r.subtract) + row, r.n);
+  const auto of_length = [&](auto length) {
+    for (int64_t row = 0; row < r.rows; ++row)
+      dequantize_row<F, kOwn, length.value>(
+          static_cast<const typename F::Storage*>(r.q_in) + row * r.n,
+          static_cast<float*>(r.y) + row * r.n, static_cast<const float*>(r.multiply) + row,
+          static_cast<const float*>(r.subtract) + row, r.n);
+  };
+  if (!F::kInteger && r.n == 16) return of_length(Constant<16>());
+  if (!F::kInteger && r.n == 32) return of_length(Constant<32>());
+  of_length(Constant<0>());
 }
 
 // ---- steps of any dtypes: in double, a step at a time -------------------------------------------

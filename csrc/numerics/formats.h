@@ -278,7 +278,7 @@ QK_INLINE int64_t per_byte(Format format) {
   return with_format(format, [](auto tag) -> int64_t { return decltype(tag)::type::kPerByte; });
 }
 QK_INLINE bool is_float(Format format) {
-  return with_codes(format, [](auto tag) { return !decltype(tag)::type::Encoder::kInteger; });
+  return with_format(format, [](auto tag) { return !decltype(tag)::type::kInteger; });
 }
 
 }  // namespace
