@@ -6,6 +6,7 @@ from ._load import backend
 from ._version import __version__ as __version__
 from .explain import explain
 from .ops import (
+    aminmax,
     dequantize,
     dequantize_tensor,
     dynamic_quantize,
@@ -22,6 +23,7 @@ from .schemes import SCHEMES
 __all__ = [
     "SCHEMES",
     "QuantizationParams",
+    "aminmax",
     "backend",
     "dequantize",
     "dequantize_tensor",

@@ -399,7 +399,7 @@ def blocks(
         sizes = f"{len(shape)} sizes, one per dimension of {x_name} of shape {tuple(shape)}"
         raise wrong(ValueError, "block_size", sizes, shown_sizes(block_size))
     for dim, (b, n) in enumerate(zip(block_size, shape, strict=True)):
-        if _surely(b == 0) or _surely(b < -1):
+        if _surely(b == 0) or _surely(b < -1) or (isinstance(b, int) and b >= 2**63):
             sizes = "sizes of at least 1, or -1 for a whole dimension"
             raise wrong(ValueError, "block_size", sizes, shown_sizes(block_size))
         if not short and b != -1 and _surely(n % b != 0):
@@ -425,6 +425,10 @@ def _choice(x, block_size, eps, symmetric, include_zero, short):
         raise ValueError(
             "include_zero: only the asymmetric scheme takes it, but the symmetric one was asked for"
         )
+    _chosen_blocks(x, block_size, short)
+
+
+def _chosen_blocks(x, block_size, short):
     if block_size is not None:
         blocks(block_size, x.shape, short=short)
     # Without a block there is nothing to choose; a block without elements has no extremes.
@@ -439,6 +443,11 @@ def choose_qparams(x, block_size, q_min, q_max, eps, symmetric, include_zero=Fal
     tensor("x", x)
     q_range(q_min, q_max)
     _choice(x, block_size, eps, symmetric, include_zero, short=False)
+
+
+def aminmax(x, block_size):
+    tensor("x", x)
+    _chosen_blocks(x, block_size, short=True)
 
 
 def dynamic_quantize(x, block_size, q_min, q_max, eps, symmetric, dtype, include_zero=False):

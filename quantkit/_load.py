@@ -208,10 +208,15 @@ def _register(library: torch.library.Library) -> None:
             library.impl(functional, torch.library.fallthrough_kernel, "Autograd")
 
 
+_SINGLE = tuple(field.name for field in fields(ops.SingleOperators))
+
+
 def _functions_call(library: torch.library.Library, overload: str) -> ops.Operators:
     """What the public functions call: one overload of each operator, and the gradient beside it."""
     names = {
-        name.partition(".")[0]: name for name in OPERATORS if name.partition(".")[2] == overload
+        name.partition(".")[0]: name
+        for name in OPERATORS
+        if name.partition(".")[2] == overload and name not in _SINGLE
     }
     calls = {base: overloads(name)[0] for base, name in names.items()}
     masked, gradient = calls["_fake_quantize_masked"], overloads("_masked_gradient")[0]
@@ -233,6 +238,12 @@ def _functions_call(library: torch.library.Library, overload: str) -> ops.Operat
     })  # fmt: skip
 
 
+def _single_operators() -> ops.SingleOperators:
+    return ops.SingleOperators(**{
+        name: _raising_exact_errors(overloads(name)[0], OPERATORS[name].check) for name in _SINGLE
+    })  # fmt: skip
+
+
 extension, reason = _load()
 _library = torch.library.Library("quantkit", "DEF" if extension is None else "FRAGMENT")
 _register(_library)
@@ -242,3 +253,4 @@ if extension is None:
     )
 ops.operators = _functions_call(_library, "")
 ops.format_operators = _functions_call(_library, "format")
+ops.single_operators = _single_operators()

@@ -60,6 +60,11 @@ def _numbers_and_mask(x, *_, **__):
     return _numbers(x), _like(x, torch.bool)
 
 
+def _extremes(x, block_size):
+    shape = reference.parameter_shape(x.shape, block_size)
+    return x.new_empty(shape), x.new_empty(shape)
+
+
 def _gradient(grad, like, *_):
     return _like(like, grad.dtype)
 
@@ -164,6 +169,8 @@ OPERATORS = {
         f"{_FORMAT_DYNAMIC}, ScalarType? output_dtype=None", ("q", "x_hat", "scale", "zero_point"),
         reference.quantize_dequantize_format_op, _checks.dynamic_quantize_format,
         _format_codes_numbers_and_parameters),
+    "aminmax": Operator("Tensor x, SymInt[]? block_size", ("min", "max"),
+        reference.aminmax_op, _checks.aminmax, _extremes),
     "fake_quantize": _FAKE,
     "fake_quantize.format": _FORMAT_FAKE,
     # The same without a gradient (an Autograd kernel costs every call), with its mask, and the gradient.

@@ -10,13 +10,16 @@ import torch
 
 from . import _checks
 from .formats import WIDEST, Format
-from .params import QuantizationParams, as_tensor, choice, is_version_1, kept, unpack
+from .params import QuantizationParams, as_tensor, choice, granularity, is_version_1, kept, unpack
 from .schemes import global_limit, keywords_of
 
 
 @dataclass
 class Operators:
-    """What the functions call. Each raises the contract's exact errors."""
+    """Operators with two overloads, version 1's and ``.format``, as the functions call them.
+
+    Each raises the contract's exact errors.
+    """
 
     choose_qparams: Callable[..., Any]
     quantize: Callable[..., Any]
@@ -26,9 +29,17 @@ class Operators:
     fake_quantize: Callable[..., Any]
 
 
+@dataclass
+class SingleOperators:
+    """The same of operators that have one overload."""
+
+    aminmax: Callable[..., Any]
+
+
 # Operators, from _load, which registers them; quantkit.reference has its own.
 operators: Any = None  # version 1's overloads
 format_operators: Any = None  # the .format overloads
+single_operators: Any = None
 
 
 def get_symmetric_qparams(
@@ -385,6 +396,33 @@ def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     if options is None:
         return operators.fake_quantize(x, scale, zero_point, q_min, q_max)
     return format_operators.fake_quantize(x, scale, zero_point, q_min, q_max, f.name, **options)
+
+
+def aminmax(
+    x: torch.Tensor,
+    per_channel: bool = False,
+    channel_dim: int = 0,
+    *,
+    block_size: Sequence[int] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the minimum and the maximum of each block: what parameters are chosen from.
+
+    Extremes merge: those of parts, side by side in one tensor, have the extremes of the whole. Parameters
+    that are chosen from [min, max] of a block have the bits of those that are chosen from the block.
+
+    Args:
+        x: a dense tensor of any real dtype and any strides. It needs an element for each block.
+        per_channel, channel_dim, block_size: the granularity, as in :func:`get_symmetric_qparams`. A last
+            block may be short.
+
+    Returns:
+        Two contiguous tensors of x's dtype, without a gradient. They are 0-dim for a whole tensor, else
+        of x's rank with an element for each block. A NaN in a block makes both NaN. -0.0 is below 0.0.
+
+    Raises:
+        TypeError, ValueError or IndexError that names the argument, its value and what was expected.
+    """
+    return single_operators.aminmax(x, granularity(x, per_channel, channel_dim, block_size))
 
 
 def quantize(

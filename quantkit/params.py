@@ -346,6 +346,15 @@ def _channel(x: torch.Tensor, channel_dim: int, block_size: Sequence[int] | None
     return blocks
 
 
+def granularity(
+    x: torch.Tensor, per_channel: bool, channel_dim: int, block_size: Sequence[int] | None
+) -> Sequence[int] | None:
+    """The operators' block_size."""
+    if per_channel is not False and _checks.flag("per_channel", per_channel):
+        return _channel(x, channel_dim, block_size)
+    return None if block_size is None else _checks.block_sizes(block_size)
+
+
 def choice(
     x: torch.Tensor, per_channel: bool, channel_dim: int, block_size: Sequence[int] | None,
     dtype: torch.dtype | str, q_min: int | None, q_max: int | None,
@@ -363,10 +372,8 @@ def choice(
             low = -high if q_min is None else low
             high = -low if q_max is None else high
         _checks.q_range(low, high, f)
-    if per_channel is not False and _checks.flag("per_channel", per_channel):
-        block_size = _channel(x, channel_dim, block_size)
-    elif block_size is not None:
-        block_size = _checks.block_sizes(block_size)
+    if per_channel is not False or block_size is not None:
+        block_size = granularity(x, per_channel, channel_dim, block_size)
     if type(symmetric) is not bool or type(include_zero) is not bool:
         symmetric = _checks.flag("symmetric (sym)", symmetric)
         include_zero = _checks.flag("include_zero", include_zero)

@@ -3,7 +3,7 @@
 Plain torch operations, each rounded to its own dtype, in eager mode, on any device. It is also what
 runs where the compiled extension does not. Never let a compiler trace it: inductor computes half
 precision wider. First the six operators by version 1's steps, then by float32 steps, which are those of
-their ``.format`` overloads, then the public functions over both.
+their ``.format`` overloads, then operators that have one overload, then the public functions over all.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .params import QuantizationParams
 
 __all__ = [
     "QuantizationParams",
+    "aminmax",
     "dequantize",
     "dequantize_tensor",
     "dynamic_quantize",
@@ -115,14 +116,9 @@ def _before_rounding(
     return _add(_divide(x, scale), zero_point)
 
 
-def _chosen(
-    x: _Tensor, block_size: _Blocks, q_min: int, q_max: int, eps: float, symmetric: bool,
-    include_zero: bool, how: schemes.Symmetric = schemes.LARGEST,
-) -> tuple[_Tensor, _Tensor]:  # fmt: skip
-    """scale and zero_point in x's dtype; a coded scale in its own."""
+def _in_blocks(x: _Tensor, block_size: _Blocks) -> tuple[_Tensor, schemes.Over]:
+    """x, which has elements, with axes of its own for each block, and the reduction over these."""
     shape = parameter_shape(x.shape, block_size)
-    if x.numel() == 0:
-        return x.new_empty(shape, dtype=how.dtype or x.dtype), x.new_empty(shape)
     counts = shape or [1] * x.dim()
     sizes = [
         n if b == -1 else min(b, n) for n, b in zip(x.shape, block_size or x.shape, strict=True)
@@ -133,12 +129,23 @@ def _chosen(
             x = x.index_select(dim, whole)
     # Each dimension is two axes here. Torch's tensors end at 64: those of one element are left out.
     axes = [(n, i) for pair in zip(counts, sizes, strict=True) for i, n in enumerate(pair) if n > 1]
-    blocks = x.reshape([n for n, _ in axes])
     within = tuple(axis for axis, (_, i) in enumerate(axes) if i == 1)
 
     def over(reduce: Callable[..., _Tensor], t: _Tensor) -> _Tensor:
         return (reduce(t, dim=within) if within else t).reshape(shape)
 
+    return x.reshape([n for n, _ in axes]), over
+
+
+def _chosen(
+    x: _Tensor, block_size: _Blocks, q_min: int, q_max: int, eps: float, symmetric: bool,
+    include_zero: bool, how: schemes.Symmetric = schemes.LARGEST,
+) -> tuple[_Tensor, _Tensor]:  # fmt: skip
+    """scale and zero_point in x's dtype; a coded scale in its own."""
+    shape = parameter_shape(x.shape, block_size)
+    if x.numel() == 0:
+        return x.new_empty(shape, dtype=how.dtype or x.dtype), x.new_empty(shape)
+    blocks, over = _in_blocks(x, block_size)
     scheme = schemes.symmetric if symmetric else schemes.asymmetric
     scale, zero_point = scheme(blocks, over, q_min, q_max, eps, include_zero, how)
     return scale.contiguous(), zero_point.contiguous()
@@ -389,6 +396,44 @@ def fake_quantize_masked_format_op(
     return _like(x, x_hat.to(dtype)), _like(x, mask)
 
 
+# ---- operators of one overload ----------------------------------------------------------------------
+
+_MOST = 2**63 - 1
+
+
+def _ordered(x: _Tensor) -> _Tensor:
+    """int64 in the order of x: NaN beyond the infinities, -0.0 below 0.0."""
+    if x.is_floating_point():
+        return _bits_in_order(x.to(torch.float64).resolve_neg().view(torch.int64))
+    return x.to(torch.int64) ^ (~_MOST if x.dtype == torch.uint64 else 0)
+
+
+def _bits_in_order(bits: _Tensor) -> _Tensor:
+    """From the bits of float64 to integers in their order, and back."""
+    return bits ^ ((bits >> 63) & _MOST)
+
+
+def _unordered(keys: _Tensor, dtype: torch.dtype) -> _Tensor:
+    """What has these numbers in its order."""
+    if dtype.is_floating_point:
+        return _bits_in_order(keys).view(torch.float64).to(dtype)
+    return (keys ^ (~_MOST if dtype == torch.uint64 else 0)).to(dtype)
+
+
+def aminmax_op(x: _Tensor, block_size: _Blocks) -> tuple[_Tensor, _Tensor]:
+    """min and max of each block, in x's dtype; both NaN where a block has one."""
+    _checks.aminmax(x, block_size)
+    if x.numel() == 0:
+        shape = parameter_shape(x.shape, block_size)
+        return x.new_empty(shape), x.new_empty(shape)
+    blocks, over = _in_blocks(_ordered(x.detach()), block_size)
+    low, high = (_unordered(over(r, blocks), x.dtype) for r in (torch.amin, torch.amax))
+    if x.is_floating_point():
+        nan = low.isnan() | high.isnan()
+        low, high = (t.masked_fill(nan, torch.nan) for t in (low, high))
+    return low.contiguous(), high.contiguous()
+
+
 # ---- the public functions: those of quantkit/ops.py over the operators above ------------------------
 
 _OPERATORS = ops.Operators(
@@ -411,10 +456,12 @@ _FORMAT_OPERATORS = ops.Operators(
         fake_quantize_format_op, fake_quantize_masked_format_op, masked_gradient_op
     ),
 )
+_SINGLE_OPERATORS = ops.SingleOperators(aminmax=aminmax_op)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # What the functions find here in place of torch.ops.quantkit's operators.
 _NAMES: dict[str, Any] = {
     **vars(ops), "operators": _OPERATORS, "format_operators": _FORMAT_OPERATORS,
+    "single_operators": _SINGLE_OPERATORS,
 }  # fmt: skip
 del _NAMES["__name__"]  # of a module whose `operators` a compiler would take instead
 
@@ -435,5 +482,6 @@ dequantize_tensor = _over_reference(ops.dequantize_tensor)
 quantize_dequant = _over_reference(ops.quantize_dequant)
 dynamic_quantize = _over_reference(ops.dynamic_quantize)
 fake_quantize = _over_reference(ops.fake_quantize)
+aminmax = _over_reference(ops.aminmax)
 quantize = _over_reference(ops.quantize)
 dequantize = _over_reference(ops.dequantize)

@@ -29,6 +29,7 @@ def direct(x, p):
 NAMES = (
     "quantize", "dequantize", "fake_quantize", "_fake_quantize_masked", "_masked_gradient",
     "_fake_quantize_backward", "choose_qparams", "dynamic_quantize", "quantize_dequantize",
+    "aminmax",
 )  # fmt: skip
 
 
@@ -47,6 +48,7 @@ def outs_of(name, x):
         "_masked_gradient": ((x.detach(), x > 0), {"out": torch.zeros_like(x)}),
         "_fake_quantize_backward": ((x.detach(), *given), {"out": torch.zeros_like(x)}),
         "choose_qparams": (choice, parameter),
+        "aminmax": (choice[:2], {k: torch.zeros((), dtype=x.dtype) for k in ("min", "max")}),
         "dynamic_quantize": ((*choice, torch.int8), {"q": q} | parameter),
         "quantize_dequantize": (
             (*choice, torch.int8),

@@ -10,6 +10,7 @@ import torch
 from lib.bad import (
     BAD,
     CHOOSING,
+    DIVIDING,
     FIELDS,
     FUNCTIONS,
     MODULES,
@@ -342,6 +343,8 @@ def bad_arguments(function):
                 yield from ((field, label) for label in FIELDS[field])
         else:
             table = CHOOSING["x" if argument == "q" else argument]
+            if function == "aminmax" and argument == "block_size":
+                table = without(table, *DIVIDING)  # a last block may be short
             yield from ((argument, label) for label in table)
 
 

@@ -197,6 +197,24 @@ def test_block_size():
         everywhere(TypeError, lambda m, c=call: c(m, X, block_size=[1.5, 2]), "block_size:", "1.5")
 
 
+@filter_beta
+def test_extremes():
+    cases = [
+        (ValueError, {"block_size": [1]}, "2 sizes"),
+        (ValueError, {"block_size": [0, 1]}, "[0, 1]"),
+    ]
+    cases += [(TypeError, {"block_size": 3}, "3"), (TypeError, {"block_size": [1.5, 2]}, "1.5")]
+    cases += [(ValueError, {"block_size": [1, 1], "per_channel": True}, "per_channel")]
+    for kind, options, text in cases:
+        everywhere(kind, lambda m, o=options: m.aminmax(X, **o), "block_size:", text)
+    everywhere(TypeError, lambda m: m.aminmax(X, torch.int8), "per_channel:", "dtype")
+    everywhere(IndexError, lambda m: m.aminmax(X, True, 2), "channel_dim:", "[-2, 1]")
+    everywhere(ValueError, lambda m: m.aminmax(X[:0]), "x:", "empty", "(0, 6)")
+    for make, text in FOREIGN.values():
+        value = make()
+        everywhere(TypeError, lambda m, v=value: m.aminmax(v), "x:", text)
+
+
 E8M0, E4M3, F4 = torch.float8_e8m0fnu, torch.float8_e4m3fn, torch.float4_e2m1fn_x2
 ONE = torch.ones(())
 
@@ -373,6 +391,9 @@ OPERATOR_CALLS = [
     *((RuntimeError, lambda v=v: ops.choose_qparams(X, v, -128, 127, 1e-8, True),
        lambda v=v: reference.choose_qparams_op(X, v, -128, 127, 1e-8, True))
       for v in ([1], [1, 2, 3], [0, 1], [-2, 1], [3, 1])),
+    *((RuntimeError, lambda v=v: ops.aminmax(*v), lambda v=v: reference.aminmax_op(*v))
+      for v in ((X, [1]), (X, [1, 2, 3]), (X, [0, 1]), (X, [1, -2]), (X[:0], None), (X[:0], [-1, 1]),
+                (X.to(torch.complex64), None))),
     *((RuntimeError, lambda v=v: ops.quantize.format(X, P.scale, None, -8, 7, v),
        lambda v=v: reference.quantize_format_op(X, P.scale, None, -8, 7, v))
       for v in ("int9", "", "é" * 99, "aé" * 99, "a" * 39 + "\U0001f600" * 2)),

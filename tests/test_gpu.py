@@ -62,6 +62,8 @@ def check_all(x, blocks, code, seed):
     check("_fake_quantize_backward", x.neg(), x, scale, zero_point, low, high)
     symmetric = seed % 2 == 0
     check("choose_qparams", x, blocks, low, high, 1e-8, symmetric)
+    check("aminmax", x, blocks)
+    check("aminmax", q, None if blocks is None else [3] * x.dim())
     check("dynamic_quantize", x, blocks, low, high, 1e-8, symmetric, code)
     check("quantize_dequantize", x, blocks, low, high, 1e-8, symmetric, code)
 

@@ -23,6 +23,7 @@ CALLS = {
     "_masked_gradient": (X, X > 0),
     "_fake_quantize_backward": (X + 1, X, SCALE, ZERO, -128, 127),
     "choose_qparams": CHOOSE,
+    "aminmax": (X, [4, 3]),
     "dynamic_quantize": (*CHOOSE, torch.int8),
     "quantize_dequantize": (*CHOOSE, torch.int8),
     "quantize.format": (X, SCALE, ZERO, -8, 7, "int4", {"block_size": [1, -1]}),
@@ -250,6 +251,7 @@ def test_results_of_x_that_repeats_itself(repeated):
             "_fake_quantize_masked": args,
             "_masked_gradient": (x, x > 0),
             "choose_qparams": choose,
+            "aminmax": choose[:2],
             "dynamic_quantize": (*choose, torch.int8),
             "quantize_dequantize": (*choose, torch.int8),
         }.items():

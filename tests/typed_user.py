@@ -72,6 +72,8 @@ def formats(x: torch.Tensor) -> torch.Tensor:
 def why(codes: torch.Tensor, x: torch.Tensor, p: QuantizationParams) -> str:
     found = quantkit.explain(codes, x, p)
     assert_type(found.ranking, tuple[tuple[str, int, int], ...])
+    low, high = quantkit.aminmax(x, True, channel_dim=-1)
+    assert_type(torch.stack([low, high]), torch.Tensor)
     return str(found)
 
 
@@ -100,6 +102,7 @@ def reference_functions(x: torch.Tensor) -> torch.Tensor:
     assert_type(reference.fake_quantize(x, p), torch.Tensor)
     assert_type(reference.quantize(x, "fp8_block128"), tuple[torch.Tensor, QuantizationParams])
     assert_type(reference.dequantize(x, p), torch.Tensor)
+    assert_type(reference.aminmax(x, block_size=[1, 8]), tuple[torch.Tensor, torch.Tensor])
     return reference.dequantize_tensor(q, p)
 
 

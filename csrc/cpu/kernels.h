@@ -371,6 +371,8 @@ void finalize(const Dynamic& d, int64_t begin, int64_t end, const States& states
     using X = typename decltype(x)::type;
     using R = typename decltype(tag)::type;
     if (d.stored != nullptr) return finalize_stored_row<X>;
+    if (d.scheme.extremes)
+      return dense ? finalize_row<X, X, Extremes<X>, true> : finalize_row<X, X, Extremes<X>, false>;
     if constexpr (sizeof(X) != 4)  // other types may have parameters of float
       if (d.p_type == Type::f32)
         return dense ? finalize_row<X, float, R, true> : finalize_row<X, float, R, false>;

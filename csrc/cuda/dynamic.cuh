@@ -74,6 +74,8 @@ struct State {
     typename R::Bits own[R::kKeys];
 #pragma unroll
     for (int k = 0; k < R::kKeys; ++k) own[k] = typename R::Bits(keys[k]);
+    if constexpr (R::kKeys > 1)
+      if (scheme.extremes) return Extremes<X>::finalize(own, scheme, scale, zero_point);
     R::finalize(own, scheme, scale, zero_point);
   }
 };

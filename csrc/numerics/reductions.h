@@ -101,10 +101,25 @@ struct MinMax {
   }
 };
 
+// These as results, min x in place of the scale. One NaN, of either sign, makes both NaN.
+template <class X>
+struct Extremes : MinMax<X> {
+  template <class P>
+  QK_INLINE static void finalize(const typename MinMax<X>::Bits* keys, const Scheme&, P& x_min,
+                                 P& x_max) {
+    const Wide<P> low = static_cast<Wide<P>>(widen(from_order_key<X>(keys[1])));
+    const Wide<P> high = static_cast<Wide<P>>(widen(from_order_key<X>(keys[0])));
+    const bool ordered = (low == low) & (high == high);
+    x_min = narrow<P>(ordered ? low : Wide<P>(__builtin_nanf("")));
+    x_max = narrow<P>(ordered ? high : Wide<P>(__builtin_nanf("")));
+  }
+};
+
 #ifdef __CUDACC__
 #pragma nv_exec_check_disable
 #endif
-// Calls f with the tag of the reduction that a scheme takes.
+// Calls f with the tag of the reduction that a scheme takes: of extremes that of MinMax, whose loops
+// are the same.
 template <class X, class F>
 QK_INLINE auto with_reduction(const Scheme& scheme, F f) {
   return scheme.symmetric ? f(Tag<AbsMax<X>>()) : f(Tag<MinMax<X>>());

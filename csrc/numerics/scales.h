@@ -12,7 +12,8 @@ enum class Stored : int32_t { number, e8m0, e4m3 };
 struct Scheme {
   int32_t q_min, q_max;
   bool symmetric, include_zero;
-  double steps;  // what the extent is divided by
+  bool extremes;  // no parameters: min x and max x stand in place of scale and zero_point
+  double steps;   // what the extent is divided by
   double eps;
   // Of contract 2's symmetric scales.
   Rule rule;

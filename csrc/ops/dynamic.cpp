@@ -1,10 +1,32 @@
-// Operators that choose parameters: choose_qparams, dynamic_quantize, quantize_dequantize.
+// Operators that choose parameters: choose_qparams, dynamic_quantize, quantize_dequantize; and
+// aminmax, what they choose from.
+#include <torch/csrc/stable/stableivalue_conversions.h>
+
 #include <algorithm>
 
 #include "ops.h"
 
 namespace quantkit {
 namespace {
+
+// How many blocks each dimension of x has, empty for one block of all, and how long they are.
+struct Blocks {
+  std::vector<int64_t> counts, sizes;
+
+  Blocks() = default;
+  Blocks(const TensorInfo& x, const BlockSize& block_size) {
+    for (int64_t d = 0; block_size && d < x.dim; ++d) {
+      const int64_t block = (*block_size)[d], whole = std::max<int64_t>(x.sizes[d], 1);
+      sizes.push_back(block == -1 ? whole : block);
+      counts.push_back(block == -1 ? 1 : (x.sizes[d] + block - 1) / block);
+    }
+  }
+  int64_t dim() const { return static_cast<int64_t>(counts.size()); }
+  // Of the operand that has an element for each.
+  void add_to(Axes& axes, Operand operand, const TensorInfo& t) const {
+    axes.add(operand, counts.data(), t.strides, t.dim, sizes.empty() ? nullptr : sizes.data());
+  }
+};
 
 // The results, in the order of every operator: q and x_hat where there are any, scale, zero_point.
 template <Operation kOperation>
@@ -18,10 +40,10 @@ struct FromChosen {
   Scheme scheme{};
   BlockSize block_size;
   std::vector<int64_t> codes_sizes;
-  std::vector<int64_t> sizes;  // of scale and zero_point; empty: 0-dim
-  Type type;                   // of scale and zero_point
-  Type back_type;              // of x_hat
-  bool float32 = false;        // the steps
+  Blocks blocks;         // each has a scale and a zero_point
+  Type type;             // of scale and zero_point
+  Type back_type;        // of x_hat
+  bool float32 = false;  // the steps
   bool round_first = false;
 
   FromChosen(const Tensor& x_, const BlockSize& block_size_, int64_t q_min, int64_t q_max,
@@ -36,7 +58,7 @@ struct FromChosen {
     set_scheme(q_min, q_max, symmetric, include_zero, eps, false);
     TensorInfo zero_point = x;  // in torch's rule its type and rank count
     zero_point.type = static_cast<int>(type);
-    zero_point.dim = static_cast<int64_t>(sizes.size());
+    zero_point.dim = blocks.dim();
     back_type = dequantized_type(x.dim, type, zero_point.dim, zero_point);
   }
 
@@ -62,7 +84,7 @@ struct FromChosen {
     round_first = round && !symmetric;  // beside a zero point of 0 it changes nothing
     type = Type::f32;
     set_scheme(q_min, q_max, symmetric, include_zero, eps, choice.half_range);
-    if (global) check_global(*global, x, sizes.data(), static_cast<int64_t>(sizes.size()));
+    if (global) check_global(*global, x, blocks.counts.data(), blocks.dim());
     scheme.rule = choice.rule;
     scheme.stored = choice.stored;
     scheme.half = with_codes(format, [](auto tag) {
@@ -84,13 +106,13 @@ struct FromChosen {
   }
 
   Result result(int i) const {
-    const int64_t dim = static_cast<int64_t>(sizes.size());
     if (kCodes && i == 0)
       return {"q", dtype_of(format), codes_sizes.data(), x.dim, &x, per_byte(format) > 1};
     if (kBack && i == 1)
       return {"x_hat", dtype_of(back_type), x.sizes, x.dim, &x, x_hat_contiguous()};
-    if (i == kScaleAt) return {"scale", scale_dtype(), sizes.data(), dim, &x, true};
-    return {"zero_point", dtype_of(type), sizes.data(), has_zero_point() ? dim : 0, &x, true};
+    const int64_t *const counts = blocks.counts.data(), dim = blocks.dim();
+    if (i == kScaleAt) return {"scale", scale_dtype(), counts, dim, &x, true};
+    return {"zero_point", dtype_of(type), counts, has_zero_point() ? dim : 0, &x, true};
   }
   std::vector<const TensorInfo*> inputs() const {
     if (global) return {&x, &*global};
@@ -112,14 +134,14 @@ struct FromChosen {
       codes.emplace(outs[0], loaded, format, has_whole_bytes(loaded, last_block(), format));
     const TensorInfo& q = kCodes ? codes->info() : loaded;
     const TensorInfo& y = kBack ? outs[1] : loaded;
-    const int64_t dim = static_cast<int64_t>(sizes.size());
+    const int64_t *const counts = blocks.counts.data(), dim = blocks.dim();
     std::optional<Contiguous> kept;  // the scale's elements side by side, as those that are used
     std::optional<Tensor> used;
     std::optional<SpreadGlobal> spread;
     if (stored) {
       kept.emplace(scale);
-      if (kCodes) used = empty_contiguous(x, sizes.data(), dim, dtype_of(Type::f32));
-      if (global) spread.emplace(*global, loaded, sizes.data(), dim);
+      if (kCodes) used = empty_contiguous(x, counts, dim, dtype_of(Type::f32));
+      if (global) spread.emplace(*global, loaded, counts, dim);
     }
     const TensorInfo scales = !stored ? scale : used ? TensorInfo("scale", *used) : kept->info;
     Dynamic d{};
@@ -155,9 +177,8 @@ struct FromChosen {
                 (!stored || scheme.rule == Rule::ceil);
     e.nontemporal = kBack && nontemporal(fresh, loaded, y);
     Axes axes = axes_of(loaded, &q, &y);
-    const int64_t* const blocks = resolved_.empty() ? nullptr : resolved_.data();
-    axes.add(kScale, sizes.data(), scales.strides, scale.dim, blocks);
-    if (zero) axes.add(kZeroPoint, sizes.data(), zero_point.strides, zero_point.dim, blocks);
+    blocks.add_to(axes, kScale, scales);
+    if (zero) blocks.add_to(axes, kZeroPoint, zero_point);
     // Packed codes are neighbours in the last dimension, however x lies.
     const bool packed = kCodes && codes->packed();
     for_layouts(axes, packed ? kQ : kX, packed ? kX : kQ, [&](const Layout& layout) {
@@ -170,8 +191,6 @@ struct FromChosen {
   }
 
  private:
-  std::vector<int64_t> resolved_;  // block_size without -1
-
   int32_t scale_dtype() const {
     switch (scheme.stored) {
       case Stored::number: break;
@@ -196,15 +215,113 @@ struct FromChosen {
     scheme.include_zero = include_zero;
     scheme.steps = steps;
     scheme.eps = eps;
-    for (int64_t d = 0; block_size && d < x.dim; ++d) {
-      const int64_t block = (*block_size)[d], whole = std::max<int64_t>(x.sizes[d], 1);
-      resolved_.push_back(block == -1 ? whole : block);
-      sizes.push_back(block == -1 ? 1 : (x.sizes[d] + block - 1) / block);
-    }
+    blocks = Blocks(x, block_size);
     codes_sizes = kCodes ? packed_sizes(x, format) : std::vector<int64_t>();
   }
-  int64_t last_block() const { return resolved_.empty() ? INT64_MAX - 1 : resolved_.back(); }
+  int64_t last_block() const { return blocks.dim() == 0 ? INT64_MAX - 1 : blocks.sizes.back(); }
   bool x_hat_contiguous() const { return per_byte(format) > 1; }
+};
+
+// An operator of torch.
+template <class... Args>
+Tensor aten(const char* name, const char* overload, const Args&... args) {
+  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
+  check_shim(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor as_strided(const TensorInfo& t, const std::vector<int64_t>& sizes,
+                  const std::vector<int64_t>& strides, int64_t offset) {
+  AtenTensorHandle view = nullptr;
+  check_shim(aoti_torch__reinterpret_tensor(t.handle, static_cast<int64_t>(sizes.size()),
+                                            sizes.data(), strides.data(), offset, &view));
+  return Tensor(view);
+}
+
+// Integers in the order of int64: those of uint64 with their sign flipped, which is its own
+// inverse.
+Tensor in_order(const Tensor& t, Type type) {
+  if (type != Type::u64) return t;
+  static int64_t sign = INT64_MIN;
+  AtenTensorHandle number = nullptr;
+  check_shim(aoti_torch_create_tensor_from_blob(&sign, 0, nullptr, nullptr, 0, dtype_of(Type::i64),
+                                                aoti_torch_device_type_cpu(), -1, &number));
+  return aten("aten::bitwise_xor", "Tensor", t, Tensor(number));
+}
+
+// min and max of each block of x, in x's dtype.
+struct Aminmax {
+  static constexpr int kResults = 2;
+  TensorInfo x;
+  Blocks blocks;
+
+  Aminmax(const Tensor& x_, const BlockSize& block_size) : x("x", x_) {
+    check_real(x);
+    check_chosen_blocks(x, block_size, true);
+    blocks = Blocks(x, block_size);
+  }
+
+  Result result(int i) const {
+    return {i == 0 ? "min" : "max", x.dtype, blocks.counts.data(), blocks.dim(), &x, true};
+  }
+  std::vector<const TensorInfo*> inputs() const { return {&x}; }
+  const TensorInfo* in_place() const { return nullptr; }
+
+  void run(const TensorInfo* outs, bool) const {
+    if (x.numel == 0) return;
+    if (!x.floating()) return run_integers(outs);
+    Dynamic d{};
+    d.scheme.extremes = true;
+    d.scale = outs[0].data;
+    d.zero_point = outs[1].data;
+    d.p_type = x.kind();
+    Elementwise& e = d.elements;
+    e.operation = Operation::choose;
+    e.x = x.data;
+    e.x_type = e.y_type = x.kind();
+    Axes axes = axes_of(x, nullptr, nullptr);
+    blocks.add_to(axes, kScale, outs[0]);
+    blocks.add_to(axes, kZeroPoint, outs[1]);
+    for_layouts(axes, kX, kQ, [&](const Layout& layout) {
+      e.layout = &layout;
+      quantkit::run(d, x);
+    });
+  }
+
+ private:
+  // No kernel loads integers: torch reduces them as int64, which is exact.
+  void run_integers(const TensorInfo* outs) const {
+    const Tensor copied = empty_contiguous(x, x.sizes, x.dim, dtype_of(Type::i64));
+    copy(TensorInfo(x.name, copied), x);
+    const Tensor numbers = in_order(copied, x.kind());
+    const Tensor made[] = {reduced("aten::amin", numbers), reduced("aten::amax", numbers)};
+    for (int i = 0; i < kResults; ++i) copy(outs[i], TensorInfo(outs[i].name, made[i]));
+  }
+  Tensor reduced(const char* reduction, const Tensor& numbers) const {
+    const Tensor made =
+        empty_contiguous(x, blocks.counts.data(), blocks.dim(), dtype_of(Type::i64));
+    const TensorInfo from(x.name, numbers), to(x.name, made);
+    Axes axes(x.sizes, x.dim);
+    axes.add(kX, from.strides);
+    blocks.add_to(axes, kScale, to);
+    for_layouts(axes, kX, kScale, [&](const Layout& layout) {
+      // Of no dimension torch would reduce all: the first one is there for that.
+      std::vector<int64_t> sizes{1}, strides{1}, counts{1}, to_strides{1}, within{0};
+      for (int32_t k = 0; k < layout.count; ++k) {
+        const Dim& dim = layout.dims[k];
+        const bool is_within = dim.stride[kScale] == 0;
+        if (is_within) within.push_back(k + 1);
+        sizes.push_back(dim.size);
+        strides.push_back(dim.stride[kX]);
+        counts.push_back(is_within ? 1 : dim.size);
+        to_strides.push_back(dim.stride[kScale]);
+      }
+      const Tensor part = as_strided(from, sizes, strides, layout.offset[kX]);
+      const Tensor place = as_strided(to, counts, to_strides, layout.offset[kScale]);
+      copy(TensorInfo(x.name, place), TensorInfo(x.name, aten(reduction, "", part, within, true)));
+    });
+    return in_order(made, x.kind());
+  }
 };
 
 using Choose = FromChosen<Operation::choose>;
@@ -230,6 +347,7 @@ void implement_dynamic(Library& library) {
       library, "dynamic_quantize.format");
   implement<QuantizeDequantize, T, B, I, I, double, bool, F, bool, D, R, O, O, B, bool, D>(
       library, "quantize_dequantize.format");
+  implement<Aminmax, T, B>(library, "aminmax");
 }
 
 }  // namespace quantkit

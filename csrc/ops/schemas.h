@@ -112,6 +112,9 @@ constexpr const char* kSchemas[] = {
     "seed=None, SymInt[]? index=None, bool round_first=False, Tensor(a!) out, Tensor(b!) mask) -> "
     "()",
 
+    "aminmax(Tensor x, SymInt[]? block_size) -> (Tensor, Tensor)",
+    "aminmax.out(Tensor x, SymInt[]? block_size, *, Tensor(a!) min, Tensor(b!) max) -> ()",
+
     // Programs exported by contract 1 hold it: the gradient from x and the parameters.
     "_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int q_min, "
     "int q_max) -> Tensor",

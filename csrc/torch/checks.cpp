@@ -368,6 +368,10 @@ void check_choice(const TensorInfo& x, const BlockSize& block_size, double eps, 
     raise("eps: expected a number above 0, got " + text(eps));
   if (include_zero && symmetric)
     raise("include_zero: only the asymmetric scheme takes it, but the symmetric one was asked for");
+  check_chosen_blocks(x, block_size, short_blocks);
+}
+
+void check_chosen_blocks(const TensorInfo& x, const BlockSize& block_size, bool short_blocks) {
   if (block_size) check_block_sizes(x, *block_size, short_blocks);
   // Without a block there is nothing to choose; a block without elements has no extremes.
   bool blockless = false;

@@ -21,6 +21,8 @@ void check_parameters(const TensorInfo& x, const TensorInfo& scale, const Tensor
 // short_blocks: the last block of a dimension may have fewer elements.
 void check_choice(const TensorInfo& x, const BlockSize& block_size, double eps, bool symmetric,
                   bool include_zero, bool short_blocks);
+// That there are blocks, and elements in each, or no block at all.
+void check_chosen_blocks(const TensorInfo& x, const BlockSize& block_size, bool short_blocks);
 
 // ---- contract 2 ---------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ def uses(t):
 def given(name, n, converts):
     """Arguments of n * n elements; converts: of dtypes that no kernel takes, and as many parameters."""
     x = torch.linspace(-3, 3, n * n).view(n, n)
-    blocks = [1, 1] if converts or name.startswith("choose") else [1, -1]
+    blocks = [1, 1] if converts or name.startswith(("choose", "aminmax")) else [1, -1]
     args = arguments(name, x, blocks, turn=int(converts))  # 1: of a zero point
     if not converts:
         return args

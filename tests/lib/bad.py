@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from lib.cases import bits_of, flat, values
 from torch._subclasses.fake_tensor import FakeTensor
 
 import quantkit
-from quantkit import QuantizationParams, _checks, reference
+from quantkit import QuantizationParams, _checks, ops, reference
 from quantkit.operators import OPERATORS, overloads
 
 MODULES = {"quantkit": quantkit, "reference": reference}
 FUNCTIONS = sorted(set(reference.__all__) - {"QuantizationParams"})
+SINGLE = {field.name for field in dataclasses.fields(ops.SingleOperators)}
 X = values((4, 6), torch.float32, 1)
 FOREIGN = {
     "complex": (lambda: torch.ones(4, 6, dtype=torch.complex64), "torch.complex64"),
@@ -55,7 +57,7 @@ def arguments_of(name):
 def bad_of(name, argument):
     """What is bad for an argument of an operator."""
     table = BAD[argument]
-    if ".format" not in name:
+    if ".format" not in name and name not in SINGLE:
         return table
     if argument == "zero_point":
         table = without(table, "None", "none")  # stands for 0

@@ -245,6 +245,7 @@ def arguments(name, x, blocks, turn=0):
         "dequantize": (x.to(torch.int8), scale, zero_point),
         "dynamic_quantize": (x, blocks, 0, 255, 1e-8, symmetric, torch.uint8),
         "quantize_dequantize": (x, blocks, -7, 7, 1e-8, symmetric, torch.int16),
+        "aminmax": (x, blocks),
         "fake_quantize": (fake, scale, zero_point, -128, 127),
         "_fake_quantize": (x, scale, zero_point, -128, 127),
         "_fake_quantize_masked": (x, scale, zero_point, -128, 127),

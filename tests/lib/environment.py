@@ -187,6 +187,7 @@ def made(dtype, shape, layout):
             ("_masked_gradient", (x.flip(0), x > 0)),
             ("_fake_quantize_backward", (x.flip(0), *given)),
             ("choose_qparams", (x, blocks, -128, 127, eps, i % 2 == 0)),
+            ("aminmax", (x, blocks)),
             ("dynamic_quantize", (x, blocks, 0, 255, eps, False, torch.uint8, i % 3 == 0)),
             ("quantize_dequantize", (x, blocks, -127, 127, eps, i % 2 == 0, torch.int8)),
         ):

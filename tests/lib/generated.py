@@ -146,6 +146,7 @@ class FormatCase:
             choice = (x, blocks, *self.limits, self.eps, self.symmetric, self.format)
             choosing = {"include_zero": self.include_zero, "scale_rule": self.scale_rule}
             choosing |= {"scale_dtype": self.scale_dtype, **whole}
+            yield "aminmax", choice[:2], {}
             yield "choose_qparams.format", choice, choosing
             yield "dynamic_quantize.format", choice, choosing | rounding
             yield "quantize_dequantize.format", choice, choosing | rounding | to
