@@ -473,7 +473,7 @@ MUTANTS = (
            "static_cast<double>(std::max<int64_t>(q_max - q_min, 1) / 2);", FORMATTED),
     Mutant("CPU: half_range taken for centred", CHOOSERS, "e.centred = scheme.symmetric && scheme.steps == std::max(scheme.q_max, 1) &&",
            "e.centred = scheme.symmetric &&", FORMATTED),
-    Mutant("blocks of equal sizes where the last is short", TYPES, "const bool by_given = given > 0 && sizes[i] == (x.sizes[d] + given - 1) / given;",
+    Mutant("blocks of equal sizes where the last is short", TYPES, "const bool by_given = given > 0 && sizes[i] == blocks_in(x.sizes[d], given);",
            "const bool by_given = false;", FORMATTED),
     Mutant("no cut before a short last block", LAYOUT, "return count == 0 ? axis.size : axis.size - axis.size % blocks[count - 1];",
            "return axis.size;", LAYOUTS),

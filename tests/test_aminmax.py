@@ -119,6 +119,7 @@ def test_granularities_of_the_function(m):
         ({"per_channel": True}, [1, -1]),
         ({"per_channel": True, "channel_dim": -1}, [-1, 1]),
         ({"block_size": (3, 4)}, [3, 4]),
+        ({"block_size": [1, 2**63 - 1]}, [1, -1]),
     ):
         low, high = m.aminmax(x, **arguments)
         assert_same((low, high), reference.aminmax_op(x, blocks))

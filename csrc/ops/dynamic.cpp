@@ -18,7 +18,7 @@ struct Blocks {
     for (int64_t d = 0; block_size && d < x.dim; ++d) {
       const int64_t block = (*block_size)[d], whole = std::max<int64_t>(x.sizes[d], 1);
       sizes.push_back(block == -1 ? whole : block);
-      counts.push_back(block == -1 ? 1 : (x.sizes[d] + block - 1) / block);
+      counts.push_back(blocks_in(x.sizes[d], block));
     }
   }
   int64_t dim() const { return static_cast<int64_t>(counts.size()); }

@@ -146,7 +146,7 @@ std::vector<int64_t> blocks_of(const TensorInfo& x, const int64_t* sizes, int64_
   for (int64_t i = 0; i < dim; ++i) {
     const int64_t d = x.dim - dim + i, given = block_size ? (*block_size)[d] : -1;
     const int64_t whole = std::max<int64_t>(x.sizes[d], 1);
-    const bool by_given = given > 0 && sizes[i] == (x.sizes[d] + given - 1) / given;
+    const bool by_given = given > 0 && sizes[i] == blocks_in(x.sizes[d], given);
     blocks[i] = by_given ? given : sizes[i] > 1 ? whole / sizes[i] : whole;
   }
   return blocks;

@@ -171,10 +171,6 @@ void check_block_sizes(const TensorInfo& x, const std::vector<int64_t>& blocks, 
   }
 }
 
-int64_t blocks_in(int64_t size, int64_t block) {
-  return block == -1 ? 1 : (size + block - 1) / block;
-}
-
 void check_fit(const TensorInfo& scale, const TensorInfo& zero_point, const TensorInfo& x) {
   check_fit(zero_point, x);
   if (!fit_each_other(scale, zero_point))

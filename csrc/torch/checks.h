@@ -11,6 +11,10 @@
 namespace quantkit {
 
 using BlockSize = std::optional<std::vector<int64_t>>;
+// How many blocks of a size a dimension has; the last one may be short.
+inline int64_t blocks_in(int64_t size, int64_t block) {
+  return block == -1 ? 1 : size / block + (size % block != 0);
+}
 
 void check_real(const TensorInfo& t);
 // The format of codes that contract 1's operators know by a dtype.
