@@ -83,6 +83,12 @@ def tensor(name: str, value: object, kind: tuple[Collection[torch.dtype], str] =
         raise wrong(TypeError, name, expected, value.dtype)
 
 
+def codes(name: str, value: object, f: Format) -> None:
+    """A tensor in the dtype of a format's codes; float4_e2m1fn has two."""
+    dtypes = dict.fromkeys((f.storage,) if f.has_zero_point else (f.storage, f.dtype))
+    tensor(name, value, (dtypes, f"{_one_of(dtypes)} for {f.name}"))
+
+
 def _one_of(names: Iterable[object]) -> str:
     *others, last = map(str, names)
     return f"{', '.join(others)} or {last}" if others else last
@@ -599,8 +605,7 @@ def dequantize_format(
     if f.per_byte == 1 and f.has_zero_point:
         tensor("q", q)
     else:
-        dtypes = dict.fromkeys((f.storage,) if f.has_zero_point else (f.storage, f.dtype))
-        tensor("q", q, (dtypes, f"{_one_of(dtypes)} for {f.name}"))
+        codes("q", q, f)
     if f.per_byte > 1 and q.dim() == 0:
         raise wrong(ValueError, "q", f"at least one dimension for {f.name}", "shape ()")
     output_of(output_dtype)

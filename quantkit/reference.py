@@ -58,7 +58,7 @@ def parameter_shape(shape: Sequence[int], block_size: _Blocks) -> list[int]:
     return [_checks.blocks_in(n, b) for n, b in zip(shape, block_size, strict=True)]
 
 
-def _expand(p: _Tensor, shape: Sequence[int], block_size: _Blocks = None) -> _Tensor:
+def expand(p: _Tensor, shape: Sequence[int], block_size: _Blocks = None) -> _Tensor:
     """A parameter over blocks, repeated until it broadcasts; its rank stays.
 
     block_size is needed where the last block of a dimension is short.
@@ -79,7 +79,7 @@ def _parameters(x: _Tensor, scale: _Tensor, zero_point: _Tensor, wide: bool) -> 
     if not zero_point.is_floating_point():
         half = wide and scale.dtype in HALF_DTYPES
         zero_point = rounded(zero_point, torch.float32 if half else scale.dtype)
-    return _expand(scale, x.shape), _expand(zero_point, x.shape)
+    return expand(scale, x.shape), expand(zero_point, x.shape)
 
 
 def _like(x: _Tensor, v: _Tensor) -> _Tensor:
@@ -251,10 +251,10 @@ def _spread_global(
     """A global scale in float32, repeated until it broadcasts to the shape of scale."""
     if global_scale is None:
         return None
-    return _expand(global_scale.detach().to(device).to(torch.float32), shape)
+    return expand(global_scale.detach().to(device).to(torch.float32), shape)
 
 
-class _Float32Steps:
+class Float32Steps:
     """Parameters in float32 on a device, repeated until they broadcast to a shape."""
 
     def __init__(
@@ -263,11 +263,11 @@ class _Float32Steps:
     ):  # fmt: skip
         scale = scale_numbers(scale.detach().to(device))
         whole = _spread_global(global_scale, device, scale.shape)
-        self.scale = _expand(scale if whole is None else scale * whole, shape, block_size)
+        self.scale = expand(scale if whole is None else scale * whole, shape, block_size)
         self.zero_point = None
         if zero_point is not None:
             zero_point = zero_point.detach().to(device).to(torch.float32)
-            self.zero_point = _expand(zero_point, shape, block_size)
+            self.zero_point = expand(zero_point, shape, block_size)
 
     def there(self, x: _Tensor, round_first: bool) -> _Tensor:
         """What becomes a code: x / scale + zero_point; round(x / scale) + zero_point with round_first."""
@@ -312,7 +312,7 @@ def quantize_format_op(
         global_scale=global_scale, seed=seed, index=index, round_first=round_first,
     )  # fmt: skip
     f = OF_NAME[format]
-    steps = _Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
+    steps = Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
     codes = f.encode(steps.there(x, round_first), q_min, q_max)
     return f.pack(codes) if f.per_byte > 1 else _like(x, codes)
 
@@ -329,7 +329,7 @@ def dequantize_format_op(
     )  # fmt: skip
     f = OF_NAME[format]
     codes = f.unpack(q.detach().view(torch.uint8) if f.per_byte > 1 else q.detach())
-    steps = _Float32Steps(q.device, codes.shape, scale, zero_point, block_size, global_scale)
+    steps = Float32Steps(q.device, codes.shape, scale, zero_point, block_size, global_scale)
     x_hat = steps.back(f.decode(codes)).to(output_dtype or torch.float32)
     # Not contiguous(): empty tensors keep any strides there.
     return x_hat.clone(memory_format=torch.contiguous_format) if f.per_byte > 1 else _like(q, x_hat)
@@ -388,7 +388,7 @@ def fake_quantize_masked_format_op(
         global_scale=global_scale, seed=seed, index=index, round_first=round_first,
     )  # fmt: skip
     f = OF_NAME[format]
-    steps = _Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
+    steps = Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
     v = steps.there(x, round_first)
     mask = (v >= q_min) & (v <= q_max) if round_first else f.is_inside(v, q_min, q_max)
     x_hat = steps.back(f.decode(f.encode(v, q_min, q_max)))

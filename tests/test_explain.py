@@ -23,9 +23,12 @@ def codes(v):
     return torch.where(v.isnan(), 0.0, v).to(torch.int8)
 
 
+OURS = "quantkit, as called"
+
+
 def first(found):
-    """The conventions that give all codes."""
-    return [name for name, differing, _ in found.ranking if differing == 0]
+    """The conventions that give all codes, beside quantkit itself."""
+    return [name for name, differing, _ in found.ranking if differing == 0 and name != OURS]
 
 
 BY_HAND = {
@@ -48,18 +51,36 @@ def test_conventions_of_integers(name):
     assert first(found) == [name]
     assert found.ranking == tuple(sorted(found.ranking, key=lambda entry: entry[1]))
     assert {total for _, _, total in found.ranking} == {x.numel()}
-    assert str(found).startswith(f"All {x.numel():,} codes are those of\n  {name}")
+    lines = str(found).splitlines()
+    assert lines[0] == f"All {x.numel():,} codes are those of"
+    assert any(line.startswith(f"  {name}") for line in lines[1:3])
 
 
 def test_quantkits_own_codes_and_calls():
     g, p = integers()
     found = quantkit.explain(quantkit.quantize_tensor(g.x, p), g.x, p)
     assert first(found) == ["x / scale + zero_point, rounded"]
-    assert "[quantkit: compute_dtype=torch.float32]" in str(found)
+    assert found.ranking[0] == (OURS, 0, g.x.numel())
+    assert "[compressed-tensors; quantkit: compute_dtype=torch.float32]" in str(found)
     p.round_first = True
     found = quantkit.explain(quantkit.quantize_tensor(g.x, p), g.x, p)
     assert first(found) == ["round(x / scale) + zero_point"]
-    assert "[quantkit: round_first=True]" in str(found)
+    assert "[ONNX, vLLM, AWQ; quantkit: round_first=True]" in str(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int32])
+@pytest.mark.parametrize("scale", [0.037, torch.tensor(0.037)])
+def test_quantkits_own_codes_by_steps_of_any_dtype(scale, dtype):
+    g, _ = integers()
+    x = g.x.clamp(-300, 300).to(dtype)
+    if dtype == torch.float64:  # ties but for the last bit
+        x = ((torch.arange(x.numel()) % 200 - 100.5) * float(scale)).view(x.shape)
+        x = x.double() * (1 + 2.0**-52)
+    p = QuantizationParams(scale, 0.0, *INT8)
+    found = quantkit.explain(quantkit.quantize_tensor(x, p), x, p)
+    assert found.ranking[0] == (OURS, 0, x.numel())
+    text = f"All {x.numel():,} codes are those of\n  {OURS} [quantize_tensor(x, qparams)]"
+    assert str(found).startswith(text)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -68,10 +89,9 @@ def test_steps_in_half_precision(dtype):
     x = g.x.clamp(-1000, 1000)
     p = QuantizationParams(g.scale.to(dtype), g.zero_point.to(dtype), *INT8)
     found = quantkit.explain(quantkit.quantize_tensor(x, p), x, p)
-    short = str(dtype).removeprefix("torch.")
-    assert first(found) == [f"x / scale + zero_point, rounded in {short}"]
+    assert first(found) == ["x / scale + zero_point, rounded in x's dtype"]
     found = quantkit.explain(codes((x * (1 / p.scale)).round() + p.zero_point), x, p)
-    assert first(found) == [f"round(x * (1 / scale)) + zero_point in {short}"]
+    assert first(found) == ["round(x * (1 / scale)) + zero_point in x's dtype"]
 
 
 @pytest.mark.parametrize("scheme, options", [("int8_token", {}), ("int4_group128", {})])
@@ -143,8 +163,35 @@ def test_codes_of_nobody():
     found = quantkit.explain(torch.zeros_like(g.x, dtype=torch.int8), g.x, p)
     assert first(found) == []
     text = str(found)
-    assert text.startswith(f"No known convention gives all {g.x.numel():,} codes. The closest:\n")
+    assert text.startswith(f"No known convention gives all {g.x.numel():,} codes. Where ")
     assert " differ" in text
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(64, 8), torch.full((64, 8), torch.nan)], ids=["0", "nan"]
+)
+@pytest.mark.parametrize("code", [0, 77])
+def test_conventions_that_tie_share_a_line(x, code):
+    p = QuantizationParams(0.5, 0.0, *INT8)
+    codes = torch.full(x.shape, code, dtype=torch.int8)
+    text = str(quantkit.explain(codes, x, p))
+    assert len(text.splitlines()) <= 9 and f"  {OURS}" in text and " more" in text
+    assert max(text.count("512 differ"), text.count("codes are those of")) == 1
+
+
+def test_scales_of_lower_rank_and_halves_of_the_range():
+    x = chosen(torch.float32, 7.5)[:ROWS, :128]
+    scale = x.abs().amax(0) / 127.5
+    q = codes(x / scale)
+    found = quantkit.explain(q, x, QuantizationParams(x.abs().amax(0) / 127, 0.0, *INT8))
+    assert "x / scale + zero_point, rounded, scale of half the range" in first(found)
+
+
+def test_codes_viewed_as_pairs_of_float4():
+    x = torch.randn(8, 64)
+    q, p = quantkit.quantize(x, "nvfp4")
+    found = quantkit.explain(q.view(torch.float4_e2m1fn_x2), x, p)
+    assert found.ranking[0] == (OURS, 0, x.numel()) == quantkit.explain(q, x, p).ranking[0]
 
 
 @pytest.mark.parametrize(
