@@ -100,7 +100,6 @@ def given(
 # ---- what differs ----------------------------------------------------------------------------------
 
 DIFFERING: dict[str, dict[str, int]] = {
-    # Of MX and NVFP4, which quantkit lacks, by a prototype in plain torch.
     "torchao NVFP4, two levels": {"bfloat16, codes": 13_697},
     "torchao NVFP4, one level": {"bfloat16, codes": 227},
     "compressed-tensors MXFP8": {"bfloat16, scale": 37, "bfloat16, codes": 1_175},

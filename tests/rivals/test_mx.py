@@ -4,9 +4,10 @@ import logging
 
 import pytest
 import torch
-from lib.rivals import COLUMNS, DTYPES, ROWS, chosen, needs, same
+from lib.rivals import COLUMNS, DTYPES, ROWS, bell, chosen, needs, same
 
 import quantkit
+from quantkit import QuantizationParams
 
 logging.getLogger("torchao").setLevel(logging.ERROR)
 needs("torchao")
@@ -48,6 +49,42 @@ def test_torchao_mx(format, mode, x_dtype):
     row, of = f"torchao {format}", f"{mode}, {name(x_dtype)}"
     same("torchao", row, f"{of}, scale", raw(scale), raw(p.scale))
     same("torchao", row, f"{of}, codes", raw(q), raw(ours))
+
+
+@pytest.mark.parametrize("x_dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("format", FORMATS)
+def test_torchao_mx_blocks_that_differ(format, mode, x_dtype):
+    """As the page's table says, which has what neither chosen() nor its rows have."""
+    dtype, _ = FORMATS[format]
+    x = (bell(4, 4, 32) / 2).clamp(-1, 1)
+    x *= torch.tensor([[1.0], [1.0], [4e-39], [4e-39]])
+    x[:, 0] = torch.tensor([torch.nan, torch.inf, 1.2e-38, 1e-38])
+    x = x.to(x_dtype)
+    scale, q = mx_tensor.to_mx(x, dtype, 32, getattr(mx_tensor.ScaleCalculationMode, mode))
+    ours, p = quantkit.dynamic_quantize(
+        x, block_size=[1, 32], dtype=dtype, scale_dtype=E8, scale_rule=MODES[mode]
+    )
+    q, ours, scale, ours_scale = (
+        t.view(torch.uint8).view(4, -1) for t in (q, ours, scale, p.scale)
+    )
+    is_ceil, is_fp8 = mode == "RCEIL", dtype == F8
+    magnitude = 0x7F if is_fp8 else 0x77
+    largest = 254 if is_ceil else 247 if is_fp8 else 253
+    assert scale.flatten().tolist() == [255, largest, 0, 0]
+    assert ours_scale.flatten().tolist() == [255, 254, 0, 0]
+    assert (ours[0] == (0x7F if is_fp8 else 0)).all()
+    if is_ceil:
+        assert (q[0] == (0x7F if is_fp8 else 0x33)).all() and (q[2:] & magnitude == 0).all()
+    else:
+        assert (q[0] != ours[0]).any()
+        there = QuantizationParams(2.0**-126, 0.0, p.q_min, p.q_max, dtype=dtype)
+        there = quantkit.quantize_tensor(x[2:], there).view(torch.uint8)
+        assert torch.equal(q[2:], there)
+    assert torch.equal(q[1], ours[1])
+    here = QuantizationParams(2.0**-127, 0.0, p.q_min, p.q_max, dtype=dtype)
+    assert torch.equal(ours[2:], quantkit.quantize_tensor(x[2:], here).view(torch.uint8))
+    assert (q[2:] != ours[2:]).any(1).all()
 
 
 @pytest.mark.parametrize("x_dtype", DTYPES, ids=name)
