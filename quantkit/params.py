@@ -64,12 +64,11 @@ class QuantizationParams:
         ) -> None: ...
 
     def __repr__(self) -> str:
-        """Version 1's fields, and the others where they decide what codes stand for."""
+        """Version 1's fields, and the others where they are set."""
         names = ["scale", "zero_point", "q_min", "q_max"]
         names += [] if self.dtype in (None, *(f.dtype for f in VERSION_1)) else ["dtype"]
-        names += [
-            name for name in ("global_scale", "compute_dtype") if getattr(self, name) is not None
-        ]
+        options = ("block_size", "global_scale", "compute_dtype")
+        names += [name for name in options if getattr(self, name) is not None]
         names += ["round_first"] if self.round_first else []
         fields = (f"{name}={getattr(self, name)!r}" for name in names)
         return f"{type(self).__name__}({', '.join(fields)})"
