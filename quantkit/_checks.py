@@ -61,13 +61,12 @@ SCALE = (
     f"a floating dtype of at least 16 bits, {' or '.join(map(str, CODED_SCALES))}",
 )
 MASK = ((torch.bool,), "torch.bool")
-OUTPUT = (
-    {*REAL_DTYPES, *CODED_SCALES, *(f.storage for f in FORMATS)},
-    "a real dtype or that of codes",
-)
 
 
-def tensor(name: str, value: object, kind: tuple[Collection[torch.dtype], str] = REAL) -> None:
+def tensor(
+    name: str, value: object, kind: tuple[Collection[torch.dtype], str] | None = REAL
+) -> None:
+    """A dense tensor, of a kind of dtypes where there is one."""
     dense = "a dense (strided) tensor"
     if not isinstance(value, torch.Tensor):
         raise wrong(TypeError, name, "a torch.Tensor", type(value).__name__)
@@ -78,9 +77,8 @@ def tensor(name: str, value: object, kind: tuple[Collection[torch.dtype], str] =
         raise wrong(TypeError, name, dense, "a nested tensor")
     if value.layout is not torch.strided:
         raise wrong(TypeError, name, dense, f"layout {value.layout}")
-    dtypes, expected = kind
-    if value.dtype not in dtypes:
-        raise wrong(TypeError, name, expected, value.dtype)
+    if kind is not None and value.dtype not in kind[0]:
+        raise wrong(TypeError, name, kind[1], value.dtype)
 
 
 def codes(name: str, value: object, f: Format) -> None:
@@ -184,6 +182,13 @@ def block_sizes(block_size: Any) -> Any:
 
 
 # ---- arguments together -------------------------------------------------------------------------------
+
+
+def keywords(name: str, given: Iterable[object], valid: Sequence[str]) -> None:
+    """The keys of a scheme, or of what overrides it."""
+    for key in given:
+        if key not in valid:
+            raise wrong(TypeError, name, f"keys among {', '.join(valid)}", shown(key))
 
 
 def one_granularity(
@@ -637,7 +642,7 @@ def outputs(
     in_place names an input that an output may be, element on element.
     """
     for (name, out), result in zip(outs.items(), results, strict=True):
-        tensor(name, out, OUTPUT)
+        tensor(name, out, None)
         _same(TypeError, name, "dtype", out.dtype, result.dtype)
         _same(ValueError, name, "device", out.device, result.device)
         _same(ValueError, name, "shape", tuple(out.shape), tuple(result.shape))

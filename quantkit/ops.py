@@ -381,6 +381,9 @@ def dynamic_quantize(
     return q, _parameters(x, blocks, f, q_min, q_max, parameters, round_first, global_scale)
 
 
+_KEYWORDS = tuple(n for n in dynamic_quantize.__annotations__ if n not in ("x", "return"))
+
+
 def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
     """Quantize and dequantize in x's dtype, with the straight-through gradient.
 
@@ -439,9 +442,13 @@ def quantize(
         options: keywords of :func:`dynamic_quantize` that override those of the scheme. "nvfp4" chooses a
             global_scale from the whole of x first, unless one is given.
 
-    Returns, raises: as :func:`dynamic_quantize`. An unknown name is a ValueError.
+    Returns, raises: as :func:`dynamic_quantize`. An unknown name is a ValueError, an unknown keyword a
+    TypeError.
     """
-    keywords = {**keywords_of(scheme), **options}
+    named = keywords_of(scheme)
+    _checks.keywords("scheme", named, _KEYWORDS)
+    _checks.keywords("options", options, _KEYWORDS)
+    keywords = {**named, **options}
     blocks = _checks.block_sizes(keywords.get("block_size"))
     if blocks is not None:
         if options:

@@ -216,9 +216,14 @@ def _is_number(value: object) -> bool:
 
 
 def as_tensor(name: str, value: Any) -> Any:
-    """A number as a 0-dim tensor on the CPU, whatever the default device; anything else as it is."""
-    if isinstance(value, torch.Tensor) or not _is_number(value):
+    """A number as a 0-dim tensor on the CPU, whatever the default device; a tensor as it is.
+
+    So is None, which stands for no zero point or no global scale.
+    """
+    if isinstance(value, torch.Tensor) or (value is None and name != "scale"):
         return value
+    if not _is_number(value):
+        raise _checks.wrong(TypeError, name, "a torch.Tensor or a number", type(value).__name__)
     value = _checks.to_float(name, _checks.number(value))
     return torch.tensor(value, dtype=torch.float64, device="cpu")
 
@@ -270,6 +275,9 @@ def unpack(
     if block_size is not None:
         block_size = _blocks_of(name, x, scale, f, block_size, version_1)
     if version_1:
+        if zero_point is None:
+            expected = "a torch.Tensor or a number; None needs compute_dtype=torch.float32"
+            raise _checks.wrong(TypeError, "zero_point", expected, "NoneType")
         return scale, zero_point, q_min, q_max, f, None
     options = {
         "block_size": block_size,

@@ -235,7 +235,7 @@ ONE = torch.ones(())
         (ValueError, {"global_scale": torch.ones(4)}, "global_scale: shape (4,) does not fit scale of"),
         (ValueError, {"global_scale": torch.ones(3, 1), "block_size": [1, -1]}, "does not fit scale"),
         (TypeError, {"global_scale": ONE.int()}, "global_scale: expected a floating dtype"),
-        (TypeError, {"global_scale": "2"}, "global_scale: expected a torch.Tensor, got str"),
+        (TypeError, {"global_scale": "2"}, "global_scale: expected a torch.Tensor or a number, got str"),
         (ValueError, {"scale_dtype": E4M3, "eps": 2.0**-10}, "eps: expected a number above 2**-10"),
         (ValueError, {"dtype": F4, "q_max": 5}, "that is a number of torch.float4_e2m1fn_x2 up to 6"),
         (ValueError, {"dtype": F4, "compute_dtype": torch.float32, "round_first": True}, "round_first:"),
@@ -396,7 +396,8 @@ OPERATOR_CALLS = [
                 (X.to(torch.complex64), None))),
     *((RuntimeError, lambda v=v: ops.quantize.format(X, P.scale, None, -8, 7, v),
        lambda v=v: reference.quantize_format_op(X, P.scale, None, -8, 7, v))
-      for v in ("int9", "", "é" * 99, "aé" * 99, "a" * 39 + "\U0001f600" * 2)),
+      for v in ("int9", "int4\0", "a\tb\\\n\r\x7f", "", "é" * 99, "aé" * 99,
+                "a" * 39 + "\U0001f600" * 2)),
     (RuntimeError,
      lambda: ops.choose_qparams.format(X, None, -8, 7, 1.0, True, "int4", scale_rule="a" + "é" * 99),
      lambda: reference.choose_qparams_format_op(X, None, -8, 7, 1.0, True, "int4",
@@ -430,3 +431,47 @@ def test_per_channel_that_is_no_bool(wrong):
     for function in (quantkit.dynamic_quantize, quantkit.reference.dynamic_quantize):
         with pytest.raises(TypeError, match="per_channel: expected a bool, got"):
             function(torch.randn(3, 4), wrong)
+
+
+@pytest.mark.parametrize("value", ["1", [1.0], (2,), 1j], ids=str)
+def test_what_is_no_tensor_and_no_number(value):
+    texts = f"expected a torch.Tensor or a number, got {type(value).__name__}"
+    for call in GIVEN.values():
+        for name in ("scale", "zero_point", "global_scale"):
+            everywhere(
+                TypeError,
+                lambda m, c=call, n=name: c(m, X, with_params(**{n: value})),
+                f"{name}: {texts}",
+            )
+    for name in ("symmetric", "quantize_dequant", "dynamic_quantize"):
+        everywhere(
+            TypeError,
+            lambda m, c=CHOOSING[name]: c(m, X, global_scale=value),
+            f"global_scale: {texts}",
+        )
+
+
+def test_no_zero_point_needs_float32_steps():
+    text = "a torch.Tensor or a number; None needs compute_dtype=torch.float32, got NoneType"
+    for call in GIVEN.values():
+        everywhere(TypeError, lambda m, c=call: c(m, X, with_params(zero_point=None)), text)
+        p = with_params(zero_point=None, compute_dtype=torch.float32)
+        plain = with_params(compute_dtype=torch.float32)
+        assert all(torch.equal(call(m, X, p), call(m, X, plain)) for m in MODULES)
+
+
+def test_keywords_that_dynamic_quantize_lacks():
+    valid = "keys among per_channel, channel_dim, dtype, sym, block_size, "
+    for key in ("dtpye", "x", 1):
+        texts = (f"scheme: expected {valid}", f"round_first, got {key!r}")
+        everywhere(TypeError, lambda m, k=key: m.quantize(X, {k: 8}), *texts)
+    text = f"options: expected {valid}"
+    everywhere(TypeError, lambda m: m.quantize(X, "int8_token", dtpye=8), text, "got 'dtpye'")
+
+
+@pytest.mark.parametrize("dtype", [torch.float4_e2m1fn_x2, torch.complex64, torch.float8_e8m0fnu])
+def test_an_out_of_any_other_dtype(dtype):
+    out = torch.empty(4, 3, dtype=torch.int8 if dtype.itemsize == 1 else dtype).view(dtype)
+    text = f"out: expected dtype torch.uint8, got {dtype}"
+    arguments = (X, P.scale, None, -6, 6, "float4_e2m1fn")
+    raised(RuntimeError, lambda: ops.quantize.format_out(*arguments, out=out), text)

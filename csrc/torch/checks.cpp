@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <stdexcept>
+#include <string_view>
 
 #include "overlap.h"
 
@@ -15,14 +17,25 @@ namespace {
 
 std::string text(int64_t v) { return std::to_string(v); }
 
-// A name that nothing has: at most 40 characters of its UTF-8.
+// A name that nothing has, as Python shows it: at most 40 characters of its UTF-8. An error ends at
+// a NUL, so control characters are escaped.
 std::string quoted(const std::string& name) {
-  size_t end = 0;
-  for (int characters = 0; end < name.size(); ++end) {
-    const bool begins = (name[end] & 0xC0) != 0x80;
+  std::string shown = "'";
+  int characters = 0;
+  for (const char c : name) {
+    const bool begins = (c & 0xC0) != 0x80;
     if (begins && characters++ == 40) break;
+    char code[5];
+    snprintf(code, sizeof(code), "\\x%02x", uint8_t(c));
+    const size_t letter = std::string_view("\\\t\n\r").find(c);
+    if (letter != std::string_view::npos)
+      (shown += '\\') += "\\tnr"[letter];
+    else if (uint8_t(c) < 0x20 || c == 0x7F)
+      shown += code;
+    else
+      shown += c;
   }
-  return std::string("'").append(name, 0, end) + "'";
+  return shown + "'";
 }
 
 std::string list_text(const std::vector<int64_t>& v) {
@@ -405,7 +418,6 @@ void check_mask(const TensorInfo& mask, const TensorInfo& grad) {
 void check_out(const TensorInfo& out, const int64_t* sizes, int64_t dim, int32_t dtype,
                const TensorInfo& like) {
   const std::string name = out.name;
-  if (out.dtype != dtype) check_kind(out, false);
   if (out.dtype != dtype)
     raise(name + ": expected dtype " + dtype_name(dtype) + ", got " + dtype_name(out.dtype));
   if (!out.same_device(like))
