@@ -98,7 +98,8 @@ def cpp(tmp_path_factory):
 @pytest.mark.full
 def test_cpp(cpp, tmp_path):
     text = run(cpp, folder=tmp_path)
-    assert "quantized 16384 elements" in text and "refused: q_min, q_max: expected" in text
+    assert "quantized 16384 elements" in text and "int4: [64, 128] unsigned char" in text
+    assert "refused: q_min, q_max: expected" in text
 
 
 @pytest.mark.full

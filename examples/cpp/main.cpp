@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include <iostream>
+#include <optional>
 #include <tuple>
 
 namespace {
@@ -12,10 +13,15 @@ using Quantize = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tens
 using ChooseQparams = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, at::OptionalIntArrayRef, int64_t,
                                                          int64_t, double, bool, bool);
 using Dequantize = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
+// SymInt[]? stands for block_size and index. Keyword arguments follow the others.
+using Sizes = at::OptionalSymIntArrayRef;
+using QuantizeFormat = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, int64_t,
+                                  int64_t, c10::string_view, Sizes, const std::optional<at::Tensor>&,
+                                  const std::optional<at::Tensor>&, Sizes, bool);
 
 template <class Signature>
-auto find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+auto find(const char* name, const char* overload = "") {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Signature>();
 }
 
 }  // namespace
@@ -41,6 +47,12 @@ int main() {
   }
   std::cout << "quantized " << x.numel() << " elements, largest error " << (x_hat - x).abs().max().item<float>()
             << "\n";
+
+  // All formats have the overload "format". Two int4 codes share a byte.
+  const auto quantize_format = find<QuantizeFormat>("quantkit::quantize", "format");
+  const at::Tensor packed = quantize_format.call(x, scale * (127.0 / 7), std::nullopt, -8, 7, "int4", std::nullopt,
+                                                 std::nullopt, std::nullopt, std::nullopt, false);
+  std::cout << "int4: " << packed.sizes() << " " << packed.dtype() << "\n";
 
   try {
     quantize.call(x, scale, zero_point, 5, 3, at::kChar);
