@@ -215,6 +215,40 @@ def torchao_mx(job: Job, operation: str) -> Callable[[], object]:
     return lambda: mx.to_mx(job.x, kind, 32, rule)[1].view(job.q.dtype)
 
 
+def compressed_tensors(job: Job, operation: str) -> Callable[[], object]:
+    """int4 in its words of 8 codes, each of them 8 higher."""
+    if not job.scheme.startswith(("int", "fp8")):
+        raise LookupError("it has no function of this scheme here")
+    package, is_packed = "compressed_tensors.", job.p.dtype == torch.int4
+    words = importlib.import_module(package + "compressors.pack_quantized.helpers")
+    forward = importlib.import_module(package + "quantization.lifecycle.forward")
+    helpers = importlib.import_module(package + "quantization.utils.helpers")
+    by = {"tensor": {"strategy": "tensor"}, "group128": {"strategy": "group", "group_size": 128}}
+    by["block128"] = {"strategy": "block", "block_structure": [128, 128]}
+    args = importlib.import_module(package + "quantization").QuantizationArgs(
+        num_bits=job.format.bits, type="float" if job.is_float else "int",
+        **by.get(job.scheme.split("_")[1], {"strategy": "channel"}),
+    )  # fmt: skip
+    scale, storage = job.p.scale, job.p.dtype if job.is_float else torch.int8
+
+    def quantize(scale):
+        q = forward.quantize(job.x, scale, None, args, dtype=storage)
+        return words.pack_to_int32(q, 4) if is_packed else q
+
+    def dynamic():
+        (rows, columns), (m, n) = job.x.shape, job.blocks
+        x = job.x.view(rows // m, m, columns // n, n)
+        return quantize(helpers.calculate_qparams(x.amin((1, 3)), x.amax((1, 3)), args)[0])
+
+    def dequantize(q):
+        q = words.unpack_from_int32(q, 4, job.x.shape) if is_packed else q
+        return forward.dequantize(q, scale, None, args, dtype=torch.float32)
+
+    q = quantize(scale) if is_packed else job.q
+    calls = (lambda: quantize(scale)), dynamic, (lambda: dequantize(q))
+    return dict(zip(OPERATIONS, calls, strict=True))[operation]
+
+
 def compiled(make: Callable[[Job, str], Callable[[], object]]):
     def made(job: Job, operation: str) -> Callable[[], object]:
         torch._dynamo.reset()
@@ -229,6 +263,7 @@ RIVALS = {
     "by hand, compiled": compiled(plain),
     "torchao": torchao,
     "torchao, compiled": compiled(torchao),
+    "compressed-tensors": compressed_tensors,
 }
 
 
