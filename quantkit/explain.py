@@ -115,10 +115,9 @@ def _differing(a: _Tensor, b: _Tensor) -> int:
 def _candidates(x: _Tensor, p: QuantizationParams) -> _Candidates:
     """The codes of each convention, by name."""
     scale, zero_point, q_min, q_max, f, options = unpack("x", x, p, float32=True)
-    blocks = (options or {})["block_size"]
-    steps = reference.Float32Steps(
-        x.device, x.shape, scale, zero_point, blocks, (options or {})["global_scale"]
-    )
+    assert options is not None  # of float32 steps there are some
+    blocks, whole = options["block_size"], options["global_scale"]
+    steps = reference.Float32Steps(x.device, x.shape, scale, zero_point, blocks, whole)
     # Which scale each element has: what shares one has a maximum.
     index = torch.arange(scale.numel(), device=x.device).view(scale.shape)
     index = reference.expand(index, x.shape, blocks).expand(x.shape).flatten()
