@@ -602,9 +602,9 @@ def measure(
 def measured_steps(x, scale, zero_point):
     """That version 1's steps of x are float32 steps: codes of others are not those that are measured."""
     dtype = x.dtype if x.is_floating_point() else torch.float32
-    for p in (scale, zero_point):
-        if dtype == torch.float32 and p.is_floating_point():
-            dtype = torch.result_type(x.new_empty(x.shape, dtype=dtype, device="meta"), p)
+    for p in (scale, zero_point):  # beside float32 torch promotes to a wider dtype alone
+        if p.dtype == torch.float64 and (p.dim() > 0 or x.dim() == 0):
+            dtype = p.dtype
     if dtype != torch.float32:
         raise ValueError(
             f"x: quantize_tensor takes steps in {dtype} with these parameters, but errors are measured "

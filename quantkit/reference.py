@@ -448,7 +448,9 @@ def aminmax_op(x: _Tensor, block_size: _Blocks) -> tuple[_Tensor, _Tensor]:
 def measure_op(x: _Tensor, *args: Any, **options: Any) -> tuple[_Tensor, _Tensor, _Tensor, _Tensor]:
     """measure_limbs, with the sums rounded: (squares, squared_errors, max_error, counts)."""
     limbs, max_error, counts = measure_limbs_op(x, *args, **options)
-    squares, errors = torch.stack(sums.rounded(limbs).unbind(-1))  # contiguous each
+    flat = limbs.reshape(-1, 2, sums.DIGITS)  # torch ends at 64 dimensions: x may have as many
+    both = torch.stack(sums.rounded(flat).unbind(-1))  # contiguous each
+    squares, errors = (t.reshape(max_error.shape) for t in both)
     return squares, errors, max_error, counts
 
 

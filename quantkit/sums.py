@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _checks
+from . import _checks, _torch
 
 _Tensor = torch.Tensor
 
@@ -53,7 +53,8 @@ def rounded(digits: _Tensor) -> _Tensor:
         return torch.where(place < 0, 0, digits.gather(-1, place.clamp(min=0)))
 
     first, second, third = digit(0), digit(1), digit(2)
-    length = torch.frexp(first.to(torch.float64)).exponent.to(torch.int64)
+    # From the exponent field of a double: what inductor makes of frexp does not compile.
+    length = ((first.to(torch.float64).view(torch.int64) >> 52) - 1022).clamp(min=0)
     # 55 bits from the first that is 1; the last also stands for all below it.
     shift = 55 - length
     wide, rest = shift >= 32, torch.where(places < top - 2, digits, 0).amax(-1, keepdim=True)
@@ -89,6 +90,9 @@ class Measured(NamedTuple):
     def sqnr_db(self) -> _Tensor:
         """The signal-to-quantization-noise ratio in dB: ``10 log10(squares / squared_errors)``."""
         return 10 * torch.log10(self.squares / self.squared_errors)
+
+
+_torch.register_namedtuple(Measured, "quantkit.Measured")
 
 
 def join_measures(limbs: _Tensor, max_error: _Tensor, counts: _Tensor) -> Measured:
