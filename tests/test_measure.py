@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from lib.cases import (
     ops,
     values,
 )
+from torch.utils._pytree import tree_leaves
 
 import quantkit
 from quantkit import reference, sums
@@ -207,10 +209,87 @@ def test_a_hundred_million_elements(native):
     assert counts.tolist() == [0, 0]
 
 
-def test_no_gradient():
-    x = torch.randn(8, requires_grad=True)
-    results = quantkit.measure(x, quantkit.get_symmetric_qparams(x.detach()))
-    assert not any(t.requires_grad for t in results)
+@pytest.mark.parametrize("m", [quantkit, reference], ids=["quantkit", "reference"])
+def test_x_of_every_kind_is_measured_as_its_numbers(m):
+    """Without a gradient; lazily negated; repeating itself; of integers; with limits and steps."""
+    x = values((4, 6), torch.float32, 1)
+    for p in (
+        quantkit.get_symmetric_qparams(x, True),
+        quantkit.QuantizationParams(0.2, 3, -5, 6, round_first=True),
+        quantkit.get_symmetric_qparams(x, block_size=[4, 4], compute_dtype=torch.float32),
+    ):
+        right = tuple(reference.measure(x, p, over=[1, -1]))
+        negated, leaf = torch.complex(x, -x).conj().imag, x.clone().requires_grad_()
+        assert negated.is_neg()
+        for each in (negated, leaf, leaf * 1, x.t().contiguous().t(), x.double()):
+            if each.dtype == torch.float64:
+                p = replace(p, compute_dtype=torch.float32)
+            found = m.measure(each, p, over=(1, -1))
+            assert_same(tuple(found), right)
+            assert not any(t.requires_grad for t in (*found, *m.measure_limbs(each, p)))
+        rows = x[:1].expand(4, 6)
+        assert_same(tuple(m.measure(rows, p)), tuple(reference.measure(rows.clone(), p)))
+        whole = (x * 9).to(torch.int8)
+        assert_same(tuple(m.measure(whole, p)), tuple(reference.measure(whole.float(), p)))
+    far = m.measure(x.to("meta"), p.to("meta"), over=[1, 4])
+    for t, right in zip(far, reference.measure(x, p, over=[1, 4]), strict=True):
+        assert t.is_meta and (t.shape, t.dtype) == (right.shape, right.dtype)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_transforms_of_torch_func():
+    p = quantkit.QuantizationParams(0.3, 0.0, -8, 7)
+    x = values((3, 4, 6), torch.float32, 2)
+    found = torch.vmap(lambda each: quantkit.measure(each, p, over=[1, -1]))(x)
+    for i, each in enumerate(x):
+        assert_same(tuple(t[i] for t in found), tuple(quantkit.measure(each, p, over=[1, -1])))
+
+    def loss(x):
+        return (x * quantkit.measure(x, p).squared_errors.float()).sum()
+
+    factor = quantkit.measure(x, p).squared_errors.float()
+    expected = torch.full_like(x, factor.item())
+    assert_same(torch.func.grad(loss)(x), expected)
+    assert_same(torch.func.jacrev(loss)(x), expected)
+    assert_same(torch.func.jvp(loss, (x,), (torch.ones_like(x),))[1], (expected * 1).sum())
+    assert_same(torch.vmap(torch.func.grad(loss))(x[:, None])[1, 0], torch.func.grad(loss)(x[1]))
+
+
+class Errors(torch.nn.Module):
+    """Of version 1's parameters, and of others; parts too."""
+
+    def forward(self, x):
+        p = quantkit.get_asymmetric_qparams(x, True)
+        codes = quantkit.QuantizationParams(p.scale, 0.0, -448, 448, dtype=torch.float8_e4m3fn)
+        parts = quantkit.measure_limbs(x, codes, over=[1, -1])
+        whole = quantkit.measure(x, codes, over=[-1, 1])
+        return quantkit.measure(x, p), whole, whole.sqnr_db, quantkit.join_measures(*parts)
+
+
+def flat_of(results):
+    return tuple(tree_leaves(results))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_exported_and_saved(tmp_path):
+    free = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim.DYNAMIC}
+    example = values((5, 6), torch.float32, 1)
+    program = torch.export.export(Errors(), (example,), dynamic_shapes=(free,))
+    torch.export.save(program, tmp_path / "program.pt2")
+    compiled = torch.compile(Errors(), fullgraph=True, dynamic=True)
+    for shape in ((5, 6), (8, 3), (70, 90)):
+        x = values(shape, torch.float32, shape[0])
+        expected = Errors()(x)
+        for function in (
+            compiled,
+            program.module(),
+            torch.export.load(tmp_path / "program.pt2").module(),
+        ):
+            results = function(x)
+            assert [type(r) for r in results] == [type(r) for r in expected]
+            made, right = list(flat_of(results)), list(flat_of(expected))
+            made[10], right[10] = made[10].float(), right[10].float()  # log10 is held to no bits
+            assert_same(tuple(made), tuple(right))
 
 
 def test_codes_of_other_steps_are_refused():
