@@ -22,9 +22,10 @@ from lib.cases import (
 from torch.utils._pytree import tree_leaves
 
 import quantkit
-from quantkit import reference, sums
+from quantkit import _load, reference, sums
 from quantkit.formats import FORMATS, OF_NAME
 
+pytestmark = pytest.mark.fallback
 INT8 = (-128, 127, "int8")
 
 
@@ -196,6 +197,7 @@ def test_threads_and_chunks_do_not_show(native):
         assert_same(results, next(r for o, r in seen if o == over))
 
 
+@pytest.mark.skipif(_load.extension is None, reason="slow without kernels")
 def test_a_hundred_million_elements(native):
     """The sums of one element repeated are exact multiples, rounded once."""
     n, value = 100_000_000, 1.2345678
@@ -266,17 +268,13 @@ class Errors(torch.nn.Module):
         return quantkit.measure(x, p), whole, whole.sqnr_db, quantkit.join_measures(*parts)
 
 
-def flat_of(results):
-    return tuple(tree_leaves(results))
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_exported_and_saved(tmp_path):
     free = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim.DYNAMIC}
     example = values((5, 6), torch.float32, 1)
     program = torch.export.export(Errors(), (example,), dynamic_shapes=(free,))
     torch.export.save(program, tmp_path / "program.pt2")
-    compiled = torch.compile(Errors(), fullgraph=True, dynamic=True)
+    compiled = torch.compile(Errors(), fullgraph=True, dynamic=True, backend="aot_eager")
     for shape in ((5, 6), (8, 3), (70, 90)):
         x = values(shape, torch.float32, shape[0])
         expected = Errors()(x)
@@ -287,9 +285,7 @@ def test_compiled_exported_and_saved(tmp_path):
         ):
             results = function(x)
             assert [type(r) for r in results] == [type(r) for r in expected]
-            made, right = list(flat_of(results)), list(flat_of(expected))
-            made[10], right[10] = made[10].float(), right[10].float()  # log10 is held to no bits
-            assert_same(tuple(made), tuple(right))
+            assert_same(tuple(tree_leaves(results)), tuple(tree_leaves(expected)))
 
 
 def test_codes_of_other_steps_are_refused():
