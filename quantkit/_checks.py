@@ -602,9 +602,11 @@ def measure(
 def measured_steps(x, scale, zero_point):
     """That version 1's steps of x are float32 steps: codes of others are not those that are measured."""
     dtype = x.dtype if x.is_floating_point() else torch.float32
-    for p in (scale, zero_point):  # beside float32 torch promotes to a wider dtype alone
-        if p.dtype == torch.float64 and (p.dim() > 0 or x.dim() == 0):
-            dtype = p.dtype
+    # Beside float32 torch promotes to a wider dtype alone. Integer zero points become scale's first.
+    added = zero_point.dtype if zero_point.is_floating_point() else scale.dtype
+    for p, own in ((scale, scale.dtype), (zero_point, added)):
+        if own == torch.float64 and (p.dim() > 0 or x.dim() == 0):
+            dtype = own
     if dtype != torch.float32:
         raise ValueError(
             f"x: quantize_tensor takes steps in {dtype} with these parameters, but errors are measured "

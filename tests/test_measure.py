@@ -300,9 +300,17 @@ def test_codes_of_other_steps_are_refused():
         assert_same(
             tuple(quantkit.measure(x.to(dtype), p)), tuple(reference.measure(x.to(dtype), p))
         )
-    wide = quantkit.QuantizationParams(torch.rand(4, 1).double(), torch.zeros(4, 1), -128, 127)
-    with pytest.raises(ValueError, match=r"pass compute_dtype=torch\.float32"):
-        quantkit.measure(x, wide)
+    rows, one = torch.rand(4, 1).double(), torch.tensor(0.3).double()
+    for scale, zero_point in ((rows, rows.float()), (rows.float(), rows), (one, rows.int())):
+        wide = quantkit.QuantizationParams(scale, zero_point, -128, 127)
+        assert quantkit.dequantize_tensor(x.to(torch.int8), wide).dtype == torch.float64
+        with pytest.raises(ValueError, match=r"pass compute_dtype=torch\.float32"):
+            quantkit.measure(x, wide)
+    for scale, zero_point in ((one, one), (one, 3), (0.3, 2), (rows.half(), rows.int())):
+        p = quantkit.QuantizationParams(scale, zero_point, -128, 127)
+        x_hat = quantkit.dequantize_tensor(quantkit.quantize_tensor(x, p), p)
+        assert x_hat.dtype == torch.float32
+        assert quantkit.measure(x, p).squared_errors.item() == exact(x, x_hat)[1]
     quantkit.measure(torch.ones(4, 6, dtype=torch.int32), quantkit.get_symmetric_qparams(x))
 
 
