@@ -256,6 +256,7 @@ def write_ninja(ninja, compiler, torch, pybind11_include, library, module):
         "ops/ops.cpp": torch_flags,
         "ops/static.cpp": torch_flags,
         "ops/dynamic.cpp": torch_flags,
+        "ops/measure.cpp": torch_flags,
         "torch/device.cpp": f"{torch_flags} {has_cuda}",
         "torch/tensor.cpp": torch_flags,
         "torch/checks.cpp": torch_flags,

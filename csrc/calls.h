@@ -6,6 +6,7 @@
 #include "numerics/affine.h"
 #include "numerics/formats.h"
 #include "numerics/scales.h"
+#include "numerics/sums.h"
 
 namespace quantkit {
 
@@ -27,11 +28,12 @@ enum class Operation : int32_t {
   convert,                 // x of any real type        y of any floating one
   pack,                    // codes in  bytes out, each with all of its codes
   unpack,                  // bytes in  codes out
+  measure,                 // x, and sums of its errors
   choose                   // x, parameters alone
 };
 
 // What an operation does: the way from x to codes, the way from codes to y, what lies at kQ.
-enum class Beside { nothing, codes, mask, gradient };
+enum class Beside { nothing, codes, mask, gradient, outside };
 struct Route {
   bool there, back;
   Beside beside;
@@ -48,6 +50,7 @@ QK_INLINE constexpr Route route_of(Operation operation) {
     case Operation::fake_quantize_masked: return {true, true, Beside::mask};
     case Operation::fake_quantize_backward: return {true, true, Beside::gradient};
     case Operation::masked_gradient: return {false, false, Beside::mask};
+    case Operation::measure: return {true, true, Beside::outside};
     case Operation::convert:
     case Operation::choose: return {false, false, Beside::nothing};
     case Operation::pack:
@@ -60,7 +63,8 @@ QK_INLINE constexpr Route route_of(Operation operation) {
 [[maybe_unused]] int64_t size_beside(Operation operation, Format format, Type y_type) {
   switch (route_of(operation).beside) {
     case Beside::gradient: return size_of(y_type);
-    case Beside::mask: return 1;
+    case Beside::mask:
+    case Beside::outside: return 1;
     case Beside::codes:
     case Beside::nothing: return size_of(format);
   }
@@ -106,6 +110,13 @@ struct Dynamic {
   Scheme scheme;
 };
 
+// The errors of x by given parameters, added to what was measured of each block before. The layout's
+// kState says which block an element belongs to.
+struct Measure {
+  Elementwise elements;
+  Measured* blocks;
+};
+
 // The states of the parameters [first, first + count): each key in an array of its own.
 struct States {
   void* keys;
@@ -121,6 +132,8 @@ struct KernelTable {
   void (*reduce)(const Dynamic&, int64_t begin, int64_t end, const States&);
   void (*join)(const Dynamic&, const States& to, const States& from);
   void (*finalize)(const Dynamic&, int64_t begin, int64_t end, const States&);
+  // Of elements of one block, in a layout without the others; at most 2^28 of them.
+  void (*measure)(const Elementwise&, int64_t begin, int64_t end, Measured&);
 };
 
 // The CUDA kernels. A call puts its work on a stream of the current device, and returns what went
@@ -130,6 +143,8 @@ struct LaunchTable {
   const char* (*elementwise)(const Elementwise&, void* stream);
   int64_t (*scratch_bytes)(const Dynamic&);
   const char* (*dynamic)(const Dynamic&, void* scratch, void* stream);
+  const char* (*measure)(const Measure&, void* stream);
+  const char* (*finish)(const Measured*, int64_t count, const MeasuredOut&, void* stream);
 };
 
 }  // namespace quantkit

@@ -179,6 +179,13 @@ Layout Layout::parameters() const {
   return kept_of(*this, [](const Dim& dim) { return dim.stride[kScale] != 0; });
 }
 
+Layout Layout::states() const {
+  return kept_of(*this, [](const Dim& dim) { return dim.stride[kState] != 0; });
+}
+Layout Layout::within_state() const {
+  return kept_of(*this, [](const Dim& dim) { return dim.stride[kState] == 0; });
+}
+
 Layout Layout::without_repeats() const {
   return kept_of(*this,
                  [](const Dim& dim) { return dim.stride[kX] != 0 || dim.stride[kScale] != 0; });

@@ -12,7 +12,8 @@
 namespace quantkit {
 
 // What has a stride: x, what comes in or goes out beside it (codes, a gradient, a mask), y, the
-// parameters, and the states of a reduction, one for each parameter.
+// parameters, and the states of a reduction: one for each parameter, or for each block that is
+// measured.
 enum Operand : int { kX, kQ, kY, kScale, kZeroPoint, kState, kOperands };
 
 constexpr int kMaxDims = 64;
@@ -68,6 +69,9 @@ struct Layout {
 
   // Only the dimensions that step from parameter to parameter.
   Layout parameters() const;
+  // Only those that step from state to state, or only the others.
+  Layout states() const;
+  Layout within_state() const;
   // Without those along which x repeats itself under one parameter: extremes do not change.
   Layout without_repeats() const;
   // Only [begin, end) of a dimension.

@@ -25,13 +25,6 @@ def bits(x, q, p):
     return 8 * sum(t.nbytes for t in tensors) / x.numel()
 
 
-def sqnr(x, x_hat):
-    """Signal to quantization noise in dB."""
-    signal = x.double()
-    noise = signal - x_hat.double()
-    return 10 * torch.log10(signal.square().sum() / noise.square().sum()).item()
-
-
 if __name__ == "__main__":
     file, name = sys.argv[1:] or (distribution(MODEL).locate_file(FILE), NAME)
     with safe_open(file, "pt") as opened:
@@ -41,9 +34,8 @@ if __name__ == "__main__":
     print("|---|---|---|---|---|")
     for scheme in quantkit.SCHEMES:
         q, p = quantkit.quantize(weight, scheme)
-        weight_hat = quantkit.dequantize(q, p)
         codes = str(p.dtype).removeprefix("torch.").removesuffix("_x2")
         print(
             f"| `{scheme}` | {codes} | `{tuple(p.scale.shape)}` | {bits(weight, q, p):.2f} | "
-            f"{sqnr(weight, weight_hat):.1f} |"
+            f"{quantkit.measure(weight, p).sqnr_db:.1f} |"
         )

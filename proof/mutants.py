@@ -39,6 +39,8 @@ GENERATED = ("tests/test_generated.py",)
 FORMATTED = ("tests/test_format_kernels.py",)
 FORMATTED_OUT = OUT
 EMULATED_FORMATS = ("tests/test_format_kernels.py", "-k", "cuda_emu")
+MEASURES = ("tests/test_measure.py",)
+EMULATED_MEASURES = ("tests/test_measure.py", "-k", "cuda_emu")
 PROCESSES = ("tests/test_processes.py", "-k", "child")
 
 
@@ -78,18 +80,23 @@ AFFINE = "csrc/numerics/affine.h"
 QUOTIENTS = "csrc/numerics/division.h"
 REDUCTIONS = "csrc/numerics/reductions.h"
 SCALES = "csrc/numerics/scales.h"
+SUMS = "csrc/numerics/sums.h"
 LAYOUT = "csrc/layout.cpp"
 MEMORY = "csrc/cuda/memory.cuh"
 ELEMENTWISE = "csrc/cuda/elementwise.cuh"
 DYNAMIC = "csrc/cuda/dynamic.cuh"
+MEASURE = "csrc/cuda/measure.cuh"
 RUN = "csrc/cuda/run.cuh"
 ROWS = "csrc/cpu/rows.h"
 CHUNKS = "csrc/cpu/chunks.h"
 LOOPS = "csrc/cpu/kernels.h"
+SQUARES = "csrc/cpu/errors.h"
+PRODUCTS = "csrc/cpu/products.h"
 PARALLEL = "csrc/cpu/parallel.cpp"
 OPS = "csrc/ops/ops.h"
 TYPES = "csrc/ops/ops.cpp"
 STATIC = "csrc/ops/static.cpp"
+GIVEN = "csrc/ops/given.h"
 CHOOSERS = "csrc/ops/dynamic.cpp"
 CHECKS = "csrc/torch/checks.cpp"
 TENSOR = "csrc/torch/tensor.cpp"
@@ -307,12 +314,12 @@ MUTANTS = (
     Mutant("the block of a scale for a zero point alone", LAYOUT, "for (int o = 0; o < kOperands; ++o) {\n    const int64_t block",
            "for (int o = 0; o < kZeroPoint; ++o) {\n    const int64_t block", kernels("mix_of_dtypes")),
     Mutant("parameters without dimensions, x without too", TYPES, "return dim > 0 && parameter_dim == 0 ? t", "return parameter_dim == 0 ? t", kernels("scalar_tensors")),
-    Mutant("integer zero points in half precision", STATIC, "return float32 || (wide && scale.half()) ? Type::f32 : scale.kind();",
+    Mutant("integer zero points in half precision", GIVEN, "return float32 || (wide && scale.half()) ? Type::f32 : scale.kind();",
            "return float32 ? Type::f32 : scale.kind();", kernels("mix_of_dtypes")),
     Mutant("a range just below half precision", OPS, "q_min < -128 || q_max > 255", "q_min < -129 || q_max > 255", kernels("limits_at")),
     Mutant("a range just above half precision", OPS, "q_min < -128 || q_max > 255", "q_min < -128 || q_max > 256", kernels("limits_at")),
-    Mutant("x's strides for the gradient", STATIC, "Axes axes = axes_of(data, beside, y);",
-           "Axes axes = axes_of(data, e.q_in != nullptr ? nullptr : beside, y);", GENERATED),
+    Mutant("x's strides for the gradient", GIVEN, "axes_of(data, beside, y)",
+           "axes_of(data, e.q_in != nullptr ? nullptr : beside, y)", GENERATED),
     Mutant("a contiguous step for strided parameters", LAYOUT, "a.stride[operand] = strides[own];",
            "a.stride[operand] = own + 1 < own_dim ? own_sizes[own_dim - 1] : 1;", kernels("strided_and_expanded")),
     Mutant("empty tensors quantized", STATIC, "    if (outs[0].numel == 0) return;\n",
@@ -462,8 +469,8 @@ MUTANTS = (
     Mutant("packed codes unpacked from between others", TYPES, "const bool apart = q.strides[q.dim - 1] != 1 && q.sizes[q.dim - 1] > 1;",
            "const bool apart = false;", FORMATTED),
     # float32 steps.
-    Mutant("steps of x's dtype where float32 ones are asked for", STATIC, "    if (float32) e.steps = {", "    if (false) e.steps = {", FORMATTED),
-    Mutant("integer zero points in half precision, float32 steps", STATIC, "return float32 || (wide && scale.half())",
+    Mutant("steps of x's dtype where float32 ones are asked for", GIVEN, "    if (float32) e.steps = {", "    if (false) e.steps = {", FORMATTED),
+    Mutant("integer zero points in half precision, float32 steps", GIVEN, "return float32 || (wide && scale.half())",
            "return (wide && scale.half())", FORMATTED),
     Mutant("CPU: quotients not rounded first", LOOPS, "      if (e.steps.round_first) return loops_for<whole, E, Q>(e);\n", "", FORMATTED),
     Mutant("half away from zero, rounded first", AFFINE, "return small ? (v + kShifter<float>)-kShifter<float> : v;",
@@ -525,6 +532,24 @@ MUTANTS = (
     Mutant("no check of output_dtype", CHECKS, "for (const Type type : {Type::f16, Type::bf16, Type::f32})", "for (const Type type : {Type::f16, Type::bf16, Type::f32, Type::f64})", ERRORS),
     Mutant("no check that scale has a size for each block", CHECKS, "if (!std::equal(scale.sizes, scale.sizes + scale.dim, counts.begin(), counts.end()))",
            "if (false)", ERRORS),
+    Mutant("a carry lost", SUMS, "    rest >>= 32;", "    rest = 0;", MEASURES),
+    Mutant("a sum rounded without what is below", SUMS, "bits | (rest != 0 ? 1 : 0)", "bits", MEASURES),
+    Mutant("the greatest error of the last part", SUMS,
+           "to.max_error = to.max_error > from.max_error ? to.max_error : from.max_error;",
+           "to.max_error = from.max_error;", MEASURES),
+    Mutant("a window of nine binades", SQUARES, "bottom{top.field - kBinades}", "bottom{top.field - kBinades - 1}",
+           MEASURES),
+    Mutant("the few below two windows lost", SQUARES, "    if (below == 0) return;", "    return;", MEASURES),
+    Mutant("what is left out is not counted", SQUARES, "    left_out += keep + 1;\n", "", MEASURES),
+    Mutant("upper halves of every other square lost", PRODUCTS, "W::add(W::upper(even), W::upper(odd))",
+           "W::upper(even)", MEASURES),
+    Mutant("parts joined without carries", "quantkit/sums.py", "rounded(carried(limbs))", "rounded(limbs)", MEASURES),
+    Mutant("missing barrier before the sums", MEASURE, "  __syncthreads();\n  Measured* const m",
+           "  Measured* const m", EMULATED_MEASURES),
+    Mutant("the lower window of a thread taken for the upper", MEASURE, "2 * kBinades * (window - k)",
+           "2 * kBinades * window", EMULATED_MEASURES),
+    Mutant("upper halves of a thread's squares lost", MEASURE, "    high[k] += whole * whole >> 32;\n", "",
+           EMULATED_MEASURES),
 )  # fmt: skip
 
 

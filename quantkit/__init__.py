@@ -13,15 +13,19 @@ from .ops import (
     fake_quantize,
     get_asymmetric_qparams,
     get_symmetric_qparams,
+    measure,
+    measure_limbs,
     quantize,
     quantize_dequant,
     quantize_tensor,
 )
 from .params import QuantizationParams
 from .schemes import SCHEMES
+from .sums import Measured, join_measures
 
 __all__ = [
     "SCHEMES",
+    "Measured",
     "QuantizationParams",
     "aminmax",
     "backend",
@@ -32,6 +36,9 @@ __all__ = [
     "fake_quantize",
     "get_asymmetric_qparams",
     "get_symmetric_qparams",
+    "join_measures",
+    "measure",
+    "measure_limbs",
     "quantize",
     "quantize_dequant",
     "quantize_tensor",

@@ -170,7 +170,7 @@ def _are_ints(values: Any) -> bool:
     )
 
 
-def block_sizes(block_size: Any) -> Any:
+def block_sizes(block_size: Any, name: str = "block_size") -> Any:
     """A list or tuple of ints, or None."""
     if block_size is None or _are_ints(block_size):
         return block_size
@@ -178,7 +178,7 @@ def block_sizes(block_size: Any) -> Any:
         block_size = list(map(number, block_size))
         if _are_ints(block_size):
             return block_size
-    raise wrong(TypeError, "block_size", "a list of ints or None", shown_sizes(block_size))
+    raise wrong(TypeError, name, "a list of ints or None", shown_sizes(block_size))
 
 
 # ---- arguments together -------------------------------------------------------------------------------
@@ -404,15 +404,16 @@ def block_parameter(
 
 
 def blocks(
-    block_size: Sequence[int], shape: Sequence[int], x_name: str = "x", short: bool = False
-) -> None:
+    block_size: Sequence[int], shape: Sequence[int], x_name: str = "x", short: bool = False,
+    name: str = "block_size",
+) -> None:  # fmt: skip
     if len(block_size) != len(shape):
         sizes = f"{len(shape)} sizes, one per dimension of {x_name} of shape {tuple(shape)}"
-        raise wrong(ValueError, "block_size", sizes, shown_sizes(block_size))
+        raise wrong(ValueError, name, sizes, shown_sizes(block_size))
     for dim, (b, n) in enumerate(zip(block_size, shape, strict=True)):
         if _surely(b == 0) or _surely(b < -1) or (isinstance(b, int) and b >= 2**63):
             sizes = "sizes of at least 1, or -1 for a whole dimension"
-            raise wrong(ValueError, "block_size", sizes, shown_sizes(block_size))
+            raise wrong(ValueError, name, sizes, shown_sizes(block_size))
         if not short and b != -1 and _surely(n % b != 0):
             raise ValueError(
                 f"block_size: {shown(b)} does not divide {n}, the size of dimension {dim} of {x_name}; "
@@ -595,6 +596,48 @@ def fake_quantize_format(
 def quantize_format(x, scale, zero_point, q_min, q_max, format, **options):
     fake_quantize_format(x, scale, zero_point, q_min, q_max, format, **options)
     packable(x, format_named(format))
+
+
+def measure(
+    x, scale, zero_point, q_min, q_max, format, *, block_size=None, global_scale=None,
+    round_first=False, over=None,
+):  # fmt: skip
+    fake_quantize_format(
+        x, scale, zero_point, q_min, q_max, format, block_size=block_size,
+        global_scale=global_scale, round_first=round_first,
+    )  # fmt: skip
+    if over is not None:
+        blocks(over, x.shape, short=True, name="over")
+
+
+def measured_steps(x, scale, zero_point):
+    """That version 1's steps of x are float32 steps: codes of others are not those that are measured."""
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    # Beside float32 torch promotes to a wider dtype alone. Integer zero points become scale's first.
+    added = zero_point.dtype if zero_point.is_floating_point() else scale.dtype
+    for p, own in ((scale, scale.dtype), (zero_point, added)):
+        if own == torch.float64 and (p.dim() > 0 or x.dim() == 0):
+            dtype = own
+    if dtype != torch.float32:
+        raise ValueError(
+            f"x: quantize_tensor takes steps in {dtype} with these parameters, but errors are measured "
+            "of float32 steps; pass compute_dtype=torch.float32 where the parameters are chosen"
+        )
+
+
+def join_measures(limbs, max_error, counts, digits):
+    for name, t, dtype in (
+        ("limbs", limbs, torch.int64),
+        ("max_error", max_error, torch.float32),
+        ("counts", counts, torch.int64),
+    ):
+        tensor(name, t, ((dtype,), str(dtype)))
+    if tuple(limbs.shape[-2:]) != (2, digits):
+        raise wrong(ValueError, "limbs", f"shape (..., 2, {digits})", tuple(limbs.shape))
+    for name, t, rest in (("max_error", max_error, ()), ("counts", counts, (2,))):
+        expected = (*limbs.shape[:-2], *rest)
+        if tuple(t.shape) != expected:
+            raise wrong(ValueError, name, f"shape {expected}", tuple(t.shape))
 
 
 def output_of(output_dtype):

@@ -87,6 +87,17 @@ def register_pytree_node(*args: Any, **names: Any) -> None:
     register(*args, **names)
 
 
+def register_namedtuple(kind: type[Any], name: str) -> None:
+    """For torch.export.save; without it that refuses programs that return one."""
+    try:
+        from torch.utils import _pytree
+
+        register = _pytree._register_namedtuple
+    except (ImportError, AttributeError):
+        return
+    register(kind, serialized_type_name=name)
+
+
 def pytree_key(name: str) -> Any:
     from torch.utils import _pytree
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import _checks, _torch, reference
+from . import _checks, _torch, reference, sums
 from .formats import OF_NAME, Format
 
 _Function = Callable[..., Any]
@@ -108,6 +108,22 @@ def _format_codes_numbers_and_parameters(x, *choice, output_dtype=None, **option
     return q, x_hat, scale, zero_point
 
 
+def _limbs(x, *_, over=None, **__):
+    shape = reference.parameter_shape(x.shape, over)
+    limbs = x.new_empty((*shape, 2, sums.DIGITS), dtype=torch.int64)
+    return limbs, *_measured_beside(x, shape)
+
+
+def _measured(x, *_, over=None, **__):
+    shape = reference.parameter_shape(x.shape, over)
+    squares, errors = (x.new_empty(shape, dtype=torch.float64) for _ in range(2))
+    return squares, errors, *_measured_beside(x, shape)
+
+
+def _measured_beside(x, shape):
+    return x.new_empty(shape, dtype=torch.float32), x.new_empty((*shape, 2), dtype=torch.int64)
+
+
 # ---- the table --------------------------------------------------------------------------------------
 
 
@@ -139,6 +155,10 @@ _FORMAT_DYNAMIC = f"{_FORMAT_CHOOSE}, {_ROUNDED}"
 _FORMAT_GIVEN = (
     "Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, "
     f"{_SCALED}, {_ROUNDED}"
+)
+_MEASURED = (
+    "Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, "
+    f"{_SCALED}, bool round_first=False, SymInt[]? over=None"
 )
 _FORMAT_FAKE = Operator(_FORMAT_GIVEN, ("out",),
     reference.fake_quantize_format_op, _checks.fake_quantize_format, _numbers)  # fmt: skip
@@ -173,6 +193,10 @@ OPERATORS = {
         reference.aminmax_op, _checks.aminmax, _extremes),
     "fake_quantize": _FAKE,
     "fake_quantize.format": _FORMAT_FAKE,
+    "measure": Operator(_MEASURED, ("squares", "squared_errors", "max_error", "counts"),
+        reference.measure_op, _checks.measure, _measured),
+    "measure_limbs": Operator(_MEASURED, ("limbs", "max_error", "counts"),
+        reference.measure_limbs_op, _checks.measure, _limbs),
     # The same without a gradient (an Autograd kernel costs every call), with its mask, and the gradient.
     "_fake_quantize": _FAKE,
     "_fake_quantize.format": _FORMAT_FAKE,

@@ -12,6 +12,7 @@ from . import _checks
 from .formats import WIDEST, Format
 from .params import QuantizationParams, as_tensor, choice, granularity, is_version_1, kept, unpack
 from .schemes import global_limit, keywords_of
+from .sums import Measured
 
 
 @dataclass
@@ -34,6 +35,8 @@ class SingleOperators:
     """The same of operators that have one overload."""
 
     aminmax: Callable[..., Any]
+    measure: Callable[..., Any]
+    measure_limbs: Callable[..., Any]
 
 
 # Operators, from _load, which registers them; quantkit.reference has its own.
@@ -485,6 +488,61 @@ def dequantize(
 ) -> torch.Tensor:
     """Return what codes stand for: :func:`dequantize_tensor` by a shorter name."""
     return dequantize_tensor(q, qparams, output_dtype=output_dtype)
+
+
+def measure(
+    x: torch.Tensor, qparams: QuantizationParams, *, over: Sequence[int] | None = None
+) -> Measured:
+    """Measure the error of quantizing x: exact sums, the same bits on every machine.
+
+    With ``x_hat = dequantize_tensor(quantize_tensor(x, qparams), qparams)``, in float32, it sums x² and
+    (x_hat - x)² without rounding and rounds each sum once. No tensor of codes or of x_hat is made.
+
+    Args:
+        x: a dense tensor of any real dtype and any strides.
+        qparams: as for :func:`quantize_tensor`, with float32 steps. Where it takes others, for float16,
+            bfloat16 or float64, pass ``compute_dtype=torch.float32`` to what chooses the parameters.
+        over: what is measured together, in the form of ``block_size``; None is the whole of x. It is
+            meant for few blocks, such as a tensor's channels.
+
+    Returns:
+        Measured, each attribute 0-dim or with an element for each block of over: zeros of no elements.
+        ``sqnr_db`` is its signal-to-quantization-noise ratio. There is no gradient.
+
+    Raises:
+        The errors of :func:`quantize_tensor`, and ValueError where it takes other than float32 steps.
+    """
+    *sums, counts = _measured(single_operators.measure, x, qparams, over)
+    return Measured(*sums, *counts.unbind(-1))
+
+
+def measure_limbs(
+    x: torch.Tensor, qparams: QuantizationParams, *, over: Sequence[int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Measure a part of a tensor: ``(limbs, max_error, counts)``, which :func:`join_measures` takes.
+
+    Add the limbs and the counts of the parts, and take the maximum of max_error: batches, tiles and
+    shards give the bits of the whole.
+
+    Args, raises: as :func:`measure`.
+
+    Returns:
+        limbs: int64 of shape (..., 2, 19): the sums of x² and of squared errors, times 2^298, in digits
+            of 32 bits, the lowest first.
+        max_error: float32 of shape (...,).
+        counts: int64 of shape (..., 2): elements outside the limits, and those left out.
+    """
+    return _measured(single_operators.measure_limbs, x, qparams, over)
+
+
+def _measured(operator: Callable[..., Any], x: Any, qparams: Any, over: Any) -> Any:
+    scale, zero_point, q_min, q_max, f, options = unpack("x", x, qparams)
+    if options is None:
+        _checks.parameters("x", x, scale, zero_point)
+        _checks.measured_steps(x, scale, zero_point)
+        options = {}
+    over = _checks.block_sizes(over, "over")
+    return operator(x, scale, zero_point, q_min, q_max, f.name, **options, over=over)
 
 
 def _parameters(

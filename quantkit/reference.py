@@ -8,14 +8,15 @@ their ``.format`` overloads, then operators that have one overload, then the pub
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 
-from . import _autograd, _checks, ops, schemes
-from .formats import HALF_DTYPES, OF_NAME, OF_NUMBER, WIDEST, Float, rounded, scale_numbers
+from . import _autograd, _checks, ops, schemes, sums
+from .formats import HALF_DTYPES, OF_NAME, OF_NUMBER, WIDEST, Float, Format, rounded, scale_numbers
 from .params import QuantizationParams
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "fake_quantize",
     "get_asymmetric_qparams",
     "get_symmetric_qparams",
+    "measure",
+    "measure_limbs",
     "quantize",
     "quantize_dequant",
     "quantize_tensor",
@@ -281,6 +284,14 @@ class Float32Steps:
         v = numbers if self.zero_point is None else numbers - self.zero_point
         return v * self.scale
 
+    def there_and_back(
+        self, x: _Tensor, f: Format, q_min: int, q_max: int, round_first: bool
+    ) -> tuple[_Tensor, _Tensor, _Tensor]:
+        """What becomes a code, whether it is within the limits, and what the code stands for."""
+        v = self.there(x, round_first)
+        inside = (v >= q_min) & (v <= q_max) if round_first else f.is_inside(v, q_min, q_max)
+        return v, inside, self.back(f.decode(f.encode(v, q_min, q_max)))
+
 
 def choose_qparams_format_op(
     x: _Tensor, block_size: _Blocks, q_min: int, q_max: int, eps: float, symmetric: bool,
@@ -387,16 +398,13 @@ def fake_quantize_masked_format_op(
         x, scale, zero_point, q_min, q_max, format, block_size=block_size,
         global_scale=global_scale, seed=seed, index=index, round_first=round_first,
     )  # fmt: skip
-    f = OF_NAME[format]
     steps = Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
-    v = steps.there(x, round_first)
-    mask = (v >= q_min) & (v <= q_max) if round_first else f.is_inside(v, q_min, q_max)
-    x_hat = steps.back(f.decode(f.encode(v, q_min, q_max)))
+    _, inside, x_hat = steps.there_and_back(x, OF_NAME[format], q_min, q_max, round_first)
     dtype = x.dtype if x.is_floating_point() else torch.float32
-    return _like(x, x_hat.to(dtype)), _like(x, mask)
+    return _like(x, x_hat.to(dtype)), _like(x, inside)
 
 
-# ---- operators of one overload ----------------------------------------------------------------------
+# ---- extremes ---------------------------------------------------------------------------------------
 
 _MOST = 2**63 - 1
 
@@ -434,6 +442,53 @@ def aminmax_op(x: _Tensor, block_size: _Blocks) -> tuple[_Tensor, _Tensor]:
     return low.contiguous(), high.contiguous()
 
 
+# ---- sums of errors ---------------------------------------------------------------------------------
+
+
+def measure_op(x: _Tensor, *args: Any, **options: Any) -> tuple[_Tensor, _Tensor, _Tensor, _Tensor]:
+    """measure_limbs, with the sums rounded: (squares, squared_errors, max_error, counts)."""
+    limbs, max_error, counts = measure_limbs_op(x, *args, **options)
+    flat = limbs.reshape(-1, 2, sums.DIGITS)  # torch ends at 64 dimensions: x may have as many
+    both = (t.clone(memory_format=torch.contiguous_format) for t in sums.rounded(flat).unbind(-1))
+    squares, errors = (t.reshape(max_error.shape) for t in both)
+    return squares, errors, max_error, counts
+
+
+def measure_limbs_op(
+    x: _Tensor, scale: _Tensor, zero_point: _Tensor | None, q_min: int, q_max: int, format: str, *,
+    block_size: _Blocks = None, global_scale: _Tensor | None = None, round_first: bool = False,
+    over: _Blocks = None,
+) -> tuple[_Tensor, _Tensor, _Tensor]:  # fmt: skip
+    """Sums of x² and of (x_hat - x)² over blocks in digits, the greatest error, and counts."""
+    _checks.measure(
+        x, scale, zero_point, q_min, q_max, format, block_size=block_size,
+        global_scale=global_scale, round_first=round_first, over=over,
+    )  # fmt: skip
+    steps = Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
+    v, inside, x_hat = steps.there_and_back(x, OF_NAME[format], q_min, q_max, round_first)
+    x = x.detach().to(torch.float32)
+    error = x_hat - x
+    finite = torch.isfinite(error)
+
+    shape = parameter_shape(x.shape, over)
+    blocks = math.prod(shape)
+    block = torch.arange(blocks, device=x.device).reshape(shape)
+    block = expand(block, x.shape, over).expand(x.shape).flatten()
+
+    def counted(which: _Tensor) -> _Tensor:
+        zeros = block.new_zeros(blocks)
+        return zeros.index_add_(0, block, which.flatten().to(torch.int64)).reshape(shape)
+
+    kept = [torch.where(finite, t, 0).flatten() for t in (x, error)]
+    limbs = torch.stack([sums.of_squares(t, block, blocks) for t in kept], 1)
+    max_error = x.new_zeros(blocks).scatter_reduce_(0, block, kept[1].abs(), "amax")
+    outside = counted(~inside & ~torch.isnan(v))
+    return (
+        limbs.reshape(*shape, 2, sums.DIGITS), max_error.reshape(shape),
+        torch.stack([outside, counted(~finite)], -1),
+    )  # fmt: skip
+
+
 # ---- the public functions: those of quantkit/ops.py over the operators above ------------------------
 
 _OPERATORS = ops.Operators(
@@ -456,7 +511,9 @@ _FORMAT_OPERATORS = ops.Operators(
         fake_quantize_format_op, fake_quantize_masked_format_op, masked_gradient_op
     ),
 )
-_SINGLE_OPERATORS = ops.SingleOperators(aminmax=aminmax_op)
+_SINGLE_OPERATORS = ops.SingleOperators(
+    aminmax=aminmax_op, measure=measure_op, measure_limbs=measure_limbs_op
+)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # What the functions find here in place of torch.ops.quantkit's operators.
 _NAMES: dict[str, Any] = {
@@ -483,5 +540,7 @@ quantize_dequant = _over_reference(ops.quantize_dequant)
 dynamic_quantize = _over_reference(ops.dynamic_quantize)
 fake_quantize = _over_reference(ops.fake_quantize)
 aminmax = _over_reference(ops.aminmax)
+measure = _over_reference(ops.measure)
+measure_limbs = _over_reference(ops.measure_limbs)
 quantize = _over_reference(ops.quantize)
 dequantize = _over_reference(ops.dequantize)

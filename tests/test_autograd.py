@@ -29,7 +29,7 @@ def direct(x, p):
 NAMES = (
     "quantize", "dequantize", "fake_quantize", "_fake_quantize_masked", "_masked_gradient",
     "_fake_quantize_backward", "choose_qparams", "dynamic_quantize", "quantize_dequantize",
-    "aminmax",
+    "aminmax", "measure", "measure_limbs",
 )  # fmt: skip
 
 
@@ -40,6 +40,9 @@ def outs_of(name, x):
     choice = (x.detach(), None, -128, 127, 1e-8, True)
     parameter = {k: torch.zeros((), dtype=x.dtype) for k in ("scale", "zero_point")}
     given = (x.detach(), p.scale, p.zero_point, *LIMITS)
+    rest = {"max_error": torch.zeros(()), "counts": torch.zeros(2, dtype=torch.int64)}
+    sums = (torch.zeros((), dtype=torch.float64) for _ in range(2))
+    measured = dict(zip(("squares", "squared_errors"), sums, strict=True)) | rest
     return {
         "quantize": ((*given, torch.int8), {"out": q}),
         "dequantize": ((q + 1, p.scale, p.zero_point), {"out": torch.zeros_like(x)}),
@@ -48,6 +51,11 @@ def outs_of(name, x):
         "_masked_gradient": ((x.detach(), x > 0), {"out": torch.zeros_like(x)}),
         "_fake_quantize_backward": ((x.detach(), *given), {"out": torch.zeros_like(x)}),
         "choose_qparams": (choice, parameter),
+        "measure": ((*given, "int8"), measured),
+        "measure_limbs": (
+            (*given, "int8"),
+            {"limbs": torch.zeros(2, 19, dtype=torch.int64)} | rest,
+        ),
         "aminmax": (choice[:2], {k: torch.zeros((), dtype=x.dtype) for k in ("min", "max")}),
         "dynamic_quantize": ((*choice, torch.int8), {"q": q} | parameter),
         "quantize_dequantize": (
@@ -360,7 +368,7 @@ def test_out_counts_as_written(name):
             getattr(ops, name).out(*args, **outs)
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 product.sum().backward()
-            view = torch.zeros(2, *saved.shape)[0]
+            view = torch.zeros(2, *saved.shape, dtype=saved.dtype)[0]
             product = leaf * view._base[0]
             getattr(ops, name).out(*args, **outs | {k: view})
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import ab, builds, cells, compare, report, rivals
+from benchmarks import ab, builds, cells, compare, measures, report, rivals
 from benchmarks.cases import Case, Job, differing
 
 TINY = ["--quick", "--shapes", "8x32", "--rivals", "eager,torch,decomposed,copy,clone"]
@@ -336,6 +336,25 @@ def test_sources_are_written_where_they_differ(tmp_path):
     assert (tmp_path / "README.md").read_bytes() == b"other"
     assert not (tmp_path / "csrc" / "stale.h").exists()
     assert (tmp_path / "quantkit" / "libquantkit.so").exists()
+
+
+# ---- sums of errors ---------------------------------------------------------------------------------
+
+
+def test_measures_stand_beside_a_read_and_float64_sums(tmp_path, capsys):
+    tiny = ["--shapes", "8x32", "--seconds", "0", "--schemes", "int8_channel,mxfp4"]
+    assert measures.main([*tiny, "--json", str(tmp_path / "run.json")]) == 0
+    found = json.loads((tmp_path / "run.json").read_text())["cells"]
+    assert len(found) == 8 and {c["threads"] for c in found} == {1, 2}
+    for cell in found:
+        assert list(cell["contestants"]) == [
+            measures.READ, measures.OURS, measures.EAGER, measures.COMPILED
+        ]  # fmt: skip
+    assert "of a read" in capsys.readouterr().out
+    job = measures.Job("int8_channel", (8, 32), torch.float32)
+    ours = measures.calls_of(job)[measures.OURS]()
+    for a, b in zip(ours, measures.sums(job.x, job.x_hat), strict=False):
+        assert a.item() == pytest.approx(b.item())
 
 
 # ---- the pages that quote a run ---------------------------------------------------------------------

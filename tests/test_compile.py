@@ -33,7 +33,10 @@ def everything(x):
     p4 = quantkit.get_asymmetric_qparams(x, include_zero=True)
     y = quantkit.dequantize_tensor(quantkit.quantize_tensor(x, p3), p4)
     results = q, x_hat, p.scale, p.zero_point, q2, p2.scale, p2.zero_point, y
-    return *results, *quantkit.aminmax(x, block_size=[-1, 3]), quantkit.fake_quantize(x, p)
+    results += (*quantkit.aminmax(x, block_size=[-1, 3]), quantkit.fake_quantize(x, p))
+    wide = quantkit.get_symmetric_qparams(x, True, compute_dtype=torch.float32)
+    limbs = quantkit.measure_limbs(x, wide, over=[1, -1])
+    return *results, *quantkit.measure(x, wide), *quantkit.join_measures(*limbs)
 
 
 class Everything(torch.nn.Module):

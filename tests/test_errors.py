@@ -394,6 +394,14 @@ OPERATOR_CALLS = [
     *((RuntimeError, lambda v=v: ops.aminmax(*v), lambda v=v: reference.aminmax_op(*v))
       for v in ((X, [1]), (X, [1, 2, 3]), (X, [0, 1]), (X, [1, -2]), (X[:0], None), (X[:0], [-1, 1]),
                 (X.to(torch.complex64), None))),
+    *((RuntimeError, lambda n=n, a=a, o=o: getattr(ops, n)(*a, **o),
+       lambda n=n, a=a, o=o: getattr(reference, f"{n}_op")(*a, **o))
+      for n in ("measure", "measure_limbs") for a, o in (
+          *(((X, P.scale, None, -8, 7, "int4"), {"over": v}) for v in ([1], [], [0, 1], [1, -2])),
+          ((X, P.scale, None, -8, 8, "int4"), {}), ((X, P.scale, ONE, -6, 6, "float4_e2m1fn"), {}),
+          ((X, P.scale, None, -8, 7, "int4"), {"block_size": [2, 2]}),
+          ((X, P.scale, None, -6, 6, "float4_e2m1fn"), {"round_first": True}),
+          ((X.to(torch.complex64), P.scale, None, -8, 7, "int4"), {}))),
     *((RuntimeError, lambda v=v: ops.quantize.format(X, P.scale, None, -8, 7, v),
        lambda v=v: reference.quantize_format_op(X, P.scale, None, -8, 7, v))
       for v in ("int9", "int4\0", "a\tb\\\n\r\x7f", "", "é" * 99, "aé" * 99,

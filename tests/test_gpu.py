@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from lib.cases import CODES, FLOATS, LAYOUTS, STRIDES, assert_same, given, values
+from lib.cases import CODES, FLOATS, LAYOUTS, STRIDES, assert_same, given, invoke, values
 
 import quantkit
 from quantkit import reference
@@ -46,10 +46,10 @@ def on_cpu(t):
 def check(name, *args):
     """The operator on the GPU, the reference on the CPU, and the reference on the GPU."""
     function = getattr(reference, f"{name.removeprefix('_')}_op")
-    right = function(*args)
+    right = invoke(function, args)
     far = [on_gpu(a) for a in args]
-    assert_same(on_cpu(getattr(ops, name)(*far)), right)
-    assert_same(on_cpu(function(*far)), right)
+    assert_same(on_cpu(invoke(getattr(ops, name), far)), right)
+    assert_same(on_cpu(invoke(function, far)), right)
     return right
 
 
@@ -62,6 +62,10 @@ def check_all(x, blocks, code, seed):
     check("_fake_quantize_backward", x.neg(), x, scale, zero_point, low, high)
     symmetric = seed % 2 == 0
     check("choose_qparams", x, blocks, low, high, 1e-8, symmetric)
+    measured = x, scale, zero_point, low, high, str(code).removeprefix("torch.")
+    for over in (None, [1, *[-1] * (x.dim() - 1)], [-1] * (x.dim() - 1) + [1]):
+        check("measure", *measured, {"over": over})
+    check("measure_limbs", *measured, {"over": [200] * x.dim()})
     check("aminmax", x, blocks)
     check("aminmax", q, None if blocks is None else [3] * x.dim())
     check("dynamic_quantize", x, blocks, low, high, 1e-8, symmetric, code)

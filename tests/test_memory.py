@@ -22,6 +22,7 @@ calls = {
     "per row": lambda x: ops.quantize_dequantize(x, [1, -1], *chosen),
     "per column": lambda x: ops.dynamic_quantize(x, [-1, 1], *chosen),
     "fake_quantize": lambda x: (ops.fake_quantize(x, scale, zero_point, *limits),),
+    "measure": lambda x: ops.measure(x, scale, zero_point, *limits, "int8", over=[1, -1]),
 }
 
 def status(field):
@@ -51,7 +52,7 @@ def test_peak_memory_is_the_outputs(torch_process):
     done = torch_process.run(PROGRAM, ROOT)
     assert done.returncode == 0, done.stderr
     measured = done.stdout.splitlines()
-    assert len(measured) == 12
+    assert len(measured) == 15
     for line in measured:
         # Somewhat below 0 where a call reuses what another one freed.
         assert -(1 << 20) < int(line.split()[0]) < 8 << 20, line

@@ -33,6 +33,8 @@ CALLS = {
     "choose_qparams.format": (X, [4, 3], -8, 7, 1e-8, False, "int4", {}),
     "dynamic_quantize.format": (X, [1, 3], 0, 65535, 1e-8, False, "uint16", {}),
     "quantize_dequantize.format": (X, [4, 3], -8, 7, 1e-8, True, "int4", {}),
+    "measure": (X, SCALE, ZERO, -8, 7, "int4", {"over": [4, 3]}),
+    "measure_limbs": (X, SCALE, None, -6, 6, "float4_e2m1fn", {"over": [1, -1]}),
 }
 
 
@@ -252,6 +254,8 @@ def test_results_of_x_that_repeats_itself(repeated):
             "_masked_gradient": (x, x > 0),
             "choose_qparams": choose,
             "aminmax": choose[:2],
+            "measure": (*args, "int8", {"over": blocks}),
+            "measure_limbs": (*args, "int8", {"over": [3, 1, 40]}),
             "dynamic_quantize": (*choose, torch.int8),
             "quantize_dequantize": (*choose, torch.int8),
         }.items():

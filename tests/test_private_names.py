@@ -22,6 +22,7 @@ NAMES = [
     ("torch._subclasses", "FakeTensor"),
     ("torch.utils", "_pytree"),
     ("torch.utils._pytree", "register_pytree_node"),
+    ("torch.utils._pytree", "_register_namedtuple"),
     ("torch.utils._pytree", "GetAttrKey"),
 ]
 # One process imports torch, and a child forked from it runs each case.

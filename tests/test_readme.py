@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import quantkit
-from benchmarks.real_weights import sqnr_db
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -23,7 +22,10 @@ def test_code_runs_and_gives_the_reference_bits_and_the_quoted_sqnr():
     expected = quantkit.reference.quantize_tensor(names["w"], names["qparams"])
     assert torch.equal(names["q"], expected)
     for name, quoted in re.findall(r"_, (\w+), _ = .*# SQNR ([\d.]+) dB", block):
-        assert sqnr_db(names["x"], names[name]) == pytest.approx(float(quoted), abs=1), name
+        p = quantkit.get_asymmetric_qparams(names["x"], include_zero=name == "zero")
+        assert torch.equal(names[name], quantkit.fake_quantize(names["x"], p))
+        sqnr = quantkit.measure(names["x"], p).sqnr_db.item()
+        assert sqnr == pytest.approx(float(quoted), abs=1), name
     assert block.count("SQNR") == 2
 
 

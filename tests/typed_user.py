@@ -77,6 +77,17 @@ def why(codes: torch.Tensor, x: torch.Tensor, p: QuantizationParams) -> str:
     return str(found)
 
 
+def errors(x: torch.Tensor, p: QuantizationParams) -> torch.Tensor:
+    found = quantkit.measure(x, p, over=[1, -1])
+    assert_type(found, quantkit.Measured)
+    limbs, greatest, counts = quantkit.measure_limbs(x, p, over=(-1, 1))
+    assert_type(quantkit.join_measures(limbs, greatest, counts), quantkit.Measured)
+    squares, squared_errors, max_error, saturated, left_out = found
+    assert_type(torch.stack([squares / squared_errors, max_error, saturated]), torch.Tensor)
+    assert_type(found.left_out + left_out, torch.Tensor)
+    return assert_type(found.sqnr_db, torch.Tensor)
+
+
 def parameters() -> QuantizationParams:
     p = QuantizationParams(torch.ones(()), torch.zeros(()), -8, 7, dtype=torch.int8)
     QuantizationParams(
@@ -103,6 +114,8 @@ def reference_functions(x: torch.Tensor) -> torch.Tensor:
     assert_type(reference.quantize(x, "fp8_block128"), tuple[torch.Tensor, QuantizationParams])
     assert_type(reference.dequantize(x, p), torch.Tensor)
     assert_type(reference.aminmax(x, block_size=[1, 8]), tuple[torch.Tensor, torch.Tensor])
+    assert_type(reference.measure(x, p).sqnr_db, torch.Tensor)
+    assert_type(reference.measure_limbs(x, p)[0], torch.Tensor)
     return reference.dequantize_tensor(q, p)
 
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "chunks.h"
+#include "errors.h"
 
 namespace quantkit {
 namespace {
@@ -28,6 +29,8 @@ Loops loops_for(const Elementwise& e) {
     case Beside::mask:
     case Beside::gradient: return loops_of<D, E, Mask, true>();
     case Beside::nothing: return loops_of<D, E, None, true>();
+    case Beside::outside:
+      if constexpr (sizeof(D) != 2) return loops_of<D, E, Outside, true>();
   }
   __builtin_unreachable();
 }
@@ -275,8 +278,30 @@ void elementwise(const Elementwise& e, int64_t begin, int64_t end) {
     case Operation::convert: return convert(e, begin, end);
     case Operation::pack: return pack(e, begin, end);
     case Operation::unpack: return unpack(e, begin, end);
+    case Operation::measure:
     case Operation::choose: return;
   }
+}
+
+// By float32 steps.
+void measure(const Elementwise& e, int64_t begin, int64_t end, Measured& measured) {
+  Quantizer quantizer(e);
+  Reader x(e.x, e.x_type, Type::f32);
+  Buffer outside, y, magnitudes, errors;
+  float *const x_hat = reinterpret_cast<float*>(y.bytes),
+               *const kept = reinterpret_cast<float*>(magnitudes.bytes),
+               *const error = reinterpret_cast<float*>(errors.bytes);
+  quantizer.chunks.run(begin, end, false, [&](const Chunk& c) {
+    const int64_t n = c.elements();
+    const float* const from = static_cast<const float*>(x.get(c.x, c.x_step, n));
+    quantizer.quantize(c, from, outside.bytes, x_hat);
+    const Finite finite = finite_errors(from, x_hat, kept, error, n);
+    add_squares(kept, n, finite.most_x, measured.squares);
+    add_squares(error, n, finite.most_error, measured.errors);
+    measured.max_error = larger<int64_t>(measured.max_error, finite.most_error);
+    measured.outside += count_of(outside.bytes, n);
+    measured.left_out += finite.left_out;
+  });
 }
 
 // ---- choosing parameters ------------------------------------------------------------------------
@@ -397,9 +422,9 @@ void finalize(const Dynamic& d, int64_t begin, int64_t end, const States& states
 }  // namespace quantkit
 
 // The object's one exported symbol.
-#define QUANTKIT_EXPORT_TABLE(isa)                                     \
-  namespace quantkit {                                                 \
-  extern const KernelTable isa##_table;                                \
-  const KernelTable isa##_table = {                                    \
-      elementwise, state_bytes, first_states, reduce, join, finalize}; \
+#define QUANTKIT_EXPORT_TABLE(isa)                                                 \
+  namespace quantkit {                                                             \
+  extern const KernelTable isa##_table;                                            \
+  const KernelTable isa##_table = {elementwise, state_bytes, first_states, reduce, \
+                                   join,        finalize,    measure};             \
   }

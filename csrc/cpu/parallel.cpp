@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <mutex>
 
 #include "fpenv.h"
 
@@ -210,6 +211,44 @@ void run_on_cpu(const Dynamic& given, const Pool& pool) {
     run_jointly(slabs.call(), threads, pool);
   else
     run_apart(slabs.call(), threads, pool);
+}
+
+// Each thread takes a run of elements, block after block, and adds what it measured to the block's.
+void run_on_cpu(const Measure& m, const Pool& pool) {
+  constexpr int64_t kMost = int64_t(1) << 28;  // elements between two carries
+  const Layout& layout = *m.elements.layout;
+  const Layout states = layout.states(), within = layout.within_state();
+  const int64_t n = within.numel;
+  std::mutex adding;
+  parallel_range(layout.numel, threads_for(layout.numel, pool), pool,
+                 [&](int64_t begin, int64_t end) {
+                   for (; begin < end;) {
+                     const int64_t state = begin / n, first = begin % n;
+                     const int64_t count = std::min({end - begin, n - first, kMost});
+                     Layout block = within;
+                     int64_t rest = state;
+                     for (int32_t k = states.count - 1; k >= 0; --k) {
+                       for (int o = 0; o < kOperands; ++o)
+                         block.offset[o] += rest % states.dims[k].size * states.dims[k].stride[o];
+                       rest /= states.dims[k].size;
+                     }
+                     Elementwise e = m.elements;
+                     e.layout = &block;
+                     Measured own{};
+                     kernels().measure(e, first, first + count, own);
+                     carry(own.squares);
+                     carry(own.errors);
+                     const std::lock_guard<std::mutex> guard(adding);
+                     join(m.blocks[block.offset[kState]], own);
+                     begin += count;
+                   }
+                 });
+}
+
+void finish_on_cpu(const Measured* measured, int64_t count, const MeasuredOut& out) {
+  FloatingPointGuard guard;
+  for (int64_t i = 0; i < count; ++i)
+    finish(measured[i], out, i, [](auto* to, auto v) { *to = v; });
 }
 
 }  // namespace quantkit

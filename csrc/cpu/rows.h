@@ -66,13 +66,17 @@ struct Rows {
 };
 using Loop = void (*)(const Rows&);
 
-// Instead of a code's type: no result of that kind; whether codes are within the limits.
+// Instead of a code's type: no result of that kind; whether codes are within the limits; whether
+// they are not, NaN aside.
 struct None {};
 struct Mask {};
+struct Outside {};
 template <class Q>
 struct StoredAs : Tag<Q> {};
 template <>
 struct StoredAs<Mask> : Tag<uint8_t> {};
+template <>
+struct StoredAs<Outside> : Tag<uint8_t> {};
 
 // 1 / scale for a centred loop: what a product with x of half precision needs, or a corrected one.
 template <class D>
@@ -119,8 +123,9 @@ void quantize_row(const float* __restrict x, typename StoredAs<Q>::type* __restr
       made = E::within(v, judged);
     else  // a scale rounded to half precision may leave the greatest code a step above the limit
       made = E::encode_finite(v, low, high, judged);
-    if constexpr (kSame<Q, Mask>)
-      q[i] = (kSame<D, whole> ? between(v, low, high) : E::inside(v, low, high)) &
+    if constexpr (kSame<Q, Mask> || kSame<Q, Outside>)
+      q[i] = ((kSame<D, whole> ? between(v, low, high) : E::inside(v, low, high)) ^
+              (kSame<Q, Mask> ? 0 : -1)) &
              (judged == judged ? 1 : 0);
     else if constexpr (!kSame<Q, None>)
       q[i] = static_cast<Q>(made.code);
@@ -186,7 +191,8 @@ Loops loops_of() {
   loops.of[kEach] = quantize_rows<D, E, Q, kBack, kEach>;
   if constexpr (!E::kInteger) loops.of[kProduct] = quantize_rows<D, E, Q, kBack, kProduct>;
   if constexpr (kHasFma) {
-    constexpr bool kCodes = !kSame<Q, Mask> && !kSame<Q, None>, kWhole = kSame<D, whole>;
+    constexpr bool kCodes = !kSame<Q, Mask> && !kSame<Q, Outside> && !kSame<Q, None>,
+                   kWhole = kSame<D, whole>;
     if constexpr (E::kInteger) loops.of[kReciprocal] = quantize_rows<D, E, Q, kBack, kReciprocal>;
     if constexpr (!kWhole) loops.of[kNoZeroPoint] = quantize_rows<D, E, Q, kBack, kNoZeroPoint>;
     if constexpr (kCodes && E::kInteger && !kWhole)

@@ -5,6 +5,7 @@
 
 #include "../cpu/fpenv.h"
 #include "dynamic.cuh"
+#include "measure.cuh"
 #ifndef QUANTKIT_EMULATE
 #include "launch.h"
 #endif
@@ -183,15 +184,14 @@ KernelChoice choice_of(const Elementwise& e, bool each) {
               })};
     case Operation::pack: return {nullptr, repack_kernel<true>};
     case Operation::unpack: return {nullptr, repack_kernel<false>};
+    case Operation::measure:
     case Operation::choose: break;
   }
   return {nullptr, nullptr};
 }
 
-const char* run_elementwise(const Elementwise& e, void* stream) {
-  const Layout& layout = *e.layout;
-  ElementwiseArgs a{};
-  fill_rows(a, layout);
+// All but the geometry.
+void fill_call(ElementwiseArgs& a, const Elementwise& e) {
   a.x = e.x;
   a.q_in = e.q_in;
   a.q = e.q;
@@ -207,6 +207,13 @@ const char* run_elementwise(const Elementwise& e, void* stream) {
   a.steps = e.steps;
   a.q_min = e.q_min;
   a.q_max = e.q_max;
+}
+
+const char* run_elementwise(const Elementwise& e, void* stream) {
+  const Layout& layout = *e.layout;
+  ElementwiseArgs a{};
+  fill_rows(a, layout);
+  fill_call(a, e);
   const bool each = a.stride[kScale] != 0 || a.stride[kZeroPoint] != 0;
   const KernelChoice choice = choice_of(e, each);
   int64_t teams;
@@ -228,22 +235,27 @@ const char* run_elementwise(const Elementwise& e, void* stream) {
 
 using SetKernel = void (*)(SetArgs);
 
-// Dimensions that step from parameter to parameter first, then those within a set.
-void fill_sets(SetArgs& a, const Layout& layout) {
+// Dimensions along which `o` steps from set to set first, then those within a set.
+template <class Args>
+void fill_dims(Args& a, const Layout& layout, Operand o, int32_t& outer, int64_t& sets,
+               int64_t& n) {
   fill_start(a, layout);
   a.count = 0;
-  a.sets = a.n = 1;
-  for (const bool outer : {true, false}) {
-    int64_t& product = outer ? a.sets : a.n;
+  sets = n = 1;
+  for (const bool is_outer : {true, false}) {
+    int64_t& product = is_outer ? sets : n;
     const int before = a.count;
     for (int k = 0; k < layout.count; ++k) {
-      if ((layout.dims[k].stride[kScale] != 0) != outer) continue;
+      if ((layout.dims[k].stride[o] != 0) != is_outer) continue;
       product *= layout.dims[k].size;
       a.dims[a.count++] = layout.dims[k];
     }
     if (a.count == before) a.dims[a.count++] = Dim{1, {}};
-    if (outer) a.outer = a.count;
+    if (is_outer) outer = a.count;
   }
+}
+void fill_sets(SetArgs& a, const Layout& layout) {
+  fill_dims(a, layout, kScale, a.outer, a.sets, a.n);
 }
 
 // As many parts of each of `sets` as fill the device, of no fewer elements than `least`.
@@ -380,6 +392,28 @@ const char* run_dynamic(const Dynamic& d, void* scratch, void* stream) {
     if (error == nullptr && fused != Operation::choose) error = run_elementwise(d.elements, stream);
     return error;
   });
+}
+
+// ---- measuring ----------------------------------------------------------------------------------
+
+const char* run_measure(const Measure& m, void* stream) {
+  constexpr int64_t kLeast = 16 * kThreads;  // elements of a block: its sums take as long as some
+  MeasureArgs a{};
+  fill_call(a.e, m.elements);
+  fill_dims(a.e, *m.elements.layout, kState, a.outer, a.sets, a.n);
+  a.e.n = 1;
+  a.parts = parts_of(a.n, kLeast, a.sets);
+  a.each = divided_up(a.n, a.parts);
+  a.measured = m.blocks;
+  const auto kernel =
+      is_float(m.elements.format) ? measure_kernel<FloatEncoder> : measure_kernel<IntegerEncoder>;
+  return launch(kernel, blocks_for(a.sets * a.parts), kThreads, stream, a);
+}
+
+const char* run_finish(const Measured* measured, int64_t count, const MeasuredOut& out,
+                       void* stream) {
+  const FinishArgs a{measured, count, out};
+  return launch(finish_kernel, blocks_for(divided_up(count, kThreads)), kThreads, stream, a);
 }
 
 }  // namespace

@@ -41,6 +41,7 @@ const struct Schemas {
 void implement(quantkit::Library& library) {
   quantkit::implement_static(library);
   quantkit::implement_dynamic(library);
+  quantkit::implement_measure(library);
 }
 
 }  // namespace

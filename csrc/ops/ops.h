@@ -206,5 +206,6 @@ void implement(Library& library, const std::string& name) {
 // The operators of each file.
 void implement_static(Library& library);
 void implement_dynamic(Library& library);
+void implement_measure(Library& library);
 
 }  // namespace quantkit

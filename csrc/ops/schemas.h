@@ -114,6 +114,22 @@ constexpr const char* kSchemas[] = {
 
     "aminmax(Tensor x, SymInt[]? block_size) -> (Tensor, Tensor)",
     "aminmax.out(Tensor x, SymInt[]? block_size, *, Tensor(a!) min, Tensor(b!) max) -> ()",
+    // Exact sums of errors.
+    "measure(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, "
+    "SymInt[]? block_size=None, Tensor? global_scale=None, bool round_first=False, SymInt[]? "
+    "over=None) -> (Tensor, Tensor, Tensor, Tensor)",
+    "measure.out(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, *, "
+    "SymInt[]? block_size=None, Tensor? global_scale=None, bool round_first=False, SymInt[]? "
+    "over=None, Tensor(a!) squares, Tensor(b!) squared_errors, Tensor(c!) max_error, "
+    "Tensor(d!) counts) -> ()",
+    "measure_limbs(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str format, "
+    "*, "
+    "SymInt[]? block_size=None, Tensor? global_scale=None, bool round_first=False, SymInt[]? "
+    "over=None) -> (Tensor, Tensor, Tensor)",
+    "measure_limbs.out(Tensor x, Tensor scale, Tensor? zero_point, int q_min, int q_max, str "
+    "format, *, "
+    "SymInt[]? block_size=None, Tensor? global_scale=None, bool round_first=False, SymInt[]? "
+    "over=None, Tensor(a!) limbs, Tensor(b!) max_error, Tensor(c!) counts) -> ()",
 
     // Programs exported by contract 1 hold it: the gradient from x and the parameters.
     "_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int q_min, "

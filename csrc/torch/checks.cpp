@@ -169,13 +169,14 @@ void check_fit(const TensorInfo& p, const TensorInfo& x) {
           "'s, or the shape broadcast to " + x.name + "'s");
 }
 
-void check_block_sizes(const TensorInfo& x, const std::vector<int64_t>& blocks, bool short_blocks) {
+void check_block_sizes(const TensorInfo& x, const std::vector<int64_t>& blocks, bool short_blocks,
+                       const std::string& name = "block_size") {
   if (static_cast<int64_t>(blocks.size()) != x.dim)
-    raise("block_size: expected " + text(x.dim) + " sizes, one per dimension of " + x.name +
+    raise(name + ": expected " + text(x.dim) + " sizes, one per dimension of " + x.name +
           " of shape " + x.shape_text() + ", got " + list_text(blocks));
   for (int64_t d = 0; d < x.dim; ++d) {
     if (blocks[d] == 0 || blocks[d] < -1)
-      raise("block_size: expected sizes of at least 1, or -1 for a whole dimension, got " +
+      raise(name + ": expected sizes of at least 1, or -1 for a whole dimension, got " +
             list_text(blocks));
     if (!short_blocks && blocks[d] != -1 && x.sizes[d] % blocks[d] != 0)
       raise("block_size: " + text(blocks[d]) + " does not divide " + text(x.sizes[d]) +
@@ -271,6 +272,10 @@ void check_global(const TensorInfo& global, const TensorInfo& x, const int64_t* 
   if ((global.dim != 0 && global.dim != dim) || !fits(global, scale))
     raise("global_scale: shape " + global.shape_text() + " does not fit scale of shape " +
           tuple_text(sizes, dim) + ": expected no dimension, or sizes that divide scale's");
+}
+
+void check_blocks(const char* name, const TensorInfo& x, const std::vector<int64_t>& blocks) {
+  check_block_sizes(x, blocks, true, name);
 }
 
 void check_none(const char* name, const std::optional<Tensor>& given) {

@@ -37,6 +37,8 @@ void check_parameters(const TensorInfo& x, const TensorInfo& scale, const Tensor
                       Format format, const BlockSize& block_size, const TensorInfo* global);
 // A scale of scales, of these sizes.
 void check_global(const TensorInfo& global, const TensorInfo& x, const int64_t* sizes, int64_t dim);
+// Sizes of blocks, of which the last may be short; name: of the argument.
+void check_blocks(const char* name, const TensorInfo& x, const std::vector<int64_t>& blocks);
 // An argument of the schemas that this version does not take yet.
 void check_none(const char* name, const std::optional<Tensor>& given);
 void check_none(const char* name, const BlockSize& given);

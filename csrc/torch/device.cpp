@@ -102,4 +102,17 @@ void run(const Dynamic& given, const TensorInfo& on) {
   if (!done) run_on_cpu(given, torch_pool());
 }
 
+void run(const Measure& m, const TensorInfo& on) {
+  const bool done = on_gpu(
+      on, [&](const LaunchTable& table, void* stream) { check_launch(table.measure(m, stream)); });
+  if (!done) run_on_cpu(m, torch_pool());
+}
+
+void finish(const Measured* measured, int64_t count, const MeasuredOut& out, const TensorInfo& on) {
+  const bool done = on_gpu(on, [&](const LaunchTable& table, void* stream) {
+    check_launch(table.finish(measured, count, out, stream));
+  });
+  if (!done) finish_on_cpu(measured, count, out);
+}
+
 }  // namespace quantkit

@@ -12,6 +12,9 @@ void run(const Elementwise& elements, const TensorInfo& on);
 bool packs_codes(const TensorInfo& on);
 
 // Chooses parameters; then, unless the operation is `choose`, runs it on the elements with them.
+void run(const Measure& m, const TensorInfo& on);
+// Rounds what was measured of `count` blocks, or gives its digits.
+void finish(const Measured* measured, int64_t count, const MeasuredOut& out, const TensorInfo& on);
 void run(const Dynamic& dynamic, const TensorInfo& on);
 
 }  // namespace quantkit

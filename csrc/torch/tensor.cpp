@@ -277,8 +277,10 @@ void copy(const TensorInfo& to, const TensorInfo& from) {
   check_shim(aoti_torch_copy_(to.handle, from.handle, 0));
 }
 void clear(const TensorInfo& t) {
-  if (t.device_type == aoti_torch_device_type_cpu() && t.dim == 0)
-    memset(t.data, 0, aoti_torch_dtype_element_size(t.dtype));
+  bool contiguous = true;
+  if (t.dim > 0) check_shim(aoti_torch_is_contiguous(t.handle, &contiguous));
+  if (t.device_type == aoti_torch_device_type_cpu() && contiguous && t.numel > 0)
+    memset(t.data, 0, t.numel * aoti_torch_dtype_element_size(t.dtype));  // torch would use threads
   else
     check_shim(aoti_torch_zero_(t.handle));
 }

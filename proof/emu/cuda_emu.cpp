@@ -2,6 +2,7 @@
 
 #define QUANTKIT_EMULATE
 #include "../../csrc/cuda/dynamic.cuh"
+#include "../../csrc/cuda/measure.cuh"
 #include "recorder.h"
 
 namespace quantkit {
@@ -62,6 +63,24 @@ emu::Buffers buffers_of(const SetArgs& a) {
   return buffers;
 }
 
+emu::Buffers buffers_of(const MeasureArgs& a) {
+  emu::Buffers buffers = buffers_of(a.e);
+  add(buffers, "measured", a.measured, a.e.start.of[kState] + last_of(kState, a.e.dims, a.e.count),
+      sizeof(Measured), true);
+  return buffers;
+}
+
+emu::Buffers buffers_of(const FinishArgs& a) {
+  emu::Buffers buffers;
+  add(buffers, "measured", a.measured, a.n - 1, sizeof(Measured), false);
+  add(buffers, "squares", a.out.squares, a.n - 1, 8, true);
+  add(buffers, "squared_errors", a.out.errors, a.n - 1, 8, true);
+  add(buffers, "limbs", a.out.digits, 2 * kDigits * a.n - 1, 8, true);
+  add(buffers, "max_error", a.out.max_error, a.n - 1, 4, true);
+  add(buffers, "counts", a.out.counts, 2 * a.n - 1, 8, true);
+  return buffers;
+}
+
 // The stream of a call: every launch of it must go there.
 char stream_of_call;
 
@@ -88,7 +107,7 @@ namespace {
 
 // One value reaches a kernel in memory or, from the host's memory, among its arguments: here by
 // turns.
-const char* run_by_turns(const Elementwise& elements, void*) {
+Elementwise by_turns(const Elementwise& elements) {
   Elementwise e = elements;
   bool scale = e.scale.data != nullptr && e.layout->offset[kScale] == 0;
   bool zero_point = e.add.data != nullptr && e.layout->offset[kZeroPoint] == 0;
@@ -99,6 +118,10 @@ const char* run_by_turns(const Elementwise& elements, void*) {
   ++turn;
   e.scale.on_host = scale && turn / 2 % 2 != 0;
   e.add.on_host = e.subtract.on_host = zero_point && turn / 4 % 2 != 0;
+  return e;
+}
+const char* run_by_turns(const Elementwise& elements, void*) {
+  const Elementwise e = by_turns(elements);
   return recorded::record(elements, [&] { return run_elementwise(e, &stream_of_call); });
 }
 
@@ -110,8 +133,17 @@ const char* run_dynamic_on_stream(const Dynamic& d, void* scratch, void*) {
   return recorded::record(d, [&] { return run_dynamic(d, scratch, &stream_of_call); });
 }
 
+const char* measure_by_turns(const Measure& m, void*) {
+  return run_measure({by_turns(m.elements), m.blocks}, &stream_of_call);
+}
+const char* finish_on_stream(const Measured* measured, int64_t count, const MeasuredOut& out,
+                             void*) {
+  return run_finish(measured, count, out, &stream_of_call);
+}
+
 }  // namespace
 
 extern const LaunchTable cuda_emu_table;
-const LaunchTable cuda_emu_table = {run_by_turns, scratch_bytes_by_turns, run_dynamic_on_stream};
+const LaunchTable cuda_emu_table = {run_by_turns, scratch_bytes_by_turns, run_dynamic_on_stream,
+                                    measure_by_turns, finish_on_stream};
 }  // namespace quantkit

@@ -99,6 +99,10 @@ inline void atomicMax(T* p, T v) {
   if (v > *p) *p = v;
 }
 template <class T>
+inline void atomicAdd(T* p, T v) {
+  *p += v;
+}
+template <class T>
 inline void atomicMin(T* p, T v) {
   if (v < *p) *p = v;
 }

@@ -44,7 +44,7 @@ GIVEN |= {"q": X.to(torch.int8), "dtype": torch.int8, "mask": X > 0}
 # What .format overloads take beside these. Of an int8 format: its results are those of version 1.
 FORMAT = {"format": "int8", "block_size": [1, -1], "round_first": False}
 FORMAT |= dict.fromkeys(("scale_dtype", "scale_rule", "global_scale", "seed", "index"))
-FORMAT |= {"output_dtype": torch.float32}
+FORMAT |= {"output_dtype": torch.float32, "over": [1, -1]}
 
 
 def arguments_of(name):
@@ -150,6 +150,7 @@ SIZES = (
     | DIVIDING
     | bad(ValueError, *([v, 1] for v in BEYOND))
 )
+OVER = {label: b for label, b in SIZES.items() if label not in DIVIDING}
 NO_CODES = (
     torch.int32,
     torch.float32,
@@ -186,6 +187,7 @@ BAD = {
     "symmetric": FLAGS,
     "include_zero": FLAGS,
     "block_size": SIZES,
+    "over": OVER,
     "dtype": DTYPES,
     "format": bad(TypeError, None, 3, torch.int8, [], 1j)
     | bad(ValueError, "", "int9", "INT8", "int"),
@@ -254,6 +256,7 @@ CHOOSING = {
     "sym": FLAGS | TURNED_FLAGS | MUTE,
     "include_zero": FLAGS | TURNED_FLAGS | MUTE,
     "block_size": SIZES | TURNED_SIZES | MUTE,
+    "over": OVER | TURNED_SIZES | MUTE,
     "q_min": without(BAD["q_min"], "None") | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
     "q_max": without(BAD["q_max"], "None") | TURNED | HUGE | MUTE | bad(TypeError, torch.int8),
     "scheme": MUTE

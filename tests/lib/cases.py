@@ -236,7 +236,7 @@ def arguments(name, x, blocks, turn=0):
         x.shape, blocks, x.dtype if x.is_floating_point() else torch.float32, turn
     )
     symmetric = turn % 2 == 0
-    if overload == "format":
+    if overload == "format" or operator.startswith("measure"):
         return format_arguments(operator, x, blocks, scale, zero_point, turn % len(TURNS))
     fake = x.clone().requires_grad_(turn < 2) if x.is_floating_point() else x
     return {
@@ -266,7 +266,10 @@ def format_arguments(operator, x, blocks, scale, zero_point, turn):
     given_ = (scale, zero_point, f.low, f.high, name, {**sizes, **rounding})
     fake = x.clone().requires_grad_(turn < 2) if x.is_floating_point() else x
     output = {"output_dtype": (None, torch.float16, torch.bfloat16, torch.float32)[turn]}
+    over = {"over": (None, [1, -1], [3, 4], [-1, 1])[turn] if x.dim() == 2 else None}
     return {
+        "measure": (x, *given_[:-1], {**given_[-1], **over}),
+        "measure_limbs": (x, *given_[:-1], {**given_[-1], **over}),
         "choose_qparams": (*choose, choosing),
         "quantize": (x, *given_),
         "dequantize": (codes(f, x.shape), scale, zero_point, name, {**sizes, **output}),

@@ -10,9 +10,10 @@ import platform
 import signal
 import struct
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from lib.cases import FLOATS, STRIDES, assert_same, ops, parameter_shape, values
+from lib.cases import FLOATS, STRIDES, assert_same, invoke, ops, parameter_shape, values
 
 from quantkit import _load
 from quantkit.operators import OPERATORS
@@ -118,7 +119,7 @@ class Case:
     def __init__(self, name, args, right=None, out=False):
         self.name, self.args = name, args
         _, names, function, *_ = OPERATORS[name]
-        self.right = (function(*args) if right is None else right,)
+        self.right = (invoke(function, args) if right is None else right,)
         if isinstance(self.right[0], tuple):
             (self.right,) = self.right
         self.outs = None
@@ -128,11 +129,11 @@ class Case:
 
     def __call__(self):
         if self.outs is None:
-            made = getattr(ops, self.name)(*self.args)
+            made = invoke(getattr(ops, self.name), self.args)
             return made if isinstance(made, tuple) else (made,)
         for out in self.outs.values():
             out.zero_()
-        getattr(ops, self.name).out(*self.args, **self.outs)
+        invoke(partial(getattr(ops, self.name).out, **self.outs), self.args)
         return tuple(self.outs.values())
 
     def compare(self, result):
@@ -178,6 +179,7 @@ def made(dtype, shape, layout):
         x = STRIDES[layout](x)
         given = (x, scale, zero_point, -128, 127)
         q = STRIDES[layout](torch.arange(x.numel()).view(shape).to(torch.int8))
+        over = None if i % 2 else blocks
         eps = 1e-8 if i % 2 else max(torch.finfo(dtype).smallest_normal / 1000, 1e-307)
         for name, args in (
             ("quantize", (*given, torch.int8)),
@@ -188,6 +190,8 @@ def made(dtype, shape, layout):
             ("_fake_quantize_backward", (x.flip(0), *given)),
             ("choose_qparams", (x, blocks, -128, 127, eps, i % 2 == 0)),
             ("aminmax", (x, blocks)),
+            ("measure", (*given, "int8", {"over": over})),
+            ("measure_limbs", (*given, "int8", {"over": over})),
             ("dynamic_quantize", (x, blocks, 0, 255, eps, False, torch.uint8, i % 3 == 0)),
             ("quantize_dequantize", (x, blocks, -127, 127, eps, i % 2 == 0, torch.int8)),
         ):

@@ -136,6 +136,7 @@ class FormatCase:
     global_scale: Data | None = None
     round_first: bool = False
     output_dtype: torch.dtype | None = None
+    over: tuple[int, ...] | None = None
     out: str | None = None
 
     def calls(self):
@@ -159,6 +160,8 @@ class FormatCase:
         args = (x, *parameters, *self.limits, self.format)
         for name in ("quantize", "_fake_quantize", "_fake_quantize_masked"):
             yield f"{name}.format", args, sizes | rounding
+        for name in ("measure", "measure_limbs"):
+            yield name, args, sizes | rounding | {"over": self.over and list(self.over)}
         q = self.codes()
         yield "dequantize.format", (q, *parameters, self.format), sizes | to
 
@@ -412,9 +415,10 @@ def format_cases(draw):
     else:
         high = draw(one_of(f.high, f.high, *FLOAT_LIMITS))
         limits = (-high, high)
-    blocks = None
-    if draw(YES):
-        blocks = tuple(draw(one_of(-1, 1, 2, 3, 4, 32, 128)) for _ in shape)
+    blocks, over = (
+        tuple(draw(one_of(-1, 1, 2, 3, 4, 32, 128)) for _ in shape) if draw(YES) else None
+        for _ in range(2)
+    )
     case = FormatCase(
         draw_data(draw, shape, draw(one_of(*FLOATS, *FLOATS, torch.int8, torch.int64))),
         f.name,
@@ -422,6 +426,7 @@ def format_cases(draw):
         block_size=blocks,
         round_first=f.has_zero_point and draw(YES),
         output_dtype=draw(one_of(None, None, torch.float16, torch.bfloat16, torch.float32)),
+        over=over,
         out=draw(OUTS),
     )
     s_shape = parameter_shape(shape, blocks)
