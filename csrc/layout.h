@@ -15,6 +15,8 @@ namespace quantkit {
 // parameters, and the states of a reduction: one for each parameter, or for each block that is
 // measured.
 enum Operand : int { kX, kQ, kY, kScale, kZeroPoint, kState, kOperands };
+// Where an element lies in the sequence of random draws: nothing has states at the same time.
+constexpr Operand kIndex = kState;
 
 constexpr int kMaxDims = 64;
 

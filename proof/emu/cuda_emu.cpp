@@ -44,6 +44,7 @@ emu::Buffers buffers_of(const ElementwiseArgs& a) {
   for (const Values* p : {&a.scale, &a.add, &a.subtract})
     add(buffers, p == &a.scale ? "scale" : "zero_point", p->data,
         last(p == &a.scale ? kScale : kZeroPoint), size_of(p->type), false);
+  add(buffers, "seed", a.seed, 1, sizeof(int64_t), false);
   return buffers;
 }
 
@@ -118,6 +119,7 @@ Elementwise by_turns(const Elementwise& elements) {
   ++turn;
   e.scale.on_host = scale && turn / 2 % 2 != 0;
   e.add.on_host = e.subtract.on_host = zero_point && turn / 4 % 2 != 0;
+  e.seed_on_host = turn / 8 % 2 != 0;
   return e;
 }
 const char* run_by_turns(const Elementwise& elements, void*) {
