@@ -79,9 +79,9 @@ struct IntegerEncoder {
   // v clipped, then rounded up or down by u; 0 where `from` is NaN.
   QK_INLINE static Encoded<float> encode_randomly(float v, float low, float high, float from,
                                                   float u) {
-    const float kept =
-        bit_cast<float>(bit_cast<int32_t>(clamp(v, low, high)) & (from == from ? -1 : 0));
-    const int32_t n = randomly_rounded(kept < 0 ? -kept : kept, u), code = kept < 0 ? -n : n;
+    const int32_t bits = bit_cast<int32_t>(clamp(v, low, high)) & (from == from ? -1 : 0);
+    const int32_t sign = bits >> 31, n = randomly_rounded(bit_cast<float>(bits & INT32_MAX), u);
+    const int32_t code = (n ^ sign) - sign;
     return {code, float(code)};
   }
 
@@ -184,14 +184,13 @@ struct FloatFormat : Packing<M == 1 ? 4 : 8> {
     const int32_t power = field > kLeastField ? field : kLeastField;
     const float to_steps = bit_cast<float>(((254 + M) << 23) - power);
     const int32_t n = randomly_rounded(bit_cast<float>(magnitude) * to_steps, u);
-    const int32_t code = n + ((power - kLeastField) >> (23 - M));
     const int32_t sign = bit_cast<int32_t>(from) & kSign;
+    const int32_t code =
+        (n + ((power - kLeastField) >> (23 - M))) | int32_t(uint32_t(sign) >> (32 - kBits));
     const int32_t number = bit_cast<int32_t>(float(n) * bit_cast<float>(power - (M << 23))) | sign;
-    const bool is_number = from == from;
-    return {is_number ? code | int32_t(uint32_t(sign) >> (32 - kBits)) : kNanCode,
-            bit_cast<float>(is_number       ? number
-                            : kNanCode == 0 ? 0
-                                            : kNan)};
+    const int32_t keep = from == from ? -1 : 0;  // by masks: g++ makes branches of ternaries here
+    return {(code & keep) | (kNanCode & ~keep),
+            bit_cast<float>((number & keep) | ((kNanCode == 0 ? 0 : kNan) & ~keep))};
   }
 
   QK_INLINE static float number(uint8_t stored) {

@@ -54,10 +54,11 @@ QK_INLINE float uniform(uint16_t draw) {
   return bit_cast<float>(uint32_t(draw) << 7 | 0x3f800040u) - 1.0f;
 }
 
-// A magnitude rounded up or down to an integer: up where its fraction is above u.
+// A magnitude rounded up or down to an integer: up where its fraction is above u, which the sign of
+// the difference says.
 QK_INLINE int32_t randomly_rounded(float magnitude, float u) {
   const int32_t whole = int32_t(magnitude);
-  return whole + (magnitude - float(whole) > u ? 1 : 0);
+  return whole + int32_t(bit_cast<uint32_t>(u - (magnitude - float(whole))) >> 31);
 }
 
 }  // namespace
