@@ -340,7 +340,7 @@ struct Chunks {
 
   static bool joins(const Dim& outer, const Dim& inner) {
     bool joins = true;
-    for (const int o : kOfElements) joins &= outer.stride[o] == inner.size * inner.stride[o];
+    for (const int o : kOfElements) joins &= outer.continues(inner, o);
     return joins;
   }
 
