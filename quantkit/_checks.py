@@ -67,7 +67,14 @@ OUTPUT = (
 )
 
 
-def tensor(name: str, value: object, kind: tuple[Collection[torch.dtype], str] = REAL) -> None:
+def tensor(name: str, value: Any, kind: tuple[Collection[torch.dtype], str] = REAL) -> None:
+    dense_tensor(name, value)
+    dtypes, expected = kind
+    if value.dtype not in dtypes:
+        raise wrong(TypeError, name, expected, value.dtype)
+
+
+def dense_tensor(name: str, value: Any) -> None:
     dense = "a dense (strided) tensor"
     if not isinstance(value, torch.Tensor):
         raise wrong(TypeError, name, "a torch.Tensor", type(value).__name__)
@@ -78,9 +85,6 @@ def tensor(name: str, value: object, kind: tuple[Collection[torch.dtype], str] =
         raise wrong(TypeError, name, dense, "a nested tensor")
     if value.layout is not torch.strided:
         raise wrong(TypeError, name, dense, f"layout {value.layout}")
-    dtypes, expected = kind
-    if value.dtype not in dtypes:
-        raise wrong(TypeError, name, expected, value.dtype)
 
 
 def _one_of(names: Iterable[object]) -> str:
@@ -555,8 +559,7 @@ def draws(x, seed, index):
         if index is not None:
             raise wrong(ValueError, "index", "None without seed", shown_sizes(index))
         return
-    if not isinstance(seed, torch.Tensor):
-        raise wrong(TypeError, "seed", "a torch.Tensor", type(seed).__name__)
+    dense_tensor("seed", seed)
     if seed.dtype != torch.int64 or tuple(seed.shape) != (2,):
         found = f"{seed.dtype} of shape {tuple(seed.shape)}"
         raise wrong(TypeError, "seed", "torch.int64 of shape (2,)", found)
