@@ -572,6 +572,8 @@ def draws(x, seed, index):
     if len(index) != 1 + len(shape):
         expected = f"an offset and a stride for each dimension of x of shape {shape}"
         raise wrong(ValueError, "index", expected, shown_sizes(index))
+    if any(isinstance(v, int) and not -(2**63) <= v < 2**63 for v in index):
+        raise wrong(ValueError, "index", "ints from -2^63 to 2^63 - 1", shown_sizes(index))
     if known(x.numel() == 0):
         return
     ends = [stride * (size - 1) for stride, size in zip(index[1:], shape, strict=True)]
@@ -587,7 +589,18 @@ def draws(x, seed, index):
 LARGEST_INDEX = 2**63 - 1
 
 
+def _list_of_ints(name, value):
+    if _are_ints(value):
+        return value
+    ints = list(map(number, value)) if isinstance(value, (list, tuple)) else value
+    if not _are_ints(ints):
+        raise wrong(TypeError, name, "a list of ints", shown_sizes(value))
+    return ints
+
+
 def shard(global_shape, start):
+    """Both as lists of ints."""
+    global_shape, start = _list_of_ints("global_shape", global_shape), _list_of_ints("start", start)
     if len(global_shape) != len(start):
         sizes = f"{len(global_shape)} ints, one per dimension of {shown_sizes(list(global_shape))}"
         raise wrong(ValueError, "start", sizes, shown_sizes(list(start)))
@@ -598,6 +611,7 @@ def shard(global_shape, start):
         if _surely(at < 0) or _surely(at > n):
             within = f"a place within {shown_sizes(list(global_shape))}"
             raise wrong(ValueError, "start", within, shown_sizes(list(start)))
+    return global_shape, start
 
 
 def packable(x, f):

@@ -222,7 +222,8 @@ def quantize_tensor(
             and broadcasting to x's shape.
         seed: asks for stochastic rounding, which is right on average: an int, a pair (seed, stream), or
             an int64 tensor of both, on the CPU or x's device. Inside torch.compile and export pass a
-            tensor: an int becomes a constant. It asks for float32 steps.
+            tensor: an int becomes a constant. It asks for float32 steps. The random numbers come from
+            Philox, which is no cryptographic generator.
         index: the place of x's first element in the sequence of random numbers, and how far the next one
             of each dimension is: 1 + rank ints, of :func:`shard_index` where x is a part of a tensor.
             None: x is a whole tensor. Needs a seed.

@@ -72,6 +72,8 @@ def uniform(seed: _Tensor, shape: Sequence[int], index: Sequence[int] | None) ->
 def shard_index(global_shape: Sequence[int], start: Sequence[int]) -> tuple[int, ...]:
     """The ``index`` of a part of a tensor, so that random rounding gives it the bits of the whole.
 
+    The random numbers come from Philox, which is no cryptographic generator.
+
     Args:
         global_shape: the shape of the whole tensor.
         start: where the part begins in it, one int for each dimension.
@@ -81,9 +83,10 @@ def shard_index(global_shape: Sequence[int], start: Sequence[int]) -> tuple[int,
         contiguous: 1 + rank ints.
 
     Raises:
-        ValueError where the two differ in length, a size is negative or start lies outside.
+        TypeError where one is no list of ints. ValueError where they differ in length, a size is
+        negative or start lies outside.
     """
-    _checks.shard(global_shape, start)
+    global_shape, start = _checks.shard(global_shape, start)
     strides, stride = [], 1
     for size in reversed(global_shape):
         strides.append(stride)

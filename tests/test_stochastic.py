@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from lib.backends import daily, on_every_backend
@@ -234,6 +235,7 @@ X, P = torch.randn(4, 6), quantkit.QuantizationParams(0.1, 0.0, -128, 127)
         ({"seed": torch.ones(2)}, TypeError, "torch.int64 of shape (2,), got torch.float32"),
         ({"index": [0, 6, 1]}, ValueError, "index: expected None without seed, got [0, 6, 1]"),
         ({"seed": 1, "index": [0, 1]}, ValueError, "index: expected an offset and a stride for each"),
+        ({"seed": 1, "index": [0, 6, 2**64]}, ValueError, "index: expected ints from -2^63 to 2^63 - 1"),
         ({"seed": 1, "index": 3}, TypeError, "index: expected a list of ints or None"),
         ({"seed": 1, "index": [-1, 6, 1]}, ValueError, "index: expected places of x's elements in [0"),
         ({"seed": 1, "index": [0, -1, 0]}, ValueError, "index: expected places of x's elements"),
@@ -267,13 +269,37 @@ def test_rounding_first_is_for_nearest():
         quantkit.dynamic_quantize(X, round_first=True, seed=1)
 
 
+def test_strides_that_lead_nowhere():
+    """Of sizes of 1, and of no elements, any int64 will do; beyond are no places."""
+    p = quantkit.QuantizationParams(0.1, 0.0, -128, 127)
+    for m, (shape, index) in itertools.product(
+        (quantkit, reference),
+        (((1, 6), [5, 2**63 - 1, 1]), ((1, 6), [5, -(2**63), 1]), ((0, 6), [-1, 2**62, 2**62])),
+    ):
+        x = values(shape, torch.float32, 1)
+        plain = reference.quantize_tensor(x, p, seed=1, index=[5, 6, 1])
+        assert_same(m.quantize_tensor(x, p, seed=1, index=index), plain)
+        for place in range(3):
+            far = [*index[:place], 2**64, *index[place + 1 :]]
+            with pytest.raises(ValueError, match="index: expected ints from"):
+                m.quantize_tensor(x, p, seed=1, index=far)
+
+
 def test_shard_index():
     assert quantkit.shard_index((4, 6, 5), (1, 2, 3)) == (1 * 30 + 2 * 5 + 3, 30, 5, 1)
     assert quantkit.shard_index((), ()) == (0,)
-    for shape, start, text in (
-        ((4, 6), (1,), "start: expected 2 ints"),
-        ((4, 6), (1, 7), "start: expected a place within"),
-        ((4, -1), (0, 0), "global_shape: expected sizes from 0 on"),
+    places = quantkit.shard_index([np.int64(2**40), 2**40, 1], (np.int32(3), True, 0))
+    assert places == (3 * 2**40 + 1, 2**40, 1, 1) and all(type(n) is int for n in places)
+    for error, shape, start, text in (
+        (ValueError, (4, 6), (1,), "start: expected 2 ints, one per dimension of [4, 6], got [1]"),
+        (ValueError, (4, 6), (1, 7), "start: expected a place within [4, 6], got [1, 7]"),
+        (ValueError, (4, 6), (-1, 0), "start: expected a place within [4, 6], got [-1, 0]"),
+        (ValueError, (4, -1), (0, 0), "global_shape: expected sizes from 0 on, got [4, -1]"),
+        (TypeError, (4, 6), None, "start: expected a list of ints, got NoneType"),
+        (TypeError, (4, 6.0), (0, 0), "global_shape: expected a list of ints, got [4, 6.0]"),
+        (TypeError, 4, (0,), "global_shape: expected a list of ints, got 4"),
+        (TypeError, X, (0, 0), "global_shape: expected a list of ints, got Tensor"),
     ):
-        with pytest.raises(ValueError, match=text):
+        with pytest.raises(error) as raised:
             quantkit.shard_index(shape, start)
+        assert str(raised.value) == text
