@@ -13,6 +13,7 @@ import quantkit
 from quantkit import philox, reference
 from quantkit.formats import FORMATS, OF_NAME, scale_numbers
 
+pytestmark = pytest.mark.fallback
 SEEDS = (0, 1), (2**40 + 3, 2**33 + 1), (-1, -1), (-(2**63), 2**63 - 1)
 # Counters, keys and words that the generator's authors publish (Random123, kat_vectors).
 PUBLISHED = (
