@@ -455,8 +455,9 @@ def measure_op(x: _Tensor, *args: Any, **options: Any) -> tuple[_Tensor, _Tensor
     """measure_limbs, with the sums rounded: (squares, squared_errors, max_error, counts)."""
     limbs, max_error, counts = measure_limbs_op(x, *args, **options)
     flat = limbs.reshape(-1, 2, sums.DIGITS)  # torch ends at 64 dimensions: x may have as many
-    both = torch.stack(sums.rounded(flat).unbind(-1))  # contiguous each
-    squares, errors = (t.reshape(max_error.shape) for t in both)
+    both = sums.rounded(flat).unbind(-1)  # of one memory, which two results do not share
+    squares, errors = (t.clone(memory_format=torch.contiguous_format) for t in both)
+    squares, errors = (t.reshape(max_error.shape) for t in (squares, errors))
     return squares, errors, max_error, counts
 
 
