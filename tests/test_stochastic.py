@@ -189,6 +189,31 @@ def test_gradient_is_that_of_clipping(backend):
         assert x.grad.tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_transforms_of_torch_func():
+    """Each sample of vmap is a tensor by itself: of one seed all have the same draws."""
+    x, p = values((3, 4, 6), torch.float32, 2), quantkit.QuantizationParams(0.3, 0.0, -8, 7)
+    seeds = torch.tensor([[1, 2], [3, 4], [1, 2]])
+
+    def each(t, seed):
+        return quantkit.quantize_tensor(t, p, seed=seed), quantkit.fake_quantize(t, p, seed=seed)
+
+    for many, dims in ((seeds, (0, 0)), (seeds[:1].expand(3, 2), (0, None))):
+        right = tuple(map(torch.stack, zip(*map(each, x, many), strict=True)))
+        given_seed = many if dims[1] == 0 else many[0]
+        assert_same(torch.vmap(each, in_dims=dims)(x, given_seed), right)
+
+    def loss(t):
+        return (quantkit.fake_quantize(t, p, seed=seeds[0]) * t).sum()
+
+    leaf = x.clone().requires_grad_()
+    loss(leaf).backward()
+    assert_same(torch.func.grad(loss)(x), leaf.grad)
+    inside = (x / 0.3 >= -8) & (x / 0.3 <= 7)
+    tangent = torch.func.jvp(lambda t: each(t, seeds[0])[1], (x,), (x + 1,))[1]
+    assert_same(tangent, torch.where(inside, x + 1, 0.0))
+
+
 def test_checkpointing_repeats_the_draws():
     x = torch.randn(64, 64, requires_grad=True)
     p = quantkit.get_symmetric_qparams(x.detach())
