@@ -7,6 +7,7 @@ import pytest
 import torch
 from lib.backends import daily, on_every_backend
 from lib.cases import FLOATS, LAYOUTS, SPECIAL, STRIDES, assert_same, coded, given, ops, values
+from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import quantkit
@@ -246,6 +247,23 @@ def test_compiled_and_exported_seeds_are_inputs(tmp_path):
             right = layer(t, torch.tensor(seed))
             assert_same(compiled(t, torch.tensor(seed)), right)
             assert_same(tuple(loaded(t, torch.tensor(seed))), right)
+
+
+def test_compiled_shards_share_a_graph():
+    """Where a shard begins is a symbol of the graph; its codes are those of the whole."""
+    x, seed = torch.randn(64, 256), torch.tensor([7, 3])
+    whole = quantkit.quantize(x, "int4_group128", seed=seed)[0]
+
+    def rows(part, seed, start):
+        index = quantkit.shard_index(x.shape, (start, 0))
+        return quantkit.quantize(part, "int4_group128", seed=seed, index=index)[0]
+
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(rows, fullgraph=True, dynamic=True, backend="aot_eager")
+    for begin, end in ((5, 20), (20, 33), (33, 64)):
+        assert_same(compiled(x[begin:end], seed, begin), whole[begin:end])
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 X, P = torch.randn(4, 6), quantkit.QuantizationParams(0.1, 0.0, -128, 127)
