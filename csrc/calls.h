@@ -91,6 +91,11 @@ struct Elementwise {
   bool chosen;       // scale and zero_point come from x itself,
   bool centred;      // so that max |x| becomes q_max, and the zero point is 0
   bool nontemporal;  // outputs are large and not expected in a cache: write past it
+  // Where codes are rounded randomly: seed and stream, in the host's memory or x's (null: they are
+  // not); the index of the layout's first element, whose kIndex has the others' places.
+  const int64_t* seed;
+  bool seed_on_host;
+  int64_t first_index;
 };
 
 // Parameters chosen from x, then `elements` with them.

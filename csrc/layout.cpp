@@ -131,8 +131,7 @@ void Layout::merge() {
   int32_t kept = 0;
   for (int32_t k = 0; k < count; ++k) {
     bool merges = kept > 0;
-    for (int o = 0; merges && o < kOperands; ++o)
-      merges = dims[kept - 1].stride[o] == dims[k].size * dims[k].stride[o];
+    for (int o = 0; merges && o < kOperands; ++o) merges = dims[kept - 1].continues(dims[k], o);
     if (!merges) {
       dims[kept++] = dims[k];
       continue;

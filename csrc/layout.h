@@ -15,6 +15,8 @@ namespace quantkit {
 // parameters, and the states of a reduction: one for each parameter, or for each block that is
 // measured.
 enum Operand : int { kX, kQ, kY, kScale, kZeroPoint, kState, kOperands };
+// Where an element lies in the sequence of random draws: nothing has states at the same time.
+constexpr Operand kIndex = kState;
 
 constexpr int kMaxDims = 64;
 
@@ -45,6 +47,12 @@ struct Axes {
 struct Dim {
   int64_t size;
   int64_t stride[kOperands];
+
+  // Whether a step along this dimension is one past the end of `inner`. Places of random draws may
+  // be so far apart that the product wraps; then they never meet.
+  bool continues(const Dim& inner, int operand) const {
+    return uint64_t(stride[operand]) == uint64_t(inner.size) * uint64_t(inner.stride[operand]);
+  }
 };
 
 // At least one dimension; where there are more, each has at least two elements. The product of all

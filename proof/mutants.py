@@ -41,6 +41,9 @@ FORMATTED_OUT = OUT
 EMULATED_FORMATS = ("tests/test_format_kernels.py", "-k", "cuda_emu")
 MEASURES = ("tests/test_measure.py",)
 EMULATED_MEASURES = ("tests/test_measure.py", "-k", "cuda_emu")
+STOCHASTIC = ("tests/test_stochastic.py",)
+EMULATED_STOCHASTIC = ("tests/test_stochastic.py", "-k", "cuda_emu")
+SEED_OVERLAPS = ("tests/test_bad_input.py", "-k", "memory_of_another")
 PROCESSES = ("tests/test_processes.py", "-k", "child")
 
 
@@ -81,6 +84,7 @@ QUOTIENTS = "csrc/numerics/division.h"
 REDUCTIONS = "csrc/numerics/reductions.h"
 SCALES = "csrc/numerics/scales.h"
 SUMS = "csrc/numerics/sums.h"
+PHILOX = "csrc/numerics/philox.h"
 LAYOUT = "csrc/layout.cpp"
 MEMORY = "csrc/cuda/memory.cuh"
 ELEMENTWISE = "csrc/cuda/elementwise.cuh"
@@ -107,6 +111,8 @@ FAKE = "quantkit/operators.py"
 GONE = {
     "no scale copied back": "Contiguous of csrc/ops.cpp: parameters are written in any strides",
     "no zero point copied back": "Contiguous of csrc/ops.cpp",
+    "no check that there is no seed": "check_none of csrc/torch/checks.cpp: seeds are taken now",
+    "no check that there is no index": "check_none of csrc/torch/checks.cpp",
     "the way back laid out at the end": "Contiguous of csrc/ops.cpp",
     "fake_quantize writes before a check": "fake_quantize_out of csrc/ops.cpp: all outputs go through written()",
 }
@@ -224,7 +230,7 @@ MUTANTS = (
     Mutant("CPU: gradients of two bytes taken for four", ROWS, "case 2: return select_row<int16_t>",
            "case 2: return select_row<int32_t>", GENERATED),
     Mutant("CPU: x's step for q", CHUNKS, "at.of[kQ] + done * step[kQ]", "at.of[kQ] + done * step[kX]", kernels("long_rows")),
-    Mutant("CPU: rows that do not join", CHUNKS, "joins &= outer.stride[o] == inner.size * inner.stride[o];",
+    Mutant("CPU: rows that do not join", CHUNKS, "joins &= outer.continues(inner, o);",
            "joins &= inner.stride[o] == inner.stride[kX];", CPU),
     Mutant("CPU: the parameters of another chunk", CHUNKS, "offset != base || first != start || filled < n",
            "offset != base || filled < n", kernels("long_rows or large_tensors")),
@@ -415,14 +421,14 @@ MUTANTS = (
     # Float formats.
     Mutant("float8: not clipped", FORMATS, "bit_cast<float>(magnitude < limit ? magnitude : limit)",
            "bit_cast<float>(magnitude)", FORMATTED),
-    Mutant("float8: subnormals begin a binade lower", FORMATS, "field > kLeastField ? field : kLeastField;",
-           "field > kLeastField - (2 << 23) ? field : kLeastField;", FORMATTED),
+    Mutant("float8: subnormals begin a binade lower", FORMATS, "field > kLeastField ? field : kLeastField;\n    const float addend",
+           "field > kLeastField - (2 << 23) ? field : kLeastField;\n    const float addend", FORMATTED),
     Mutant("float8: another code of NaN", FORMATS, "number ? e.code : kNanCode,",
            "number ? e.code : kNanCode ^ 1,", FORMATTED),
     Mutant("float8: the sign of a NaN", FORMATS, "number ? e.code : kNanCode,",
            "number ? e.code : (e.code & kCodeSign) | kNanCode,", FORMATTED),
-    Mutant("float8: the sign of what was clipped", FORMATS, "sign = bit_cast<int32_t>(from) & kSign;",
-           "sign = bit_cast<int32_t>(v) & kSign;", FORMATTED),
+    Mutant("float8: the sign of what was clipped", FORMATS, "sign = bit_cast<int32_t>(from) & kSign;\n    return",
+           "sign = bit_cast<int32_t>(v) & kSign;\n    return", FORMATTED),
     Mutant("float8: codes that count no binades", FORMATS, " + (power >> (23 - M)) - (kLeastField >> (23 - M)));",
            ");", FORMATTED),
     Mutant("float8: ties by an odd addend", FORMATS, "(power >> (23 - M)) - (kLeastField >> (23 - M)));",
@@ -497,29 +503,50 @@ MUTANTS = (
     Mutant("a global scale after eps", SCALES, "raised<float>(max_abs / float(s.steps) / global, s)", "raised<float>(max_abs / float(s.steps), s) / global", FORMATTED),
     Mutant("powers of two that are floor's taken for centred", CHOOSERS, "(!stored || scheme.rule == Rule::ceil)", "true", FORMATTED),
     Mutant("a global scale that dequantize does not take", TYPES, "axes.add(kScale, scale->sizes, scale->strides, scale->dim);\n", "", FORMATTED),
-    Mutant("float4: the sign of 8 bits", FORMATS, "uint32_t(sign) >> (32 - kBits)", "uint32_t(sign) >> 24", FORMATTED),
+    Mutant("float4: the sign of 8 bits", FORMATS, "int32_t(uint32_t(sign) >> (32 - kBits)),", "int32_t(uint32_t(sign) >> 24),", FORMATTED),
     # The same in CUDA.
-    Mutant("a mask of what is rounded twice", ELEMENTWISE, "a.steps.round_first ? between(v, low, high) != 0 : is_inside<E>(v, low, high);",
-           "is_inside<E>(v, low, high);", EMULATED_FORMATS),
+    Mutant("a mask of what is rounded twice", ELEMENTWISE, "a.steps.round_first || a.draws_randomly ? between(v, low, high) != 0",
+           "a.draws_randomly ? between(v, low, high) != 0", EMULATED_FORMATS),
     Mutant("float32 for an output of half precision", RUN, "  if (kResult == Result::codes && back && e.y_type != Type::f32) return nullptr;\n",
            "", EMULATED_FORMATS),
     Mutant("float32 for an output of half precision, of rows", RUN, "  if (e.operation == Operation::quantize_dequantize && e.y_type != Type::f32) return false;\n",
            "", EMULATED_FORMATS),
-    Mutant("rows of float formats by the integers' kernel", RUN, "if (is_float(e.format) || e.steps.round_first || d.stored != nullptr) return false;",
-           "if (d.stored != nullptr || e.steps.round_first) return false;", EMULATED_FORMATS),
-    Mutant("rows rounded first by the usual kernel", RUN, "if (is_float(e.format) || e.steps.round_first || d.stored != nullptr) return false;",
-           "if (is_float(e.format) || d.stored != nullptr) return false;", EMULATED_FORMATS),
+    Mutant("rows of float formats by the integers' kernel", RUN, "if (is_float(e.format) || e.steps.round_first || e.seed != nullptr || d.stored != nullptr)",
+           "if (d.stored != nullptr || e.steps.round_first || e.seed != nullptr)", EMULATED_FORMATS),
+    Mutant("rows rounded first by the usual kernel", RUN, "if (is_float(e.format) || e.steps.round_first || e.seed != nullptr || d.stored != nullptr)",
+           "if (is_float(e.format) || e.seed != nullptr || d.stored != nullptr)", EMULATED_FORMATS),
     Mutant("quotients not rounded first", ELEMENTWISE, "  if (steps.round_first) return sum_in<float>(rounded<whole>(float(quotient)), zero_point);\n",
            "", EMULATED_FORMATS),
     Mutant("only the first code of a byte", ELEMENTWISE, "F::kPerByte * i + k, F::unpacked(byte, k));",
            "F::kPerByte * i + k, F::unpacked(byte, 0));", EMULATED_FORMATS),
+    # Stochastic rounding.
+    Mutant("9 rounds of Philox", PHILOX, "kPhiloxRounds = 10", "kPhiloxRounds = 9", STOCHASTIC),
+    Mutant("Philox: the key's other step", PHILOX, "second += 0xbb67ae85u", "second += 0x9e3779b9u", STOCHASTIC),
+    Mutant("draws: halves of a word swapped", PHILOX, "16 * (index % 2)", "16 * (1 - index % 2)", STOCHASTIC),
+    Mutant("rounded up where the fraction is the draw's", PHILOX, "bit_cast<uint32_t>(u - (magnitude - float(whole))) >> 31", "u <= magnitude - float(whole)",
+           STOCHASTIC),
+    Mutant("a draw without the half step", PHILOX, "0x3f800040u", "0x3f800000u", STOCHASTIC),
+    Mutant("CPU: the stream's upper word left out", PRODUCTS, "d[k] = W::all(from.stream >> 32);", "d[k] = W::all(0);", STOCHASTIC),
+    Mutant("CPU: lanes in the order of counters", PRODUCTS, "lanes[k] = k / 2 + k % 2 * (kLanes / 2);", "lanes[k] = k;", STOCHASTIC),
+    Mutant("CPU: a chunk's draws from its first counter on", LOOPS, "return draws + first % kDrawsOfWords;", "return draws;", STOCHASTIC),
+    Mutant("the offset of places left out", TYPES, "first_ = index->front();", "", STOCHASTIC),
+    Mutant("places by x's own strides", TYPES, "strides_.assign(index->begin() + 1, index->end());", "strides_.assign(x.strides, x.strides + x.dim);", STOCHASTIC),
+    Mutant("CPU: rows joined whose places are apart", CHUNKS, "kOfElements[] = {kX, kQ, kY, kIndex};", "kOfElements[] = {kX, kQ, kY};", STOCHASTIC),
+    Mutant("CPU: a random mask of what is rounded", ROWS, "{ return between(v, low, high); }", "{ return E::inside(v, low, high); }", STOCHASTIC),
+    Mutant("integers drawn before they are clipped", FORMATS, "bit_cast<int32_t>(clamp(v, low, high)) & (from == from ? -1 : 0)",
+           "bit_cast<int32_t>(v) & (from == from ? -1 : 0)", STOCHASTIC),
+    Mutant("no check of places", CHECKS, "if (least < 0 || most > INT64_MAX)", "if (least < 0)", STOCHASTIC),
+    Mutant("no check of a seed's shape", CHECKS, "seed->dim != 1 || seed->sizes[0] != 2", "seed->dim != 1", STOCHASTIC),
+    Mutant("a seed may overlap outputs", CHOOSERS, "    if (drawn) inputs.push_back(&drawn.seed());\n", "", SEED_OVERLAPS),
+    Mutant("a mask of what is rounded up or down", ELEMENTWISE, "a.steps.round_first || a.draws_randomly ? between(v, low, high) != 0",
+           "a.steps.round_first ? between(v, low, high) != 0", EMULATED_STOCHASTIC),
+    Mutant("rows drawn by the usual kernel", RUN, "if (is_float(e.format) || e.steps.round_first || e.seed != nullptr || d.stored != nullptr)",
+           "if (is_float(e.format) || e.steps.round_first || d.stored != nullptr)", EMULATED_STOCHASTIC),
     # Checks of the .format overloads.
-    Mutant("no check that there is no seed", CHOOSERS, '    check_none("seed", seed);\n', "", ERRORS),
     Mutant("no check of a global scale's shape", CHECKS, "if ((global.dim != 0 && global.dim != dim) || !fits(global, scale))", "if (false)", ERRORS),
     Mutant("no check of a rule's dtype", CHECKS, "(choice.stored == Stored::e8m0 && choice.half_range)", "false", ERRORS),
     Mutant("no check of a global scale beside a rule", CHECKS, "if (has_global && choice.rule != Rule::none)", "if (false)", ERRORS),
     Mutant("no check of e4m3's smallest scale", CHECKS, "!(eps > 0x1p-10 + 0x1p-34)", "!(eps > 0x1p-10)", ERRORS),
-    Mutant("no check that there is no index", STATIC, '    check_none("index", index);\n', "", ERRORS),
     Mutant("no check of a scale's other dtype", CHECKS, "if (scale_dtype && *scale_dtype != dtype_of(Type::f32))", "if (false)", ERRORS),
     Mutant("no check of half_range's format", CHECKS, "if (choice.half_range && (is_float(format) || !is_signed))", "if (false)", ERRORS),
     Mutant("no check that a limit is a number of the format", CHECKS, "&&\n             F::within(float(q_max), 0.0f).number == float(q_max);", ";", ERRORS),

@@ -20,6 +20,7 @@ from .ops import (
     quantize_tensor,
 )
 from .params import QuantizationParams
+from .philox import shard_index
 from .schemes import SCHEMES
 from .sums import Measured, join_measures
 
@@ -43,4 +44,5 @@ __all__ = [
     "quantize_dequant",
     "quantize_tensor",
     "reference",
+    "shard_index",
 ]

@@ -535,16 +535,90 @@ def compute_dtype(value):
         raise wrong(TypeError, "compute_dtype", "None or torch.float32", shown(value))
 
 
-def rounding(f, round_first):
-    if flag("round_first", round_first) and not f.has_zero_point:
+def rounding(f, round_first, seed=None):
+    if not flag("round_first", round_first):
+        return
+    if not f.has_zero_point:
         raise wrong(ValueError, "round_first", f"False for {f.name}", shown(round_first))
+    if seed is not None:
+        raise wrong(ValueError, "round_first", "False with seed", shown(round_first))
 
 
-def nothing(**arguments):
-    """Arguments that the schemas have for what later versions do."""
-    for name, value in arguments.items():
-        if value is not None:
-            raise wrong(TypeError, name, "None", type(value).__name__)
+def seed_pair(seed: Any) -> tuple[int, int]:
+    """(seed, stream) of an int, whose stream is 0, or of a pair."""
+    pair = seed if isinstance(seed, (list, tuple)) else (seed, 0)
+    if len(pair) != 2 or not _are_ints(list(map(number, pair))):
+        raise wrong(TypeError, "seed", "an int, a pair of ints or a torch.Tensor", shown(seed))
+    low, high = (int(number(value)) for value in pair)
+    if not all(-(2**63) <= value < 2**63 for value in (low, high)):
+        raise wrong(ValueError, "seed", "ints from -2^63 to 2^63 - 1", shown(seed))
+    return low, high
+
+
+def index_list(index: Any) -> Any:
+    """index as the operators take it."""
+    return block_sizes(index, "index")
+
+
+def draws(x, seed, index):
+    """What random rounding draws from: (seed, stream), and the places of x's elements."""
+    if seed is None:
+        if index is not None:
+            raise wrong(ValueError, "index", "None without seed", shown_sizes(index))
+        return
+    tensor("seed", seed, None)
+    if seed.dtype != torch.int64 or tuple(seed.shape) != (2,):
+        found = f"{seed.dtype} of shape {tuple(seed.shape)}"
+        raise wrong(TypeError, "seed", "torch.int64 of shape (2,)", found)
+    if seed.device not in (x.device, torch.device("cpu")):
+        expected = f"device {x.device}, that of x, or cpu"
+        raise wrong(RuntimeError, "seed", expected, seed.device)
+    if index is None:
+        return
+    shape = tuple(x.shape)
+    if len(index) != 1 + len(shape):
+        expected = f"an offset and a stride for each dimension of x of shape {shape}"
+        raise wrong(ValueError, "index", expected, shown_sizes(index))
+    if any(isinstance(v, int) and not -(2**63) <= v < 2**63 for v in index):
+        raise wrong(ValueError, "index", "ints from -2^63 to 2^63 - 1", shown_sizes(index))
+    if known(x.numel() == 0):
+        return
+    ends = [stride * (size - 1) for stride, size in zip(index[1:], shape, strict=True)]
+    least = index[0] + sum(e for e in ends if _surely(e < 0))
+    most = index[0] + sum(e for e in ends if not _surely(e < 0))
+    if _surely(least < 0) or _surely(most > LARGEST_INDEX):
+        raise ValueError(
+            f"index: expected places of x's elements in [0, 2^63 - 1], got {shown_sizes(index)} "
+            f"for x of shape {shape}"
+        )
+
+
+LARGEST_INDEX = 2**63 - 1
+
+
+def _list_of_ints(name, value):
+    if _are_ints(value):
+        return value
+    ints = list(map(number, value)) if isinstance(value, (list, tuple)) else value
+    if not _are_ints(ints):
+        raise wrong(TypeError, name, "a list of ints", shown_sizes(value))
+    return ints
+
+
+def shard(global_shape, start):
+    """Both as lists of ints."""
+    global_shape, start = _list_of_ints("global_shape", global_shape), _list_of_ints("start", start)
+    if len(global_shape) != len(start):
+        sizes = f"{len(global_shape)} ints, one per dimension of {shown_sizes(list(global_shape))}"
+        raise wrong(ValueError, "start", sizes, shown_sizes(list(start)))
+    for n, at in zip(global_shape, start, strict=True):
+        if _surely(n < 0):
+            sizes = shown_sizes(list(global_shape))
+            raise wrong(ValueError, "global_shape", "sizes from 0 on", sizes)
+        if _surely(at < 0) or _surely(at > n):
+            within = f"a place within {shown_sizes(list(global_shape))}"
+            raise wrong(ValueError, "start", within, shown_sizes(list(start)))
+    return global_shape, start
 
 
 def packable(x, f):
@@ -575,8 +649,8 @@ def dynamic_quantize_format(
     round_first=False, output_dtype=None, **choosing,
 ):  # fmt: skip
     choose_qparams_format(x, block_size, q_min, q_max, eps, symmetric, format, **choosing)
-    nothing(seed=seed, index=index)
-    rounding(format_named(format), round_first)
+    draws(x, seed, index)
+    rounding(format_named(format), round_first, seed)
     packable(x, format_named(format))
     output_of(output_dtype)
 
@@ -588,8 +662,8 @@ def fake_quantize_format(
     tensor("x", x)
     f = format_named(format)
     q_range(q_min, q_max, f, f.name)
-    nothing(seed=seed, index=index)
-    rounding(f, round_first)
+    draws(x, seed, index)
+    rounding(f, round_first, seed)
     format_parameters("x", x, x.shape, f, scale, zero_point, block_size, global_scale)
 
 

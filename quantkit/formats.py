@@ -23,6 +23,12 @@ def rounded(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return t.to(torch.float32).to(dtype) if dtype in HALF_DTYPES else t.to(dtype)
 
 
+def _rounded_by(t: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """t from 0 on, rounded up to an integer where its fraction is above u, else down."""
+    whole = torch.floor(t)
+    return whole + (t - whole > u)
+
+
 @dataclass(frozen=True)
 class Format:
     """What a code is.
@@ -59,8 +65,13 @@ class Format:
         """Whether codes may be limited to [q_min, q_max]."""
         raise NotImplementedError
 
-    def encode(self, v: torch.Tensor, q_min: int, q_max: int) -> torch.Tensor:
-        """The codes of v, one in each element of storage."""
+    def encode(
+        self, v: torch.Tensor, q_min: int, q_max: int, u: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The codes of v, one in each element of storage.
+
+        u: random numbers in (0, 1); a magnitude whose fraction is above is rounded up, else down.
+        """
         raise NotImplementedError
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
@@ -96,8 +107,14 @@ class Integer(Format):
     def holds(self, q_min: int, q_max: int) -> bool:
         return self.low <= q_min <= q_max <= self.high
 
-    def encode(self, v: torch.Tensor, q_min: int, q_max: int) -> torch.Tensor:
-        v = torch.clamp(torch.round(v), q_min, q_max)
+    def encode(
+        self, v: torch.Tensor, q_min: int, q_max: int, u: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if u is None:
+            v = torch.clamp(torch.round(v), q_min, q_max)
+        else:
+            v = torch.clamp(v, q_min, q_max)
+            v = torch.copysign(_rounded_by(v.abs(), u), v)
         codes = torch.where(v.isnan(), 0.0, v)
         if self.bits >= 8:
             return codes.to(self.dtype)
@@ -139,14 +156,17 @@ class Float(Format):
             return False
         return q_max // (q_max & -q_max) < 2 ** (self.mantissa + 1)  # so few bits are significant
 
-    def encode(self, v: torch.Tensor, q_min: int, q_max: int) -> torch.Tensor:
+    def encode(
+        self, v: torch.Tensor, q_min: int, q_max: int, u: torch.Tensor | None = None
+    ) -> torch.Tensor:
         v = torch.clamp(v, q_min, q_max)
         # The exponent field of |v| is also right for NaN, 0 and denormals, once it is raised to least.
         exponent = ((v.abs().view(torch.int32) >> 23) - 127).clamp(min=self.least)
         step = ((exponent - self.mantissa + 127) << 23).view(
             torch.float32
         )  # between v's neighbours
-        n = torch.round(v.abs() / step)  # a division by a power of two: exact
+        t = v.abs() / step  # a division by a power of two: exact
+        n = torch.round(t) if u is None else _rounded_by(t, u)
         code = n.nan_to_num().to(torch.int32) + ((exponent - self.least) << self.mantissa)
         code = code | (v.signbit().to(torch.int32) << (self.bits - 1))
         return torch.where(v.isnan(), self.nan, code).to(torch.uint8).view(self.storage)

@@ -10,7 +10,16 @@ import torch
 
 from . import _checks
 from .formats import WIDEST, Format
-from .params import QuantizationParams, as_tensor, choice, granularity, is_version_1, kept, unpack
+from .params import (
+    QuantizationParams,
+    as_seed,
+    as_tensor,
+    choice,
+    granularity,
+    is_version_1,
+    kept,
+    unpack,
+)
 from .schemes import global_limit, keywords_of
 from .sums import Measured
 
@@ -198,13 +207,26 @@ def get_asymmetric_qparams(
     return _parameters(x, blocks, f, q_min, q_max, parameters, round_first)
 
 
-def quantize_tensor(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
+def quantize_tensor(
+    x: torch.Tensor,
+    qparams: QuantizationParams,
+    *,
+    seed: int | tuple[int, int] | torch.Tensor | None = None,
+    index: Sequence[int] | None = None,
+) -> torch.Tensor:
     """Return the codes ``clip(round(x / scale + zero_point), q_min, q_max)``, half to even, NaN to 0.
 
     Args:
         x: a dense tensor of any real dtype and any strides.
         qparams: scale and zero_point of a shape that fits x (see QuantizationParams), or of lower rank
             and broadcasting to x's shape.
+        seed: asks for stochastic rounding, which is right on average: an int, a pair (seed, stream), or
+            an int64 tensor of both, on the CPU or x's device. Inside torch.compile and export pass a
+            tensor: an int becomes a constant. It asks for float32 steps. The random numbers come from
+            Philox, which is no cryptographic generator.
+        index: the place of x's first element in the sequence of random numbers, and how far the next one
+            of each dimension is: 1 + rank ints, of :func:`shard_index` where x is a part of a tensor.
+            None: x is a whole tensor. Needs a seed.
 
     Returns:
         Codes of x's shape in ``qparams.dtype`` with the strides of ``torch.empty_like(x)``. Those of
@@ -223,10 +245,18 @@ def quantize_tensor(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tenso
 
     docs/numerics.md has the formula.
     """
-    scale, zero_point, q_min, q_max, f, options = unpack("x", x, qparams)
+    scale, zero_point, q_min, q_max, f, options = unpack(
+        "x", x, qparams, seed is not None or index is not None
+    )
     if options is None:
         return operators.quantize(x, scale, zero_point, q_min, q_max, f.number)
+    options |= _drawn_from(seed, index)
     return format_operators.quantize(x, scale, zero_point, q_min, q_max, f.name, **options)
+
+
+def _drawn_from(seed: Any, index: Any) -> dict[str, Any]:
+    """seed and index as the operators take them."""
+    return {"seed": as_seed(seed), "index": _checks.index_list(index)}
 
 
 def dequantize_tensor(
@@ -276,6 +306,8 @@ def quantize_dequant(
     global_scale: torch.Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
     round_first: bool = False,
+    seed: int | tuple[int, int] | torch.Tensor | None = None,
+    index: Sequence[int] | None = None,
     output_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, QuantizationParams]:
     """Choose parameters, quantize and dequantize in one call: ``(q, x_hat, qparams)``.
@@ -287,6 +319,7 @@ def quantize_dequant(
         sym: False takes the asymmetric scheme. Pass ``include_zero=True`` with it, unless each block of x
             has values on both sides of 0.
         output_dtype: of x_hat, as in :func:`dequantize_tensor`. It asks for float32 steps.
+        seed, index: stochastic rounding, as in :func:`quantize_tensor`. Scales are chosen as without.
         The other arguments, results, errors and warnings: those of the three functions.
     """
     f, blocks, q_min, q_max, eps, sym, include_zero = choice(
@@ -294,7 +327,15 @@ def quantize_dequant(
         scale_dtype, scale_rule,
     )  # fmt: skip
     if is_version_1(
-        f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale, output_dtype
+        f,
+        compute_dtype,
+        round_first,
+        scale_dtype,
+        scale_rule,
+        global_scale,
+        output_dtype,
+        seed,
+        index,
     ):
         q, x_hat, scale, zero_point = operators.quantize_dequantize(
             x, blocks, q_min, q_max, eps, sym, f.number, include_zero
@@ -307,7 +348,7 @@ def quantize_dequant(
     q, x_hat, *parameters = format_operators.quantize_dequantize(
         x, blocks, q_min, q_max, eps, sym, f.name, include_zero=include_zero,
         scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
-        round_first=round_first, output_dtype=output_dtype,
+        round_first=round_first, output_dtype=output_dtype, **_drawn_from(seed, index),
     )  # fmt: skip
     made = _parameters(x, blocks, f, q_min, q_max, parameters, round_first, global_scale)
     return q, x_hat, made
@@ -330,6 +371,8 @@ def dynamic_quantize(
     global_scale: torch.Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
     round_first: bool = False,
+    seed: int | tuple[int, int] | torch.Tensor | None = None,
+    index: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, QuantizationParams]:
     """Choose parameters and quantize in one call: ``(q, qparams)``.
 
@@ -347,6 +390,7 @@ def dynamic_quantize(
         include_zero: as in :func:`get_asymmetric_qparams`; an error beside ``sym=True``.
         compute_dtype: torch.float32 asks for float32 steps.
         round_first: add the zero point after rounding. It asks for float32 steps.
+        seed, index: stochastic rounding, as in :func:`quantize_tensor`. Scales are chosen as without.
 
     Returns:
         q has codes of x's shape in dtype, with the strides of ``torch.empty_like(x)``. Those of fewer
@@ -367,7 +411,9 @@ def dynamic_quantize(
         x, per_channel, channel_dim, block_size, dtype, q_min, q_max, eps, sym, include_zero,
         scale_dtype, scale_rule,
     )  # fmt: skip
-    if is_version_1(f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale):
+    if is_version_1(
+        f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale, seed, index
+    ):
         q, scale, zero_point = operators.dynamic_quantize(
             x, blocks, q_min, q_max, eps, sym, f.number, include_zero
         )
@@ -379,7 +425,7 @@ def dynamic_quantize(
     q, *parameters = format_operators.dynamic_quantize(
         x, blocks, q_min, q_max, eps, sym, f.name, include_zero=include_zero,
         scale_dtype=scale_dtype, scale_rule=scale_rule, global_scale=global_scale,
-        round_first=round_first,
+        round_first=round_first, **_drawn_from(seed, index),
     )  # fmt: skip
     return q, _parameters(x, blocks, f, q_min, q_max, parameters, round_first, global_scale)
 
@@ -387,20 +433,29 @@ def dynamic_quantize(
 _KEYWORDS = tuple(n for n in dynamic_quantize.__annotations__ if n not in ("x", "return"))
 
 
-def fake_quantize(x: torch.Tensor, qparams: QuantizationParams) -> torch.Tensor:
+def fake_quantize(
+    x: torch.Tensor,
+    qparams: QuantizationParams,
+    *,
+    seed: int | tuple[int, int] | torch.Tensor | None = None,
+    index: Sequence[int] | None = None,
+) -> torch.Tensor:
     """Quantize and dequantize in x's dtype, with the straight-through gradient.
 
     The values are those of ``dequantize_tensor(quantize_tensor(x, qparams), qparams)``, cast to x's dtype
     (float32 for integer x). No tensor of codes is made. The gradient of x is the incoming one where
-    ``q_min <= round(x / scale + zero_point) <= q_max``; float formats do not round there, and
+    ``q_min <= round(x / scale + zero_point) <= q_max``; float formats and a seed do not round there, and
     ``qparams.round_first`` rounds before it adds. It is 0 elsewhere and at NaN. scale and zero_point get
     none. For the gradient autograd keeps a mask of one byte an element.
 
     Arguments and errors are those of :func:`quantize_tensor`.
     """
-    scale, zero_point, q_min, q_max, f, options = unpack("x", x, qparams)
+    scale, zero_point, q_min, q_max, f, options = unpack(
+        "x", x, qparams, seed is not None or index is not None
+    )
     if options is None:
         return operators.fake_quantize(x, scale, zero_point, q_min, q_max)
+    options |= _drawn_from(seed, index)
     return format_operators.fake_quantize(x, scale, zero_point, q_min, q_max, f.name, **options)
 
 

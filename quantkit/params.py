@@ -228,6 +228,14 @@ def as_tensor(name: str, value: Any) -> Any:
     return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
+def as_seed(seed: Any) -> Any:
+    """An int, or a pair of ints (seed, stream), as int64 of shape (2,) on the CPU; a tensor as it is."""
+    if seed is None or isinstance(seed, torch.Tensor):
+        return seed
+    pair = _checks.seed_pair(seed)
+    return torch.tensor(pair, dtype=torch.int64, device="cpu")
+
+
 # Where a type is compared here the usual case is spared a call.
 _OPTIONS = ("dtype", "block_size", "global_scale", "compute_dtype", "round_first")
 _is_compiling = torch.compiler.is_compiling

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import _autograd, _checks, ops, schemes, sums
+from . import _autograd, _checks, ops, philox, schemes, sums
 from .formats import HALF_DTYPES, OF_NAME, OF_NUMBER, WIDEST, Float, Format, rounded, scale_numbers
 from .params import QuantizationParams
 
@@ -245,8 +245,6 @@ def fake_quantize_backward_op(
 
 # ---- the operators' .format overloads, by float32 steps ---------------------------------------------
 
-# Not yet: seed and index, which the checks take as None only.
-
 
 def _spread_global(
     global_scale: _Tensor | None, device: torch.device, shape: Sequence[int]
@@ -285,12 +283,19 @@ class Float32Steps:
         return v * self.scale
 
     def there_and_back(
-        self, x: _Tensor, f: Format, q_min: int, q_max: int, round_first: bool
-    ) -> tuple[_Tensor, _Tensor, _Tensor]:
+        self, x: _Tensor, f: Format, q_min: int, q_max: int, round_first: bool,
+        u: _Tensor | None = None,
+    ) -> tuple[_Tensor, _Tensor, _Tensor]:  # fmt: skip
         """What becomes a code, whether it is within the limits, and what the code stands for."""
         v = self.there(x, round_first)
-        inside = (v >= q_min) & (v <= q_max) if round_first else f.is_inside(v, q_min, q_max)
-        return v, inside, self.back(f.decode(f.encode(v, q_min, q_max)))
+        clipped_as_it_is = round_first or u is not None
+        inside = (v >= q_min) & (v <= q_max) if clipped_as_it_is else f.is_inside(v, q_min, q_max)
+        return v, inside, self.back(f.decode(f.encode(v, q_min, q_max, u)))
+
+
+def _draws(x: _Tensor, seed: _Tensor | None, index: Sequence[int] | None) -> _Tensor | None:
+    """A random number in (0, 1) for each element, where a seed asks for it."""
+    return None if seed is None else philox.uniform(seed.to(x.device), x.shape, index)
 
 
 def choose_qparams_format_op(
@@ -324,7 +329,7 @@ def quantize_format_op(
     )  # fmt: skip
     f = OF_NAME[format]
     steps = Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
-    codes = f.encode(steps.there(x, round_first), q_min, q_max)
+    codes = f.encode(steps.there(x, round_first), q_min, q_max, _draws(x, seed, index))
     return f.pack(codes) if f.per_byte > 1 else _like(x, codes)
 
 
@@ -399,7 +404,8 @@ def fake_quantize_masked_format_op(
         global_scale=global_scale, seed=seed, index=index, round_first=round_first,
     )  # fmt: skip
     steps = Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
-    _, inside, x_hat = steps.there_and_back(x, OF_NAME[format], q_min, q_max, round_first)
+    u = _draws(x, seed, index)
+    _, inside, x_hat = steps.there_and_back(x, OF_NAME[format], q_min, q_max, round_first, u)
     dtype = x.dtype if x.is_floating_point() else torch.float32
     return _like(x, x_hat.to(dtype)), _like(x, inside)
 

@@ -17,6 +17,7 @@ from lib.bad import (
     NUMBERS,
     QPARAMS,
     SCALE,
+    SEED,
     SINGLE,
     TENSORS,
     ZERO,
@@ -74,7 +75,8 @@ def test_limits_and_flags_that_exclude_each_other(name):
     arguments = arguments_of(name)
     cases = [{"q_min": 5, "q_max": 4}, {"q_min": 2**63 - 1, "q_max": -(2**63)}]
     cases += [{"q_max": 128, "dtype": torch.int8}, {"q_min": -1, "dtype": torch.uint8}]
-    cases += [{"symmetric": True, "include_zero": True}]
+    cases += [{"symmetric": True, "include_zero": True}, {"round_first": True, "seed": SEED}]
+    cases += [{"index": [0, 6, 1], "seed": None}]
     for case in cases:
         if case.keys() <= arguments.keys():
             call = arguments | case
@@ -126,7 +128,7 @@ def test_meta_tensors_beside_real_ones(name):
         arguments[argument] = arguments[argument].to("meta")
         operator = getattr(ops, name)
         everything = [*arguments.values(), *outs.values()]
-        if len(tensors) > 1:
+        if {*tensors} > {argument, "seed"}:  # which may be on the CPU beside x on a device
             refused(
                 (RuntimeError,), (argument,), lambda o=operator, a=arguments: o(**a), everything
             )
@@ -183,6 +185,8 @@ def test_lazily_negated_tensors_change_no_refusal(name):
     for argument in tensors:
         if argument == "zero_point" and (".format" in name or name in SINGLE):
             continue  # None is 0
+        if argument == "seed":
+            continue  # None rounds to nearest
         call = arguments | {argument: None}
         refused((RuntimeError,), (argument,), lambda c=call: operator(**c), call.values())
     for result, out in outs_of(name).items():
@@ -361,8 +365,8 @@ def bad_call(function, argument, label):
         b = FIELDS[argument][label]
         return b.kind, valid | {"qparams": dataclasses.replace(qparams, **{argument: b.make()})}
     b = table[argument][label]
-    channels = {"per_channel": True} if argument == "channel_dim" else {}
-    return b.kind, valid | channels | {argument: b.make()}
+    beside = {"channel_dim": {"per_channel": True}, "index": {"seed": 1}}.get(argument, {})
+    return b.kind, valid | beside | {argument: b.make()}
 
 
 @pytest.mark.parametrize("module", MODULES)

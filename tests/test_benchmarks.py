@@ -9,8 +9,9 @@ import torch
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import ab, builds, cells, compare, measures, report, rivals
+from benchmarks import ab, builds, cells, compare, measures, report, rivals, stochastic
 from benchmarks.cases import Case, Job, differing
+from quantkit import quantize_tensor
 
 TINY = ["--quick", "--shapes", "8x32", "--rivals", "eager,torch,decomposed,copy,clone"]
 
@@ -355,6 +356,31 @@ def test_measures_stand_beside_a_read_and_float64_sums(tmp_path, capsys):
     ours = measures.calls_of(job)[measures.OURS]()
     for a, b in zip(ours, measures.sums(job.x, job.x_hat), strict=False):
         assert a.item() == pytest.approx(b.item())
+
+
+# ---- stochastic rounding ------------------------------------------------------------------------------
+
+
+def test_stochastic_rounding_stands_beside_a_copy_and_eager_torch(tmp_path, capsys):
+    tiny = ["--shapes", "8x32", "--seconds", "0"]
+    assert stochastic.main([*tiny, "--json", str(tmp_path / "run.json")]) == 0
+    found = json.loads((tmp_path / "run.json").read_text())["cells"]
+    assert len(found) == 8 and {c["threads"] for c in found} == {1, 2}
+    for cell in found:
+        assert list(cell["contestants"]) == [
+            stochastic.COPY, stochastic.OURS, stochastic.NEAREST, stochastic.EAGER
+        ]  # fmt: skip
+    assert "of a copy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scheme", stochastic.SCHEMES)
+def test_stochastic_rounding_by_hand_makes_the_same_neighbours(scheme):
+    job = stochastic.Job(scheme, (16, 512), torch.float32)
+    by_hand = torch.stack([stochastic.by_hand(job).float() for _ in range(50)])
+    calls = [quantize_tensor(job.x, job.p, seed=seed).float() for seed in range(50)]
+    ours = torch.stack(calls)
+    for a, b in ((by_hand, ours), (ours, by_hand)):
+        assert ((b >= a.amin(0)) & (b <= a.amax(0))).float().mean() > 0.98
 
 
 # ---- the pages that quote a run ---------------------------------------------------------------------

@@ -44,6 +44,12 @@ class Everything(torch.nn.Module):
         return everything(x)
 
 
+class Stochastic(torch.nn.Module):
+    def forward(self, x, seed):
+        q, p = quantkit.dynamic_quantize(x, block_size=[1, -1], dtype="int4", seed=seed)
+        return q, quantkit.fake_quantize(x, p, seed=seed + 1)
+
+
 class Microscaled(torch.nn.Module):
     def forward(self, x):
         return microscaled(x)
@@ -203,25 +209,29 @@ RUN_PACKAGE = """
 import sys, torch, quantkit
 model = torch._inductor.aoti_load_package(sys.argv[1])
 x = torch.load(sys.argv[1] + ".x")
-torch.save(model(x), sys.argv[1] + ".y")
+torch.save(model(*x), sys.argv[1] + ".y")
 """
 
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("model", [Everything(), Microscaled()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "model", [Everything(), Microscaled(), Stochastic()], ids=lambda m: type(m).__name__
+)
 def test_aot_inductor_package(tmp_path, model):
     free = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim.DYNAMIC}
-    example = values((40, 60), torch.bfloat16)
-    program = torch.export.export(model, (example,), dynamic_shapes=(free,))
+    example, x = ((values(size, torch.bfloat16, 4),) for size in ((40, 60), (9, 30)))
+    if isinstance(model, Stochastic):
+        example, x = (*example, torch.tensor([0, 0])), (*x, torch.tensor([-5, 2**40]))
+    shapes = (free, None)[: len(x)]
+    program = torch.export.export(model, example, dynamic_shapes=shapes)
     file = str(tmp_path / "model.pt2")
     if operators._AOT_CHANGES_DTYPES:
         with pytest.raises(Exception, match=r"AOTInductor before torch 2\.12 changes the dtype"):
             torch._inductor.aoti_compile_and_package(program, package_path=file)
         return
     torch._inductor.aoti_compile_and_package(program, package_path=file)
-    x = values((9, 30), torch.bfloat16, 4)
-    expected = model(x)
+    expected = model(*x)
     torch.save(x, f"{file}.x")
     subprocess.run([sys.executable, "-W", "ignore", "-c", RUN_PACKAGE, file], check=True)
     made = torch.load(f"{file}.y")

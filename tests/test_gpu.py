@@ -11,6 +11,7 @@ from lib.cases import CODES, FLOATS, LAYOUTS, STRIDES, assert_same, given, invok
 
 import quantkit
 from quantkit import reference
+from quantkit.operators import OPERATORS, overloads
 
 ops = torch.ops.quantkit
 
@@ -28,7 +29,9 @@ CHOSEN = (-128, 127, 1e-8, False)
 
 
 def on_gpu(t):
-    """The same strides on the GPU."""
+    """The same strides on the GPU; among arguments by name too."""
+    if isinstance(t, dict):
+        return {k: on_gpu(each) for k, each in t.items()}
     if not isinstance(t, torch.Tensor):
         return t
     if 0 in t.stride():
@@ -45,10 +48,10 @@ def on_cpu(t):
 
 def check(name, *args):
     """The operator on the GPU, the reference on the CPU, and the reference on the GPU."""
-    function = getattr(reference, f"{name.removeprefix('_')}_op")
+    operator, function = overloads(name)[0], OPERATORS[name].reference
     right = invoke(function, args)
     far = [on_gpu(a) for a in args]
-    assert_same(on_cpu(invoke(getattr(ops, name), far)), right)
+    assert_same(on_cpu(invoke(operator, far)), right)
     assert_same(on_cpu(invoke(function, far)), right)
     return right
 
@@ -66,6 +69,11 @@ def check_all(x, blocks, code, seed):
     for over in (None, [1, *[-1] * (x.dim() - 1)], [-1] * (x.dim() - 1) + [1]):
         check("measure", *measured, {"over": over})
     check("measure_limbs", *measured, {"over": [200] * x.dim()})
+    at_random = {"seed": torch.tensor([seed, -seed]), "index": [seed, *[seed + 1] * x.dim()]}
+    check("quantize.format", *measured, at_random)
+    check("fake_quantize.format", x, scale, None, -448, 448, "float8_e4m3fn", at_random)
+    choose = {"seed": at_random["seed"]}
+    check("quantize_dequantize.format", x, blocks, low, high, 1e-8, True, measured[-1], choose)
     check("aminmax", x, blocks)
     check("aminmax", q, None if blocks is None else [3] * x.dim())
     check("dynamic_quantize", x, blocks, low, high, 1e-8, symmetric, code)
@@ -207,6 +215,25 @@ def test_a_captured_graph_replays_on_new_data(blocks):
         torch.cuda.synchronize()
         right = reference.quantize_dequantize_op(x.cpu(), *args)
         assert_same(on_cpu(tuple(outs.values())), right)
+
+
+def test_a_captured_graph_takes_new_seeds():
+    """Of the device's memory; a seed of the CPU stays that of the capture."""
+    x, scale = values((256, 512), torch.bfloat16).cuda(), torch.tensor(0.1).cuda()
+    seed, out = torch.tensor([1, 2]).cuda(), torch.empty(256, 512, dtype=torch.int8, device="cuda")
+    args = (x, scale, None, -128, 127, "int8")
+    ops.quantize.format(*args, seed=seed)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ops.quantize.format_out(*args, seed=seed, out=out)
+    for words in ([3, 4], [-1, 2**40]):
+        seed.copy_(torch.tensor(words))
+        graph.replay()
+        torch.cuda.synchronize()
+        near = torch.tensor(words)
+        right = reference.quantize_format_op(x.cpu(), scale.cpu(), *args[2:], seed=near)
+        assert_same(out.cpu(), right)
 
 
 def test_more_elements_than_32_bits_count():

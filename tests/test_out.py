@@ -14,6 +14,7 @@ from quantkit.operators import OPERATORS
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.fallback]
 X = values((6, 8), torch.float32, 1)
 SCALE, ZERO = given((6, 8), [1, -1], torch.float32, 2)
+SEED = torch.tensor([3, 4])
 CHOOSE = (X, [1, -1], -128, 127, 1e-8, False)
 CALLS = {
     "quantize": (X, SCALE, ZERO, -128, 127, torch.int8),
@@ -28,10 +29,10 @@ CALLS = {
     "quantize_dequantize": (*CHOOSE, torch.int8),
     "quantize.format": (X, SCALE, ZERO, -8, 7, "int4", {"block_size": [1, -1]}),
     "dequantize.format": (codes(OF_NAME["int4"], X.shape), SCALE, ZERO, "int4", {}),
-    "fake_quantize.format": (X, SCALE, None, -448, 448, "float8_e4m3fn", {"block_size": [1, -1]}),
+    "fake_quantize.format": (X, SCALE, None, -448, 448, "float8_e4m3fn", {"seed": SEED}),
     "_fake_quantize_masked.format": (X, SCALE, ZERO, 0, 15, "uint4", {"round_first": True}),
     "choose_qparams.format": (X, [4, 3], -8, 7, 1e-8, False, "int4", {}),
-    "dynamic_quantize.format": (X, [1, 3], 0, 65535, 1e-8, False, "uint16", {}),
+    "dynamic_quantize.format": (X, [1, 3], 0, 65535, 1e-8, False, "uint16", {"seed": SEED}),
     "quantize_dequantize.format": (X, [4, 3], -8, 7, 1e-8, True, "int4", {}),
     "measure": (X, SCALE, ZERO, -8, 7, "int4", {"over": [4, 3]}),
     "measure_limbs": (X, SCALE, None, -6, 6, "float4_e2m1fn", {"over": [1, -1]}),
@@ -122,6 +123,11 @@ def test_overlap_with_an_input_is_refused():
     )
     args = (X.to(torch.int8), memory[:6].view(6, 1), ZERO)
     refused("dequantize", {"out": x}, RuntimeError, "overlaps scale", args=args)
+    codes = torch.zeros(64, dtype=torch.int8)
+    seed = codes[40:56].view(torch.int64)
+    args = (X, SCALE, None, -128, 127, "int8", {"seed": seed})
+    out = {"out": codes[:48].view(6, 8)}
+    refused("quantize.format", out, RuntimeError, "overlaps seed", args=args)
 
 
 def test_overlap_of_a_single_byte_is_refused():

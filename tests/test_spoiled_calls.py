@@ -14,6 +14,7 @@ from lib.bad import (
     FUNCTIONS,
     MODULES,
     SCALE,
+    SEED,
     ZERO,
     X,
     arguments_of,
@@ -57,13 +58,19 @@ WEIRD = {
     "rule": [lambda v=v: v for v in (None, "half_range")],
     "steps": [lambda v=v: v for v in (None, torch.float32)],
     "scheme": [lambda v=v: v for v in (*quantkit.SCHEMES, {"block_size": (2,)})],
-    "nothing": [lambda: None],
+    "whole": [lambda: None],
+    "seed": [lambda: None, lambda: SEED, lambda: torch.tensor([-1, 9, 2**62])[::2]],
+    "pair": [lambda v=v: v for v in (None, 3, -1, True, (1, 2), [2**62, -5])],
+    "places": [
+        lambda v=v: v
+        for v in (None, [0, 6, 1], (9, -1, 2), [2**62, 2**60, 0], [0], [True, 0, 1])
+    ],
 }  # fmt: skip
 KIND_OF = dict.fromkeys(("q_min", "q_max"), "int") | {"eps": "float", "block_size": "sizes"}
 KIND_OF |= dict.fromkeys(("symmetric", "include_zero", "sym", "per_channel"), "flag")
 KIND_OF |= {"dtype": "dtype", "channel_dim": "int", "format": "format", "scheme": "scheme"}
 KIND_OF |= dict.fromkeys(("scale_dtype", "compute_dtype", "output_dtype"), "steps")
-KIND_OF |= dict.fromkeys(("global_scale", "seed", "index"), "nothing")
+KIND_OF |= {"global_scale": "whole", "seed": "seed", "index": "places"}
 KIND_OF |= {"scale_rule": "rule", "round_first": "flag"}
 
 
@@ -164,7 +171,7 @@ def spoiled_function_calls(draw):
     chosen = st.lists(st.sampled_from([first, *others]), min_size=1, max_size=3, unique=True)
     values = {first: X} | ({"scheme": "int8_token"} if "scheme" in others else {})
     for argument in draw(chosen):
-        makers = WEIRD[KIND_OF.get(argument, "tensor")]
+        makers = WEIRD["pair" if argument == "seed" else KIND_OF.get(argument, "tensor")]
         if draw(st.booleans()):
             makers = [b.make for b in table[argument].values()]
         values[argument] = draw(st.sampled_from(makers))()

@@ -88,6 +88,16 @@ def errors(x: torch.Tensor, p: QuantizationParams) -> torch.Tensor:
     return assert_type(found.sqnr_db, torch.Tensor)
 
 
+def at_random(x: torch.Tensor, p: QuantizationParams) -> torch.Tensor:
+    index = assert_type(quantkit.shard_index(x.shape, [0, 3]), tuple[int, ...])
+    q = quantkit.quantize_tensor(x, p, seed=7, index=index)
+    q, p = quantkit.dynamic_quantize(x, dtype="int4", seed=(7, 2))
+    _, x_hat, p = quantkit.quantize_dequant(x, seed=torch.tensor([7, 2]), index=[0, 8, 1])
+    q, p = quantkit.quantize(x_hat, "fp8_tensor", seed=(7, 2), index=index)
+    y = assert_type(quantkit.fake_quantize(x, p, seed=3), torch.Tensor)
+    return quantkit.dequantize(q, p) - y
+
+
 def parameters() -> QuantizationParams:
     p = QuantizationParams(torch.ones(()), torch.zeros(()), -8, 7, dtype=torch.int8)
     QuantizationParams(

@@ -287,7 +287,7 @@ struct Values {
 // Rows of n elements each: offsets and steps of the data, base offsets of the parameters and the
 // position in their patterns.
 struct Chunk {
-  int64_t x, q, y, x_step, q_step, y_step, scale, zero_point, first, rows, n;
+  int64_t x, q, y, x_step, q_step, y_step, scale, zero_point, index, index_step, first, rows, n;
 
   int64_t elements() const { return rows * n; }
 };
@@ -296,6 +296,9 @@ struct Chunk {
 // a loop would cost more than the row: very short ones get their parameters spread out in a buffer,
 // others are given to a loop many at a time. Way back from float formats: shorter ones.
 constexpr int64_t kShortRow = 32, kShortRowBack = 16, kManyRows = 1024, kShortColumns = 256;
+
+// The operands that step from element to element, which a chunk has in one piece.
+constexpr int kOfElements[] = {kX, kQ, kY, kIndex};
 
 // How a layout is cut into chunks.
 struct Chunks {
@@ -327,7 +330,7 @@ struct Chunks {
         each = true;
       }
       outer->size *= size;
-      for (int o = kX; o <= kY; ++o) outer->stride[o] = inner->stride[o];
+      for (const int o : kOfElements) outer->stride[o] = inner->stride[o];
       inner = outer;
       --layout.count;
     }
@@ -337,7 +340,7 @@ struct Chunks {
 
   static bool joins(const Dim& outer, const Dim& inner) {
     bool joins = true;
-    for (int o = kX; o <= kY; ++o) joins &= outer.stride[o] == inner.size * inner.stride[o];
+    for (const int o : kOfElements) joins &= outer.continues(inner, o);
     return joins;
   }
 
@@ -372,7 +375,8 @@ struct Chunks {
         }
         body(Chunk{at.of[kX] + done * step[kX], at.of[kQ] + done * step[kQ],
                    at.of[kY] + done * step[kY], step[kX], step[kQ], step[kY], at.of[kScale],
-                   at.of[kZeroPoint], index, rows, m});
+                   at.of[kZeroPoint], at.of[kIndex] + done * step[kIndex], step[kIndex], index,
+                   rows, m});
         done += rows * m;
       }
     });

@@ -30,7 +30,7 @@ Loops loops_for(const Elementwise& e) {
     case Beside::gradient: return loops_of<D, E, Mask, true>();
     case Beside::nothing: return loops_of<D, E, None, true>();
     case Beside::outside:
-      if constexpr (sizeof(D) != 2) return loops_of<D, E, Outside, true>();
+      if constexpr (sizeof(D) != 2 && !kIsRandom<E>) return loops_of<D, E, Outside, true>();
   }
   __builtin_unreachable();
 }
@@ -39,10 +39,12 @@ Loops loops_of(const Elementwise& e) {
   return with_codes(e.format, [&](auto tag) {
     using F = typename decltype(tag)::type;
     using E = typename F::Encoder;
+    using R = Randomly<E>;
     if constexpr (!E::kInteger) {
-      return loops_for<float, E, uint8_t>(e);
+      return e.seed != nullptr ? loops_for<float, R, uint8_t>(e) : loops_for<float, E, uint8_t>(e);
     } else {  // those of one width are stored alike
       using Q = typename SignedOf<sizeof(typename F::Storage)>::type;
+      if (e.seed != nullptr) return loops_for<float, R, Q>(e);
       if (e.steps.round_first) return loops_for<whole, E, Q>(e);
       switch (e.steps.divide) {
         case Type::f16: return loops_for<f16, E, Q>(e);
@@ -52,6 +54,27 @@ Loops loops_of(const Elementwise& e) {
     }
   });
 }
+
+// ---- random draws -------------------------------------------------------------------------------
+
+struct Drawn {
+  Draws from{};
+  alignas(64) uint16_t draws[kChunk + kDrawsOfWords + kSpareDraws];
+
+  explicit Drawn(const Elementwise& e) {
+    if (e.seed != nullptr) from = {uint64_t(e.seed[0]), uint64_t(e.seed[1])};
+  }
+  // Of n elements with indices `step` apart.
+  const uint16_t* get(int64_t first, int64_t step, int64_t n) {
+    if (step == 1 || n == 1) {
+      const int64_t counter = first / kDrawsOfWords, last = (first + n - 1) / kDrawsOfWords;
+      fill_draws(draws, counter, last - counter + 1, from);
+      return draws + first % kDrawsOfWords;
+    }
+    for (int64_t i = 0; i < n; ++i) draws[i] = draw(first + i * step, from);
+    return draws;
+  }
+};
 
 // ---- the parameters of both directions ----------------------------------------------------------
 
@@ -156,7 +179,7 @@ struct Quantizer {
     const int64_t size =
         chunks.row != 0 ? chunks.row : chunks.layout.dims[chunks.layout.count - 1].size;
     if (loops.of[kCentred] != nullptr && centred() && size >= kCentredRow) return kCentred;
-    if (!kHasFma || chunks.row != 0 || size < kProvedRow) return kDivide;
+    if (!kHasFma || e.seed != nullptr || chunks.row != 0 || size < kProvedRow) return kDivide;
     if (scale_known != c.scale || zero_point_known != c.zero_point) {
       scale_known = c.scale;
       zero_point_known = c.zero_point;
@@ -197,13 +220,17 @@ void quantize(const Elementwise& e, int64_t begin, int64_t end) {
   // Loops take their operands to be apart: in place they write to a buffer.
   Writer y(e.y, e.y_type, gradient ? e.y_type : quantizer.taken(), nontemporal, e.x == e.y);
   const bool whole = chunks.contiguous && quantizer.fast && x.convert == nullptr && !gradient &&
-                     (e.q == nullptr || q.direct()) && (e.y == nullptr || y.direct());
+                     e.seed == nullptr && (e.q == nullptr || q.direct()) &&
+                     (e.y == nullptr || y.direct());
   Buffer inside, unused;
+  Drawn drawn(e);
   chunks.run(begin, end, whole, [&](const Chunk& c) {
     const int64_t n = c.elements();
     const void* const from = x.get(c.x, c.x_step, n);
     void* const beside_x = e.q != nullptr ? q.get(c.q, c.q_step, n) : nullptr;
     void* const to = e.y != nullptr ? y.get(c.y, c.y_step, n) : nullptr;
+    if (e.seed != nullptr)
+      quantizer.rows.draws = drawn.get(e.first_index + c.index, c.index_step, n);
     if (gradient) {
       quantizer.quantize(c, from, inside.bytes, unused.bytes);
       select_row(size_of(e.y_type), inside.bytes, grad.get(c.q, c.q_step, n), to, n);

@@ -61,6 +61,7 @@ struct Rows {
   const void *divide, *add, *subtract,
       *multiply;  // parameters: floats, where steps are mixed doubles
   Reciprocal reciprocal;
+  const uint16_t* draws;  // of the elements, where codes are rounded randomly
   int64_t rows, n;
   int32_t q_min, q_max;
 };
@@ -78,6 +79,21 @@ struct StoredAs<Mask> : Tag<uint8_t> {};
 template <>
 struct StoredAs<Outside> : Tag<uint8_t> {};
 
+// Instead of an encoder: one that rounds randomly.
+template <class E>
+struct Randomly {
+  static constexpr bool kInteger = E::kInteger;
+
+  QK_INLINE static Encoded<float> encode(float v, float low, float high, float from, float u) {
+    return E::encode_randomly(v, low, high, from, u);
+  }
+  QK_INLINE static int32_t inside(float v, float low, float high) { return between(v, low, high); }
+};
+template <class E>
+constexpr bool kIsRandom = false;
+template <class E>
+constexpr bool kIsRandom<Randomly<E>> = true;
+
 // 1 / scale for a centred loop: what a product with x of half precision needs, or a corrected one.
 template <class D>
 Reciprocal reciprocal_of(float scale) {
@@ -91,7 +107,8 @@ template <class D, class E, class Q, bool kBack, int kMode>
 void quantize_row(const float* __restrict x, typename StoredAs<Q>::type* __restrict q,
                   float* __restrict y, const float* __restrict divide, const float* __restrict add,
                   const float* __restrict subtract, const float* __restrict multiply,
-                  const Reciprocal reciprocal, int32_t least, int32_t most, int64_t n) {
+                  const Reciprocal reciprocal, const uint16_t* __restrict draws, int32_t least,
+                  int32_t most, int64_t n) {
   constexpr bool kOwn = kMode == kEach, kFinite = kMode >= kChosen, kCentre = kMode >= kCentred;
   constexpr bool kZero = kMode == kNoZeroPoint || kCentre || !E::kInteger;
   constexpr bool kFloat = kSame<D, float>;
@@ -117,7 +134,9 @@ void quantize_row(const float* __restrict x, typename StoredAs<Q>::type* __restr
     // NaN where x / scale is; of its sign, as the scale of a reciprocal is above 0.
     const float judged = kMode >= kReciprocal ? x[i] : v;
     Encoded<float> made;
-    if constexpr (!kFinite)
+    if constexpr (kIsRandom<E>)
+      made = E::encode(v, low, high, judged, uniform(draws[i]));
+    else if constexpr (!kFinite)
       made = E::encode(v, low, high, judged);
     else if constexpr (kCentre && kFloat)
       made = E::within(v, judged);
@@ -155,8 +174,8 @@ void quantize_rows(const Rows& r) {
           static_cast<const float*>(r.x) + row * r.n,
           kSame<Q, None> ? nullptr : static_cast<Stored*>(r.q) + row * r.n,
           kBack ? static_cast<float*>(r.y) + row * r.n : nullptr, own(r.divide), own(r.add),
-          kBack ? own(r.subtract) : nullptr, kBack ? own(r.multiply) : nullptr, reciprocal, r.q_min,
-          r.q_max, r.n);
+          kBack ? own(r.subtract) : nullptr, kBack ? own(r.multiply) : nullptr, reciprocal,
+          kIsRandom<E> ? r.draws + row * r.n : nullptr, r.q_min, r.q_max, r.n);
     };
     if constexpr (kMode == kCentred) {
       const float scale = *own(r.divide);
@@ -190,7 +209,7 @@ Loops loops_of() {
   loops.of[kDivide] = quantize_rows<D, E, Q, kBack, kDivide>;
   loops.of[kEach] = quantize_rows<D, E, Q, kBack, kEach>;
   if constexpr (!E::kInteger) loops.of[kProduct] = quantize_rows<D, E, Q, kBack, kProduct>;
-  if constexpr (kHasFma) {
+  if constexpr (kHasFma && !kIsRandom<E>) {
     constexpr bool kCodes = !kSame<Q, Mask> && !kSame<Q, Outside> && !kSame<Q, None>,
                    kWhole = kSame<D, whole>;
     if constexpr (E::kInteger) loops.of[kReciprocal] = quantize_rows<D, E, Q, kBack, kReciprocal>;

@@ -35,6 +35,11 @@ struct ElementwiseArgs {
   int64_t code_bytes;
   Steps steps;
   int32_t q_min, q_max;
+  // As in Elementwise; a seed in the host's memory is among the arguments.
+  const int64_t* seed;
+  Draws draws;
+  bool draws_randomly;
+  int64_t first_index;
 };
 
 // What becomes of x: codes, and their reconstruction if `y` is given; or the reconstruction in x's
@@ -57,6 +62,19 @@ __device__ __forceinline__ Encoded<V> encoded(Format format, V v, V low, V high,
       return {e.code, e.number};
     });
   }
+}
+// Rounded randomly by u.
+template <class E>
+__device__ __forceinline__ Encoded<double> encoded_randomly(Format format, float v, float low,
+                                                            float high, float u) {
+  const auto made = [&](auto tag) -> Encoded<double> {
+    const Encoded<float> e = decltype(tag)::type::encode_randomly(v, low, high, v, u);
+    return {e.code, e.number};
+  };
+  if constexpr (E::kInteger)
+    return made(Tag<E>());
+  else
+    return with_floats(format, made);
 }
 template <class E, class V>
 __device__ __forceinline__ bool is_inside(V v, V low, V high) {
@@ -433,8 +451,14 @@ __device__ __forceinline__ void store_selected(bool inside, const void* x, int64
     select_bits(Tag<int16_t>());
 }
 
+__device__ __forceinline__ Draws draws_of(const ElementwiseArgs& a) {
+  if (a.seed == nullptr) return a.draws;
+  return {uint64_t(load(a.seed)), uint64_t(load(a.seed + 1))};
+}
+
 template <class E>
 __device__ __forceinline__ void quantize_mixed(const ElementwiseArgs& a) {
+  const Draws draws = draws_of(a);
   const Beside beside = route_of(a.operation).beside;
   const double low = a.q_min, high = a.q_max;
   for_elements(a, [&](const Offsets& at) {
@@ -443,11 +467,15 @@ __device__ __forceinline__ void quantize_mixed(const ElementwiseArgs& a) {
     const double v = E::kInteger
                          ? mixed_affine(a.steps, x, scale, exact_number(a.add, at.of[kZeroPoint]))
                          : quotient_in<float>(x, scale);
-    const bool inside =
-        a.steps.round_first ? between(v, low, high) != 0 : is_inside<E>(v, low, high);
+    const bool inside = a.steps.round_first || a.draws_randomly ? between(v, low, high) != 0
+                                                                : is_inside<E>(v, low, high);
     if (beside == Beside::gradient)
       return store_selected(inside, a.q_in, at.of[kQ], a.y, a.y_type, at.of[kY]);
-    const Encoded<double> made = encoded<E>(a.format, v, low, high, v);
+    const Encoded<double> made =
+        a.draws_randomly
+            ? encoded_randomly<E>(a.format, float(v), float(low), float(high),
+                                  uniform(draw(uint64_t(a.first_index + at.of[kIndex]), draws)))
+            : encoded<E>(a.format, v, low, high, v);
     if (beside == Beside::codes)
       store_code(a.q, a.code_bytes, at.of[kQ], int16_t(made.code));
     else if (a.q != nullptr)

@@ -126,7 +126,8 @@ ElementwiseKernel quantize_kernel_of(const Elementwise& e, bool each) {
   const Type step = e.steps.divide;
   const bool back = e.y != nullptr;
   if (!e.steps.there_in(step) || (back && !e.steps.back_in(Type::f32))) return nullptr;
-  if ((each && !have_type(e, step, back)) || e.steps.round_first) return nullptr;
+  if ((each && !have_type(e, step, back)) || e.steps.round_first || e.seed != nullptr)
+    return nullptr;
   if (kResult == Result::codes && back && e.y_type != Type::f32) return nullptr;
   if (is_float(e.format)) {
     if (each) return nullptr;  // rare, and each kernel costs seconds of every build
@@ -207,6 +208,12 @@ void fill_call(ElementwiseArgs& a, const Elementwise& e) {
   a.steps = e.steps;
   a.q_min = e.q_min;
   a.q_max = e.q_max;
+  a.draws_randomly = e.seed != nullptr;
+  a.first_index = e.first_index;
+  if (e.seed_on_host && e.seed != nullptr)
+    a.draws = {uint64_t(e.seed[0]), uint64_t(e.seed[1])};
+  else
+    a.seed = e.seed;
 }
 
 const char* run_elementwise(const Elementwise& e, void* stream) {
@@ -329,7 +336,8 @@ bool takes_rows(const SetArgs& a, const Dynamic& d) {
   if (has_columns(*d.elements.layout) || a.count - a.outer > 1) return false;
   const Elementwise& e = d.elements;
   if (e.x_type == Type::f64 || d.p_type != e.x_type) return false;
-  if (is_float(e.format) || e.steps.round_first || d.stored != nullptr) return false;
+  if (is_float(e.format) || e.steps.round_first || e.seed != nullptr || d.stored != nullptr)
+    return false;
   if (e.operation == Operation::quantize_dequantize && e.y_type != Type::f32) return false;
   // Few sets must be split to fill the device, where they are more than a block holds in registers.
   const int64_t held = int64_t(kMostThreads) * kHeld * kVectorBytes / size_of(e.x_type);

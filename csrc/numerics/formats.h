@@ -5,7 +5,7 @@
 // the low bits of a register, and its number, so that loops that go both ways decode nothing.
 #pragma once
 
-#include "floats.h"
+#include "philox.h"
 
 #ifdef __F16C__
 #include <immintrin.h>
@@ -74,6 +74,15 @@ struct IntegerEncoder {
   QK_INLINE static Encoded<V> within(V v, V) {
     const V shifted = v + kShifter<V>;
     return {bit_cast<typename Traits<V>::Bits>(shifted), shifted - kShifter<V>};
+  }
+
+  // v clipped, then rounded up or down by u; 0 where `from` is NaN.
+  QK_INLINE static Encoded<float> encode_randomly(float v, float low, float high, float from,
+                                                  float u) {
+    const int32_t bits = bit_cast<int32_t>(clamp(v, low, high)) & (from == from ? -1 : 0);
+    const int32_t sign = bits >> 31, n = randomly_rounded(bit_cast<float>(bits & INT32_MAX), u);
+    const int32_t code = (n ^ sign) - sign;
+    return {code, float(code)};
   }
 
   // All bits where low <= round(v) <= high before clipping, else none. NaN is clipped to low - 1,
@@ -166,6 +175,22 @@ struct FloatFormat : Packing<M == 1 ? 4 : 8> {
     const int32_t sign = bit_cast<int32_t>(from) & kSign;
     return {(bit_cast<int32_t>(sum) & kCodes) | int32_t(uint32_t(sign) >> (32 - kBits)),
             bit_cast<float>(bit_cast<int32_t>(sum - addend) | sign)};
+  }
+
+  // v clipped, then rounded up or down by u to a number of the format.
+  QK_INLINE static Encoded<float> encode_randomly(float v, float, float high, float from, float u) {
+    const int32_t bits = bit_cast<int32_t>(v) & ~kSign, limit = bit_cast<int32_t>(high);
+    const int32_t magnitude = bits < limit ? bits : limit, field = magnitude & 0x7f800000;
+    const int32_t power = field > kLeastField ? field : kLeastField;
+    const float to_steps = bit_cast<float>(((254 + M) << 23) - power);
+    const int32_t n = randomly_rounded(bit_cast<float>(magnitude) * to_steps, u);
+    const int32_t sign = bit_cast<int32_t>(from) & kSign;
+    const int32_t code =
+        (n + ((power - kLeastField) >> (23 - M))) | int32_t(uint32_t(sign) >> (32 - kBits));
+    const int32_t number = bit_cast<int32_t>(float(n) * bit_cast<float>(power - (M << 23))) | sign;
+    const int32_t keep = from == from ? -1 : 0;  // by masks: g++ makes branches of ternaries here
+    return {(code & keep) | (kNanCode & ~keep),
+            bit_cast<float>((number & keep) | ((kNanCode == 0 ? 0 : kNan) & ~keep))};
   }
 
   QK_INLINE static float number(uint8_t stored) {

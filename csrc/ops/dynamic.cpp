@@ -45,6 +45,7 @@ struct FromChosen {
   Type back_type;        // of x_hat
   bool float32 = false;  // the steps
   bool round_first = false;
+  DrawnFrom drawn;
 
   FromChosen(const Tensor& x_, const BlockSize& block_size_, int64_t q_min, int64_t q_max,
              double eps, bool symmetric, bool include_zero)
@@ -76,10 +77,12 @@ struct FromChosen {
     const ScaleChoice choice =
         check_rule(format, symmetric, eps, scale_dtype, scale_rule, global.has_value());
     check_choice(x, block_size, eps, symmetric, include_zero, true);
-    check_none("seed", seed);
-    check_none("index", index);
-    check_round_first(round, format);
+    std::optional<TensorInfo> draws;
+    if (seed) draws.emplace("seed", *seed);
+    check_draws(x, draws ? &*draws : nullptr, index);
+    check_round_first(round, format, seed.has_value());
     if (kCodes) check_packing(x, format);
+    drawn = DrawnFrom(x, seed, index);
     float32 = true;
     round_first = round && !symmetric;  // beside a zero point of 0 it changes nothing
     type = Type::f32;
@@ -115,8 +118,10 @@ struct FromChosen {
     return {"zero_point", dtype_of(type), counts, has_zero_point() ? dim : 0, &x, true};
   }
   std::vector<const TensorInfo*> inputs() const {
-    if (global) return {&x, &*global};
-    return {&x};
+    std::vector<const TensorInfo*> inputs = {&x};
+    if (global) inputs.push_back(&*global);
+    if (drawn) inputs.push_back(&drawn.seed());
+    return inputs;
   }
   const TensorInfo* in_place() const { return nullptr; }
 
@@ -177,6 +182,7 @@ struct FromChosen {
                 (!stored || scheme.rule == Rule::ceil);
     e.nontemporal = kBack && nontemporal(fresh, loaded, y);
     Axes axes = axes_of(loaded, &q, &y);
+    drawn.give(e, axes, loaded);
     blocks.add_to(axes, kScale, scales);
     if (zero) blocks.add_to(axes, kZeroPoint, zero_point);
     // Packed codes are neighbours in the last dimension, however x lies.

@@ -46,6 +46,7 @@ struct Given {
   bool float32 = false;  // the steps
   BlockSize block_size;
   std::optional<TensorInfo> global;
+  DrawnFrom drawn;
 
   Given(const char* name, const Tensor& x_, const Tensor& scale_, const Tensor& zero_point_)
       : x(name, x_), scale("scale", scale_), zero_point("zero_point", zero_point_) {
@@ -70,6 +71,7 @@ struct Given {
     std::vector<const TensorInfo*> inputs = {&x, &scale};
     if (zero_point.handle != nullptr) inputs.push_back(&zero_point);
     if (global) inputs.push_back(&*global);
+    if (drawn) inputs.push_back(&drawn.seed());
     return inputs;
   }
   // Whether no byte of packed codes has two parameters.
@@ -103,6 +105,7 @@ struct Given {
              blocks_of(data, scale.sizes, scale.dim, block_size).data());
     axes.add(kZeroPoint, add.sizes, add.strides, add.dim,
              blocks_of(data, add.sizes, add.dim, block_size).data());
+    drawn.give(e, axes, data);
     for_layouts(axes, lead, kX, [&](const Layout& layout) {
       e.layout = &layout;
       body(e);

@@ -221,4 +221,26 @@ SpreadGlobal::SpreadGlobal(const TensorInfo& global, const TensorInfo& on, const
   parameter.data = to.data;
 }
 
+DrawnFrom::DrawnFrom(const TensorInfo& x, const std::optional<Tensor>& seed,
+                     const BlockSize& index) {
+  if (!seed) return;
+  seed_.emplace("seed", *seed);
+  words_.emplace(*seed_);
+  if (index) {
+    first_ = index->front();
+    strides_.assign(index->begin() + 1, index->end());
+    return;
+  }
+  strides_.resize(x.dim);
+  for (int64_t d = x.dim - 1, stride = 1; d >= 0; stride *= x.sizes[d--]) strides_[d] = stride;
+}
+
+void DrawnFrom::give(Elementwise& e, Axes& axes, const TensorInfo& x) const {
+  if (!seed_) return;
+  e.seed = reinterpret_cast<const int64_t*>(words_->info.data);
+  e.seed_on_host = !words_->info.same_device(x);
+  e.first_index = first_;
+  axes.add(kIndex, strides_.data());
+}
+
 }  // namespace quantkit

@@ -114,6 +114,22 @@ struct SpreadGlobal {
   SpreadGlobal(const TensorInfo& global, const TensorInfo& on, const int64_t* sizes, int64_t dim);
 };
 
+// Where random rounding draws from, which was checked: each element's place in the sequence.
+class DrawnFrom {
+ public:
+  DrawnFrom() = default;
+  DrawnFrom(const TensorInfo& x, const std::optional<Tensor>& seed, const BlockSize& index);
+  explicit operator bool() const { return seed_.has_value(); }
+  const TensorInfo& seed() const { return *seed_; }
+  void give(Elementwise& e, Axes& axes, const TensorInfo& x) const;
+
+ private:
+  std::optional<TensorInfo> seed_;
+  std::optional<Contiguous> words_;
+  int64_t first_ = 0;
+  std::vector<int64_t> strides_;
+};
+
 // The geometry of a call: x, what lies beside it and y have one shape; null stands for x.
 Axes axes_of(const TensorInfo& x, const TensorInfo* q, const TensorInfo* y);
 

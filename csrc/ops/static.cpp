@@ -40,6 +40,7 @@ struct FromX {
         q_max(q_max_),
         round_first(round_first_) {
     if (!kFake) check_packing(given.x, format);
+    given.drawn = DrawnFrom(given.x, seed, index);
     set_result();
   }
 
@@ -95,11 +96,13 @@ struct FromX {
   static void check_options(const Tensor& x, int64_t q_min, int64_t q_max, Format format,
                             const std::optional<Tensor>& seed, const BlockSize& index,
                             bool round_first) {
-    check_real(TensorInfo("x", x));
+    const TensorInfo data("x", x);
+    check_real(data);
     check_q_range(q_min, q_max, format);
-    check_none("seed", seed);
-    check_none("index", index);
-    check_round_first(round_first, format);
+    std::optional<TensorInfo> draws;
+    if (seed) draws.emplace("seed", *seed);
+    check_draws(data, draws ? &*draws : nullptr, index);
+    check_round_first(round_first, format, seed.has_value());
   }
   void set_result() {
     const TensorInfo& x = given.x;

@@ -278,13 +278,31 @@ void check_blocks(const char* name, const TensorInfo& x, const std::vector<int64
   check_block_sizes(x, blocks, true, name);
 }
 
-void check_none(const char* name, const std::optional<Tensor>& given) {
-  if (given) raise(std::string(name) + ": expected None, got Tensor");
+void check_draws(const TensorInfo& x, const TensorInfo* seed, const BlockSize& index) {
+  if (seed == nullptr) {
+    if (index) raise("index: expected None without seed, got " + list_text(*index));
+    return;
+  }
+  if (seed->dtype != dtype_of(Type::i64) || seed->dim != 1 || seed->sizes[0] != 2)
+    raise("seed: expected torch.int64 of shape (2,), got " + dtype_name(seed->dtype) +
+          " of shape " + seed->shape_text());
+  if (!seed->same_device(x) && seed->device_type != aoti_torch_device_type_cpu())
+    raise("seed: expected device " + x.device_text() + ", that of x, or cpu, got " +
+          seed->device_text());
+  if (!index) return;
+  if (static_cast<int64_t>(index->size()) != 1 + x.dim)
+    raise("index: expected an offset and a stride for each dimension of x of shape " +
+          x.shape_text() + ", got " + list_text(*index));
+  if (x.numel == 0) return;
+  __int128 least = (*index)[0], most = least;
+  for (int64_t d = 0; d < x.dim; ++d) {
+    const __int128 along = static_cast<__int128>((*index)[d + 1]) * (x.sizes[d] - 1);
+    (along < 0 ? least : most) += along;
+  }
+  if (least < 0 || most > INT64_MAX)
+    raise("index: expected places of x's elements in [0, 2^63 - 1], got " + list_text(*index) +
+          " for x of shape " + x.shape_text());
 }
-void check_none(const char* name, const BlockSize& given) {
-  if (given) raise(std::string(name) + ": expected None, got list");
-}
-
 ScaleChoice check_rule(Format format, bool symmetric, double eps,
                        const std::optional<int32_t>& scale_dtype,
                        const std::optional<Text>& scale_rule, bool has_global) {
@@ -342,9 +360,10 @@ ScaleChoice check_rule(Format format, bool symmetric, double eps,
   return choice;
 }
 
-void check_round_first(bool round_first, Format format) {
+void check_round_first(bool round_first, Format format, bool randomly) {
   if (round_first && is_float(format))
     raise("round_first: expected False for " + std::string(name_of(format)) + ", got True");
+  if (round_first && randomly) raise("round_first: expected False with seed, got True");
 }
 
 void check_packing(const TensorInfo& x, Format format) {

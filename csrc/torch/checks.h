@@ -39,9 +39,9 @@ void check_parameters(const TensorInfo& x, const TensorInfo& scale, const Tensor
 void check_global(const TensorInfo& global, const TensorInfo& x, const int64_t* sizes, int64_t dim);
 // Sizes of blocks, of which the last may be short; name: of the argument.
 void check_blocks(const char* name, const TensorInfo& x, const std::vector<int64_t>& blocks);
-// An argument of the schemas that this version does not take yet.
-void check_none(const char* name, const std::optional<Tensor>& given);
-void check_none(const char* name, const BlockSize& given);
+// What random rounding draws from: the seed (null: it is not asked for), and the places of x's
+// elements, a list of an offset and a stride for each dimension.
+void check_draws(const TensorInfo& x, const TensorInfo* seed, const BlockSize& index);
 // What the rule and the dtype of scales ask for.
 struct ScaleChoice {
   bool half_range;
@@ -51,7 +51,7 @@ struct ScaleChoice {
 ScaleChoice check_rule(Format format, bool symmetric, double eps,
                        const std::optional<int32_t>& scale_dtype,
                        const std::optional<Text>& scale_rule, bool has_global);
-void check_round_first(bool round_first, Format format);
+void check_round_first(bool round_first, Format format, bool randomly = false);
 // That x's last size fills bytes of codes.
 void check_packing(const TensorInfo& x, Format format);
 // That q may hold codes of the format.

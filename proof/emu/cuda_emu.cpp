@@ -44,6 +44,7 @@ emu::Buffers buffers_of(const ElementwiseArgs& a) {
   for (const Values* p : {&a.scale, &a.add, &a.subtract})
     add(buffers, p == &a.scale ? "scale" : "zero_point", p->data,
         last(p == &a.scale ? kScale : kZeroPoint), size_of(p->type), false);
+  add(buffers, "seed", a.seed, 1, sizeof(int64_t), false);
   return buffers;
 }
 
@@ -118,11 +119,13 @@ Elementwise by_turns(const Elementwise& elements) {
   ++turn;
   e.scale.on_host = scale && turn / 2 % 2 != 0;
   e.add.on_host = e.subtract.on_host = zero_point && turn / 4 % 2 != 0;
+  e.seed_on_host = turn / 8 % 2 != 0;
   return e;
 }
 const char* run_by_turns(const Elementwise& elements, void*) {
   const Elementwise e = by_turns(elements);
-  return recorded::record(elements, [&] { return run_elementwise(e, &stream_of_call); });
+  const auto run = [&] { return run_elementwise(e, &stream_of_call); };
+  return e.seed == nullptr ? recorded::record(elements, run) : run();  // a record has no seeds
 }
 
 int64_t scratch_bytes_by_turns(const Dynamic& d) {
@@ -130,7 +133,8 @@ int64_t scratch_bytes_by_turns(const Dynamic& d) {
   return scratch_bytes(d);
 }
 const char* run_dynamic_on_stream(const Dynamic& d, void* scratch, void*) {
-  return recorded::record(d, [&] { return run_dynamic(d, scratch, &stream_of_call); });
+  const auto run = [&] { return run_dynamic(d, scratch, &stream_of_call); };
+  return d.elements.seed == nullptr ? recorded::record(d, run) : run();
 }
 
 const char* measure_by_turns(const Measure& m, void*) {

@@ -36,6 +36,7 @@ FOREIGN = {
     "numpy": (lambda: X.numpy(), "ndarray"),
     "none": (lambda: None, "NoneType"),
 }
+SEED = torch.tensor([5, 2])
 SCALE, ZERO = torch.full((4, 1), 0.25), torch.full((4, 1), 3.0)
 CHOOSE = {"x": X, "block_size": [1, -1], "q_min": -128, "q_max": 127, "eps": 1e-8}
 CHOOSE |= {"symmetric": False, "dtype": torch.int8, "include_zero": False}
@@ -43,7 +44,8 @@ GIVEN = {"x": X, "grad": X + 1, "scale": SCALE, "zero_point": ZERO, "q_min": -12
 GIVEN |= {"q": X.to(torch.int8), "dtype": torch.int8, "mask": X > 0}
 # What .format overloads take beside these. Of an int8 format: its results are those of version 1.
 FORMAT = {"format": "int8", "block_size": [1, -1], "round_first": False}
-FORMAT |= dict.fromkeys(("scale_dtype", "scale_rule", "global_scale", "seed", "index"))
+FORMAT |= dict.fromkeys(("scale_dtype", "scale_rule", "global_scale"))
+FORMAT |= {"seed": SEED, "index": [0, 6, 1]}
 FORMAT |= {"output_dtype": torch.float32, "over": [1, -1]}
 
 
@@ -99,6 +101,10 @@ def made(kind, **makers):
     return {label: Bad(kind, make) for label, make in makers.items()}
 
 
+def without(table, *labels):
+    return {k: v for k, v in table.items() if k not in labels}
+
+
 BEYOND = (2**63, -(2**63) - 1, 2**64, 2**70)
 NO_TENSORS = bad(TypeError, "s", 1j, (), {}, torch.int8) | made(
     TypeError, object=object, tensors=lambda: [X, X], numbers=lambda: [[1.0] * 6] * 4
@@ -151,6 +157,25 @@ SIZES = (
     | bad(ValueError, *([v, 1] for v in BEYOND))
 )
 OVER = {label: b for label, b in SIZES.items() if label not in DIVIDING}
+SEEDS = made(
+    TypeError,
+    floats=lambda: torch.zeros(2),
+    int32=lambda: torch.zeros(2, dtype=torch.int32),
+    flags=lambda: torch.zeros(2, dtype=torch.bool),
+    one=lambda: torch.tensor(1),
+    vector=lambda: torch.zeros(1, dtype=torch.int64),
+    three=lambda: torch.zeros(3, dtype=torch.int64),
+    column=lambda: torch.zeros(2, 1, dtype=torch.int64),
+    empty=lambda: torch.zeros(0, dtype=torch.int64),
+) | made(RuntimeError, meta=lambda: torch.zeros(2, dtype=torch.int64, device="meta"))
+PLACES = (
+    bad(TypeError, 3, 1.5, "012", [0, 1.5, 2], ["0", 6, 1], [None, 6, 1], [[0], [6], [1]])
+    | bad(TypeError, {0: 6}, torch.int8)
+    | bad(ValueError, [], [0], [0, 6], (0, 6, 1, 1), [-1, 6, 1], [0, -6, 1], [17, -6, 1])
+    | bad(ValueError, [0, 6, -1], [4, 6, -1], [2**63 - 23, 6, 1], [2**63 - 1, 0, 1], [0, 2**62, 0])
+    | bad(ValueError, [0, 0, 2**63 - 1], [-(2**63), 2**62, 2**62], [2**63 - 1, 6, -(2**63)])
+    | bad(ValueError, *([v, 6, 1] for v in BEYOND), *([0, 6, v] for v in BEYOND))
+)
 NO_CODES = (
     torch.int32,
     torch.float32,
@@ -210,8 +235,8 @@ BAD = {
         deeper=lambda: torch.ones(1, 1, 1),
     )
     | META0,
-    "seed": made(TypeError, tensor=lambda: torch.zeros(2, dtype=torch.int64)) | bad(TypeError, "s"),
-    "index": bad(TypeError, [0, 6, 1], "s", 1.5),
+    "seed": without(TENSORS, "none") | NUMBERS | SEEDS,
+    "index": PLACES,
     "round_first": FLAGS,
 }
 # What torch turns into a number before an operator sees it; the functions take no such thing.
@@ -223,6 +248,14 @@ HUGE |= made(ValueError, endless=lambda: ENDLESS, endlessly_low=lambda: -ENDLESS
 TURNED_FLAGS = TURNED | bad(TypeError, None, 0.5, 1j, float("nan"))
 TURNED_SIZES = {f"[{k}, 1]": Bad(TypeError, lambda b=b: [b.make(), 1]) for k, b in TURNED.items()}
 TURNED_SIZES |= made(ValueError, endless=lambda: [ENDLESS, 1], endlessly_low=lambda: [1, -ENDLESS])
+TURNED_PLACES = {
+    f"[{k}, 6, 1]": Bad(TypeError, lambda b=b: [b.make(), 6, 1]) for k, b in TURNED.items()
+}
+TURNED_PLACES |= made(
+    ValueError, endless=lambda: [ENDLESS, 6, 1], endlessly_low=lambda: [0, 6, -ENDLESS]
+)
+TURNED_SEEDS = TURNED | HUGE | bad(TypeError, (1, 2, 3), [1], (1, None), (0.5, 1), (1, "2"))
+TURNED_SEEDS |= bad(ValueError, *BEYOND, *((0, v) for v in BEYOND), [2**63, 0])
 
 
 class Mute:
@@ -236,10 +269,6 @@ LAZY = made(
     lazy=lambda: torch.nn.LazyLinear(4).weight,
     lazy_buffer=lambda: torch.nn.LazyBatchNorm1d().running_mean,
 )
-
-
-def without(table, *labels):
-    return {k: v for k, v in table.items() if k not in labels}
 
 
 # By argument of the functions; of qparams, by field.
@@ -265,6 +294,8 @@ CHOOSING = {
     "compute_dtype": MUTE | bad(TypeError, "float32", 1, torch.float64, torch.float16, float),
     "round_first": FLAGS | TURNED_FLAGS | MUTE,
     **{k: BAD[k] | MUTE for k in ("scale_dtype", "scale_rule", "global_scale", "output_dtype")},
+    "seed": without(BAD["seed"], "3", "True", "numbers") | MUTE | LAZY | TURNED_SEEDS,
+    "index": PLACES | TURNED_PLACES | MUTE,
 }
 FIELDS = {
     "scale": without(BAD["scale"], *FOREIGN, *CODED, *NUMBERS, *SHAPES) | HUGE | MUTE | LAZY,

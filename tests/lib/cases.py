@@ -38,7 +38,9 @@ def invoke(function, args):
 
 
 def tensors_of(args):
-    return [a for a in args if isinstance(a, torch.Tensor)]
+    """Those among arguments, also by name."""
+    every = [b for a in args for b in (a.values() if isinstance(a, dict) else (a,))]
+    return [a for a in every if isinstance(a, torch.Tensor)]
 
 
 def on_meta(args):
@@ -223,8 +225,8 @@ def inputs(name):
 # Of the .format overloads: one of each kind of format and of scale, and the options, by turns.
 TURNS = (
     ("int8", {"scale_rule": "half_range"}, {"round_first": True}),
-    ("uint4", {"scale_dtype": torch.float32}, {}),
-    ("float8_e4m3fn", {"scale_dtype": E8M0, "scale_rule": "floor"}, {}),
+    ("uint4", {"scale_dtype": torch.float32}, {"seed": torch.tensor([-3, 0, 2**40])[::2]}),
+    ("float8_e4m3fn", {"scale_dtype": E8M0, "scale_rule": "floor"}, {"seed": torch.tensor([1, 2])}),
     ("float4_e2m1fn", {"scale_dtype": E4M3.dtype, "global_scale": torch.tensor(0.5)}, {}),
 )
 
@@ -262,14 +264,19 @@ def format_arguments(operator, x, blocks, scale, zero_point, turn):
     scale_dtype, whole = choosing.get("scale_dtype"), choosing.get("global_scale")
     scale = scale.to(scale_dtype) if scale_dtype in CODED_SCALES else scale
     sizes = {"block_size": blocks, "global_scale": whole}
+    first = {k: v for k, v in rounding.items() if k == "round_first"}
+    if "seed" in rounding and turn == 2:
+        larger, start = [n + 2 for n in x.shape], [1] * x.dim()
+        rounding = {**rounding, "index": list(quantkit.shard_index(larger, start))}
     choose = (x, blocks, f.low, f.high, default_eps(f, scale_dtype), symmetric, name)
-    given_ = (scale, zero_point, f.low, f.high, name, {**sizes, **rounding})
+    limits = (scale, zero_point, f.low, f.high, name)
+    given_ = (*limits, {**sizes, **rounding})
     fake = x.clone().requires_grad_(turn < 2) if x.is_floating_point() else x
     output = {"output_dtype": (None, torch.float16, torch.bfloat16, torch.float32)[turn]}
     over = {"over": (None, [1, -1], [3, 4], [-1, 1])[turn] if x.dim() == 2 else None}
     return {
-        "measure": (x, *given_[:-1], {**given_[-1], **over}),
-        "measure_limbs": (x, *given_[:-1], {**given_[-1], **over}),
+        "measure": (x, *limits, {**sizes, **first, **over}),
+        "measure_limbs": (x, *limits, {**sizes, **first, **over}),
         "choose_qparams": (*choose, choosing),
         "quantize": (x, *given_),
         "dequantize": (codes(f, x.shape), scale, zero_point, name, {**sizes, **output}),

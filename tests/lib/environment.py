@@ -181,8 +181,12 @@ def made(dtype, shape, layout):
         q = STRIDES[layout](torch.arange(x.numel()).view(shape).to(torch.int8))
         over = None if i % 2 else blocks
         eps = 1e-8 if i % 2 else max(torch.finfo(dtype).smallest_normal / 1000, 1e-307)
+        drawn = {"seed": torch.tensor([i, -i]), "index": [i, *[5] * x.dim()]}
+        coarse = (*given[:2], None, -6, 6, "float4_e2m1fn", drawn)
         for name, args in (
             ("quantize", (*given, torch.int8)),
+            ("quantize.format", (*given, "int8", drawn)),
+            ("fake_quantize.format", coarse),
             ("dequantize", (q, scale, zero_point)),
             ("fake_quantize", given),
             ("_fake_quantize_masked", given),

@@ -135,13 +135,20 @@ class FormatCase:
     scale_dtype: torch.dtype | None = None  # of the given scale too, where it is coded
     global_scale: Data | None = None
     round_first: bool = False
+    seed: tuple[int, int] | None = None
+    index: tuple[int, ...] | None = None
     output_dtype: torch.dtype | None = None
     over: tuple[int, ...] | None = None
     out: str | None = None
 
     def calls(self):
         x, blocks = self.x.tensor(), None if self.block_size is None else list(self.block_size)
-        to, rounding = {"output_dtype": self.output_dtype}, {"round_first": self.round_first}
+        to, first = {"output_dtype": self.output_dtype}, {"round_first": self.round_first}
+        rounding = {**first, "seed": None, "index": None}
+        if self.seed is not None:
+            rounding["seed"] = torch.tensor(self.seed)
+        if self.index is not None:
+            rounding["index"] = list(self.index)
         whole = {"global_scale": self.global_scale and self.global_scale.tensor()}
         if self.scale is None:
             choice = (x, blocks, *self.limits, self.eps, self.symmetric, self.format)
@@ -161,7 +168,7 @@ class FormatCase:
         for name in ("quantize", "_fake_quantize", "_fake_quantize_masked"):
             yield f"{name}.format", args, sizes | rounding
         for name in ("measure", "measure_limbs"):
-            yield name, args, sizes | rounding | {"over": self.over and list(self.over)}
+            yield name, args, sizes | first | {"over": self.over and list(self.over)}
         q = self.codes()
         yield "dequantize.format", (q, *parameters, self.format), sizes | to
 
@@ -381,6 +388,8 @@ def chosen_cases(draw):
 
 
 FLOAT_LIMITS, FORMAT_EPS = (1, 2, 4, 6, 16, 448, 57344, 20), (1e-8, 2.0**-126, 0.5, 2.0**-6)
+SEED_WORDS = st.sampled_from([0, 1, -1, 2**32, 2**40 + 3, -(2**63), 2**63 - 1])
+ENDS, WITHOUT_AND_WITH = (0, 1, 7, 2**35 + 5, 2**63 - 1), (None, None, "whole", "part", "strided")
 RULES_AND_DTYPES = [(None, None)] * 3 + [("half_range", None), (None, E4M3.dtype)] * 2
 RULES_AND_DTYPES += itertools.product(
     (None, "ceil", "floor", "even"), (None, torch.float32, *[E8M0] * 3)
@@ -402,6 +411,27 @@ def draw_scales(draw, case, f, s_shape):
             case, global_scale=draw_data(draw, shape, draw(one_of(*FLOATS)), SCALE_SIZES)
         )
     return case
+
+
+def draw_draws(draw, case):
+    """Random rounding, of a whole, of a part of a larger tensor, or of places anywhere."""
+    kind = draw(one_of(*WITHOUT_AND_WITH))
+    if kind is None:
+        return case
+    seed, index, shape = (draw(SEED_WORDS), draw(SEED_WORDS)), None, case.x.shape
+    if kind == "part" and len(shape) <= 8:  # of more the larger one has more places than there are
+        start = [draw(one_of(0, 1, 5)) for _ in shape]
+        larger = [n + at + 3 for n, at in zip(shape, start, strict=True)]
+        index = quantkit.shard_index(larger, start)
+    elif kind == "strided":
+        strides = [draw(one_of(0, 1, -1, 3, 2**20, -(2**40))) for _ in shape]
+        ends = [s * (n - 1) for s, n in zip(strides, shape, strict=True) if n]
+        high, low = (sum(e for e in ends if (e > 0) == above) for above in (True, False))
+        end = draw(one_of(*ENDS))
+        index = (end - high if end == ENDS[-1] else end - low, *strides)
+        index = (min(index[0], 2**63 - 1), *strides)
+    first = case.round_first and draw(INDEX) % 32 == 0  # refused
+    return replace(case, seed=seed, index=index, round_first=first)
 
 
 @st.composite
@@ -429,6 +459,7 @@ def format_cases(draw):
         over=over,
         out=draw(OUTS),
     )
+    case = draw_draws(draw, case)
     s_shape = parameter_shape(shape, blocks)
     if draw(YES):
         symmetric = not f.has_zero_point or draw(YES)
