@@ -43,6 +43,7 @@ MEASURES = ("tests/test_measure.py",)
 EMULATED_MEASURES = ("tests/test_measure.py", "-k", "cuda_emu")
 STOCHASTIC = ("tests/test_stochastic.py",)
 EMULATED_STOCHASTIC = ("tests/test_stochastic.py", "-k", "cuda_emu")
+BAD_SEEDS = ("tests/test_bad_input.py", "-k", "argument_of_each_operator")
 SEED_OVERLAPS = ("tests/test_bad_input.py", "-k", "memory_of_another")
 PROCESSES = ("tests/test_processes.py", "-k", "child")
 
@@ -536,7 +537,7 @@ MUTANTS = (
     Mutant("integers drawn before they are clipped", FORMATS, "bit_cast<int32_t>(clamp(v, low, high)) & (from == from ? -1 : 0)",
            "bit_cast<int32_t>(v) & (from == from ? -1 : 0)", STOCHASTIC),
     Mutant("no check of places", CHECKS, "if (least < 0 || most > INT64_MAX)", "if (least < 0)", STOCHASTIC),
-    Mutant("no check of a seed's shape", CHECKS, "seed->dim != 1 || seed->sizes[0] != 2", "seed->dim != 1", STOCHASTIC),
+    Mutant("no check of a seed's shape", CHECKS, "seed->dim != 1 || seed->sizes[0] != 2", "seed->dim != 1", BAD_SEEDS),
     Mutant("a seed may overlap outputs", CHOOSERS, "    if (drawn) inputs.push_back(&drawn.seed());\n", "", SEED_OVERLAPS),
     Mutant("a mask of what is rounded up or down", ELEMENTWISE, "a.steps.round_first || a.draws_randomly ? between(v, low, high) != 0",
            "a.steps.round_first ? between(v, low, high) != 0", EMULATED_STOCHASTIC),
