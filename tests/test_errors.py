@@ -471,7 +471,7 @@ def test_no_zero_point_needs_float32_steps():
 def test_keywords_that_dynamic_quantize_lacks():
     valid = "keys among per_channel, channel_dim, dtype, sym, block_size, "
     for key in ("dtpye", "x", 1):
-        texts = (f"scheme: expected {valid}", f"round_first, got {key!r}")
+        texts = (f"scheme: expected {valid}", f"index, got {key!r}")
         everywhere(TypeError, lambda m, k=key: m.quantize(X, {k: 8}), *texts)
     text = f"options: expected {valid}"
     everywhere(TypeError, lambda m: m.quantize(X, "int8_token", dtpye=8), text, "got 'dtpye'")
