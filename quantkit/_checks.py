@@ -548,10 +548,11 @@ def seed_pair(seed: Any) -> tuple[int, int]:
     """(seed, stream) of an int, whose stream is 0, or of a pair."""
     pair = seed if isinstance(seed, (list, tuple)) else (seed, 0)
     if len(pair) != 2 or not _are_ints(list(map(number, pair))):
-        raise wrong(TypeError, "seed", "an int, a pair of ints or a torch.Tensor", shown(seed))
+        found = shown_sizes(list(seed)) if isinstance(seed, (list, tuple)) else shown(seed)
+        raise wrong(TypeError, "seed", "an int, a pair of ints or a torch.Tensor", found)
     low, high = (int(number(value)) for value in pair)
     if not all(-(2**63) <= value < 2**63 for value in (low, high)):
-        raise wrong(ValueError, "seed", "ints from -2^63 to 2^63 - 1", shown(seed))
+        raise wrong(ValueError, "seed", "ints from -2^63 to 2^63 - 1", shown_sizes([low, high]))
     return low, high
 
 

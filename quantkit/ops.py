@@ -319,7 +319,8 @@ def quantize_dequant(
         sym: False takes the asymmetric scheme. Pass ``include_zero=True`` with it, unless each block of x
             has values on both sides of 0.
         output_dtype: of x_hat, as in :func:`dequantize_tensor`. It asks for float32 steps.
-        seed, index: stochastic rounding, as in :func:`quantize_tensor`. Scales are chosen as without.
+        seed, index: stochastic rounding, as in :func:`quantize_tensor`. Scales are those
+            of float32 steps: draws do not touch them.
         The other arguments, results, errors and warnings: those of the three functions.
     """
     f, blocks, q_min, q_max, eps, sym, include_zero = choice(
@@ -390,7 +391,8 @@ def dynamic_quantize(
         include_zero: as in :func:`get_asymmetric_qparams`; an error beside ``sym=True``.
         compute_dtype: torch.float32 asks for float32 steps.
         round_first: add the zero point after rounding. It asks for float32 steps.
-        seed, index: stochastic rounding, as in :func:`quantize_tensor`. Scales are chosen as without.
+        seed, index: stochastic rounding, as in :func:`quantize_tensor`. Scales are those
+            of float32 steps: draws do not touch them.
 
     Returns:
         q has codes of x's shape in dtype, with the strides of ``torch.empty_like(x)``. Those of fewer

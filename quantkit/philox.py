@@ -79,12 +79,12 @@ def shard_index(global_shape: Sequence[int], start: Sequence[int]) -> tuple[int,
         start: where the part begins in it, one int for each dimension.
 
     Returns:
-        The place of the part's first element in the whole, and the strides of the whole, if it is
-        contiguous: 1 + rank ints.
+        1 + rank ints: the place of the part's first element in the whole, then the strides of a
+        contiguous tensor of global_shape.
 
     Raises:
         TypeError where one is no list of ints. ValueError where they differ in length, a size is
-        negative or start lies outside.
+        negative or start lies beyond the end.
     """
     global_shape, start = _checks.shard(global_shape, start)
     strides, stride = [], 1

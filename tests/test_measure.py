@@ -306,6 +306,10 @@ def test_codes_of_other_steps_are_refused():
         assert quantkit.dequantize_tensor(x.to(torch.int8), wide).dtype == torch.float64
         with pytest.raises(ValueError, match=r"pass compute_dtype=torch\.float32"):
             quantkit.measure(x, wide)
+    with pytest.raises(
+        ValueError, match=r"pass compute_dtype=torch\.float32"
+    ):  # 0-dim beside 0-dim
+        quantkit.measure(torch.tensor(2.3), quantkit.QuantizationParams(0.1, 0, -8, 7))
     for scale, zero_point in ((one, one), (one, 3), (0.3, 2), (rows.half(), rows.int())):
         p = quantkit.QuantizationParams(scale, zero_point, -128, 127)
         x_hat = quantkit.dequantize_tensor(quantkit.quantize_tensor(x, p), p)
