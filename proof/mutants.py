@@ -560,7 +560,8 @@ MUTANTS = (
     Mutant("no check of output_dtype", CHECKS, "for (const Type type : {Type::f16, Type::bf16, Type::f32})", "for (const Type type : {Type::f16, Type::bf16, Type::f32, Type::f64})", ERRORS),
     Mutant("no check that scale has a size for each block", CHECKS, "if (!std::equal(scale.sizes, scale.sizes + scale.dim, counts.begin(), counts.end()))",
            "if (false)", ERRORS),
-    Mutant("a carry lost", SUMS, "    rest >>= 32;", "    rest = 0;", MEASURES),
+    Mutant("a carry lost", SUMS, "    digits[k] = rest & 0xffffffffu;\n    rest >>= 32;",
+           "    digits[k] = rest & 0xffffffffu;\n    rest = 0;", MEASURES),
     Mutant("a sum rounded without what is below", SUMS, "bits | (rest != 0 ? 1 : 0)", "bits", MEASURES),
     Mutant("the greatest error of the last part", SUMS,
            "to.max_error = to.max_error > from.max_error ? to.max_error : from.max_error;",
@@ -574,9 +575,9 @@ MUTANTS = (
     Mutant("parts joined without carries", "quantkit/sums.py", "rounded(carried(limbs))", "rounded(limbs)", MEASURES),
     Mutant("missing barrier before the sums", MEASURE, "  __syncthreads();\n  Measured* const m",
            "  Measured* const m", EMULATED_MEASURES),
-    Mutant("the lower window of a thread taken for the upper", MEASURE, "2 * kBinades * (window - k)",
-           "2 * kBinades * window", EMULATED_MEASURES),
-    Mutant("upper halves of a thread's squares lost", MEASURE, "    high[k] += whole * whole >> 32;\n", "",
+    Mutant("the lower window of a thread taken for the upper", MEASURE, "give(lower_sum, lower_high, window - 1, add);",
+           "give(lower_sum, lower_high, window, add);", EMULATED_MEASURES),
+    Mutant("upper halves of a thread's squares lost", MEASURE, "    high += lower ? 0 : square >> 32;\n", "",
            EMULATED_MEASURES),
 )  # fmt: skip
 

@@ -248,7 +248,9 @@ void run_on_cpu(const Measure& m, const Pool& pool) {
 void finish_on_cpu(const Measured* measured, int64_t count, const MeasuredOut& out) {
   FloatingPointGuard guard;
   for (int64_t i = 0; i < count; ++i)
-    finish(measured[i], out, i, [](auto* to, auto v) { *to = v; });
+    finish(
+        measured[i], out, i, [](const auto* from) { return *from; },
+        [](auto* to, auto v) { *to = v; });
 }
 
 }  // namespace quantkit

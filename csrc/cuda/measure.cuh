@@ -22,7 +22,7 @@ using Atomic = unsigned long long;
 struct Squares {
   static constexpr int kBinades = 8;
   int window = -1;
-  uint64_t sum[2] = {}, high[2] = {};
+  uint64_t sum = 0, high = 0, lower_sum = 0, lower_high = 0;
 
   template <class Add>
   __device__ __forceinline__ void take(uint32_t magnitude, Add add) {
@@ -31,19 +31,26 @@ struct Squares {
     const int binade = s.position / 2, own = binade / kBinades;
     if (window < 0) window = own;
     if (own != window && own != window - 1) return for_digits_of_square(magnitude, add);
-    const uint64_t whole = uint64_t(s.significand) << binade % kBinades;
-    const int k = window - own;
-    sum[k] += whole * whole;
-    high[k] += whole * whole >> 32;
+    const uint64_t whole = uint64_t(s.significand) << binade % kBinades, square = whole * whole;
+    const bool lower = own != window;
+    sum += lower ? 0 : square;
+    high += lower ? 0 : square >> 32;
+    lower_sum += lower ? square : 0;
+    lower_high += lower ? square >> 32 : 0;
   }
   template <class Add>
   __device__ __forceinline__ void give(Add add) const {
-    for (int k = 0; k < 2; ++k) {
-      if (sum[k] == 0 && high[k] == 0) continue;
-      const int position = 2 * kBinades * (window - k);
-      for_digits(sum[k] - (high[k] << 32), position, add);
-      for_digits(high[k], position + 32, add);
-    }
+    give(sum, high, window, add);
+    give(lower_sum, lower_high, window - 1, add);
+  }
+
+ private:
+  template <class Add>
+  __device__ __forceinline__ static void give(uint64_t sum, uint64_t high, int window, Add add) {
+    if (sum == 0 && high == 0) return;
+    const int position = 2 * kBinades * window;
+    for_digits(sum - (high << 32), position, add);
+    for_digits(high, position + 32, add);
   }
 };
 
@@ -105,11 +112,12 @@ __device__ __forceinline__ void measure_part(const MeasureArgs& a, int64_t item)
   };
   // Carried: a digit of the result takes 2^31 of them.
   if (thread < 2) {
-    uint64_t own[kDigits];
-    for (int k = 0; k < kDigits; ++k) own[k] = digits[thread * kDigits + k];
-    carry(own);
-    for (int k = 0; k < kDigits; ++k)
-      add((thread == 0 ? m->squares : m->errors) + k, Atomic(own[k]));
+    uint64_t rest = 0;
+    for (int k = 0; k < kDigits; ++k) {
+      rest += digits[thread * kDigits + k];
+      add((thread == 0 ? m->squares : m->errors) + k, Atomic(rest & 0xffffffffu));
+      rest >>= 32;
+    }
   }
   if (thread == 0) {
     check_write(&m->max_error, sizeof(m->max_error));
@@ -135,16 +143,10 @@ struct FinishArgs {
 
 __global__ void __launch_bounds__(kThreads, 2) finish_kernel(const __grid_constant__ FinishArgs a) {
   for (int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x; i < a.n;
-       i += gridDim.x * int64_t(kThreads)) {
-    const Measured& m = a.measured[i];
-    Measured own;
-    for (int k = 0; k < kDigits; ++k) own.squares[k] = load(m.squares + k);
-    for (int k = 0; k < kDigits; ++k) own.errors[k] = load(m.errors + k);
-    own.max_error = load(&m.max_error);
-    own.outside = load(&m.outside);
-    own.left_out = load(&m.left_out);
-    finish(own, a.out, i, [](auto* to, auto v) { store(to, v); });
-  }
+       i += gridDim.x * int64_t(kThreads))
+    finish(
+        a.measured[i], a.out, i, [](const auto* from) { return load(from); },
+        [](auto* to, auto v) { store(to, v); });
 }
 
 }  // namespace

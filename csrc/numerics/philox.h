@@ -46,7 +46,8 @@ QK_INLINE Words philox(uint64_t counter, const Draws& draws) {
 constexpr int kDrawsOfWords = 8;
 QK_INLINE uint16_t draw(uint64_t index, const Draws& draws) {
   const Words w = philox(index / kDrawsOfWords, draws);
-  return uint16_t(w.word[index / 2 % 4] >> 16 * (index % 2));
+  const uint32_t low = index & 2 ? w.word[1] : w.word[0], high = index & 2 ? w.word[3] : w.word[2];
+  return uint16_t((index & 4 ? high : low) >> 16 * (index % 2));
 }
 
 // (2 draw + 1) 2^-17: above 0, below 1, never a multiple of 2^-16.

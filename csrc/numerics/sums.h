@@ -16,8 +16,8 @@ struct Measured {
   int64_t outside, left_out;
 };
 
-// Where the results of each block go: its sums rounded to double or (squares is null) their digits,
-// those of squares and of errors side by side; the counts of those outside and left out likewise.
+// Where the results of each block go: its sums rounded to double, or where `digits` is not null their
+// digits, those of squares and of errors side by side; the counts of those outside and left out likewise.
 struct MeasuredOut {
   double *squares, *errors;
   int64_t* digits;
@@ -63,31 +63,44 @@ QK_INLINE void carry(uint64_t* digits) {
   }
 }
 
-// The sum as a double, rounded once, of digits that were carried. Of 55 bits from the first that
-// is 1, the last also stands for all below it: their conversion rounds as the whole number would.
-QK_INLINE double rounded_sum(const uint64_t* digits) {
-  int top = kDigits - 1;
-  while (top > 0 && digits[top] == 0) --top;
-  if (digits[top] == 0) return 0;
-  int length = 0;
-  while (digits[top] >> length != 0) ++length;
-  const auto digit = [&](int k) { return k < 0 ? uint64_t(0) : digits[k]; };
-  // The three digits at the top, from the first bit that is 1: 55 of their bits, and the rest.
-  const int shift = 55 - length;  // 23 to 54: how far the first digit moves up
-  const uint64_t second = digit(top - 1), third = digit(top - 2);
-  uint64_t bits = digits[top] << shift, rest;
-  if (shift >= 32) {
-    bits |= second << (shift - 32) | third >> (64 - shift);
-    rest = third & ((uint64_t(1) << (64 - shift)) - 1);
-  } else {
-    bits |= second >> (32 - shift);
-    rest = (second & ((uint64_t(1) << (32 - shift)) - 1)) | third;
+// A sum as a double, rounded once, of its carried digits from the lowest on. Of 55 bits from the
+// first that is 1, the last also stands for all below it: their conversion rounds as the whole
+// number would.
+class RoundedSum {
+ public:
+  QK_INLINE void take(uint64_t digit) {
+    if (digit != 0)
+      top_ = place_, first_ = digit, second_ = before_, third_ = before_that_, rest_ = below_;
+    ++place_;
+    below_ |= before_that_;
+    before_that_ = before_;
+    before_ = digit;
   }
-  for (int k = top - 3; k >= 0; --k) rest |= digits[k];
-  const int exponent = 32 * top - shift - kPlaces;  // of the last bit
-  return double(int64_t(bits | (rest != 0 ? 1 : 0))) *
-         bit_cast<double>(uint64_t(exponent + 1023) << 52);
-}
+
+  QK_INLINE double get() const {
+    if (first_ == 0) return 0;
+    int length = 0;
+    while (first_ >> length != 0) ++length;
+    const int shift = 55 - length;  // 23 to 54: how far the first digit moves up
+    uint64_t bits = first_ << shift, rest = rest_;
+    if (shift >= 32) {
+      bits |= second_ << (shift - 32) | third_ >> (64 - shift);
+      rest |= third_ & ((uint64_t(1) << (64 - shift)) - 1);
+    } else {
+      bits |= second_ >> (32 - shift);
+      rest |= (second_ & ((uint64_t(1) << (32 - shift)) - 1)) | third_;
+    }
+    const int exponent = 32 * top_ - shift - kPlaces;  // of the last bit
+    return double(int64_t(bits | (rest != 0 ? 1 : 0))) *
+           bit_cast<double>(uint64_t(exponent + 1023) << 52);
+  }
+
+ private:
+  int place_ = 0, top_ = 0;
+  uint64_t first_ = 0, second_ = 0, third_ = 0,
+           rest_ = 0;                                  // the digits from the top, and all below
+  uint64_t before_ = 0, before_that_ = 0, below_ = 0;  // of the digit that comes next
+};
 
 // Adds what was measured of another part of the same block.
 QK_INLINE void join(Measured& to, const Measured& from) {
@@ -102,23 +115,28 @@ QK_INLINE void join(Measured& to, const Measured& from) {
   to.left_out += from.left_out;
 }
 
-// Gives put(address, value) the results of a block.
-template <class Put>
-QK_INLINE void finish(Measured m, const MeasuredOut& out, int64_t block, Put put) {
-  carry(m.squares);
-  carry(m.errors);
-  if (out.squares != nullptr) {
-    put(out.squares + block, rounded_sum(m.squares));
-    put(out.errors + block, rounded_sum(m.errors));
-  } else {
+// Gives put(address, value) the results of a block, which load(address) reads. No array is made of
+// the digits: a GPU keeps none in registers.
+template <class Load, class Put>
+QK_INLINE void finish(const Measured& m, const MeasuredOut& out, int64_t block, Load load,
+                      Put put) {
+  for (int which = 0; which < 2; ++which) {
+    const uint64_t* const digits = which == 0 ? m.squares : m.errors;
+    RoundedSum sum;
+    uint64_t rest = 0;
     for (int k = 0; k < kDigits; ++k) {
-      put(out.digits + 2 * block * kDigits + k, int64_t(m.squares[k]));
-      put(out.digits + (2 * block + 1) * kDigits + k, int64_t(m.errors[k]));
+      rest += load(digits + k);
+      const uint64_t digit = rest & 0xffffffffu;
+      rest >>= 32;
+      sum.take(digit);
+      if (out.digits != nullptr)
+        put(out.digits + (2 * block + which) * kDigits + k, int64_t(digit));
     }
+    if (out.digits == nullptr) put((which == 0 ? out.squares : out.errors) + block, sum.get());
   }
-  put(out.max_error + block, bit_cast<float>(int32_t(m.max_error)));
-  put(out.counts + 2 * block, m.outside);
-  put(out.counts + 2 * block + 1, m.left_out);
+  put(out.max_error + block, bit_cast<float>(int32_t(load(&m.max_error))));
+  put(out.counts + 2 * block, load(&m.outside));
+  put(out.counts + 2 * block + 1, load(&m.left_out));
 }
 
 }  // namespace

@@ -34,6 +34,8 @@ def given(name, n, converts):
     x = torch.linspace(-3, 3, n * n).view(n, n)
     blocks = [1, 1] if converts or name.startswith(("choose", "aminmax")) else [1, -1]
     args = arguments(name, x, blocks, turn=int(converts))  # 1: of a zero point
+    if name.startswith("measure"):  # of many blocks, so that there is something to allocate
+        args = (*args[:-1], {**args[-1], "over": [1, 8]})
     if not converts:
         return args
     others = {"x": (x * 40).to(torch.int16), "zero_point": torch.full((n, n), 3, dtype=torch.int32)}
