@@ -115,10 +115,14 @@ def test_strings_leave_nothing_behind():
         for _ in range(count):
             ops.choose_qparams.format(X, *CHOSEN[:4], True, "int8", scale_rule="half_range")
 
+    def growth():
+        before = resident()
+        calls(20_000)
+        return resident() - before
+
     calls(2_000)
-    before = resident()
-    calls(20_000)
-    assert resident() - before < 1 << 18  # 1.9 MB with the leak
+    # 1.9 MB with the leak, each time; others of the process may grow once.
+    assert min(growth() for _ in range(3)) < 1 << 18
 
 
 # ---- the smallest allocations ---------------------------------------------------------------------
