@@ -9,23 +9,16 @@ turn with the others.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import quantkit
+from quantkit import SCHEMES
 
-from . import machine
-from .__main__ import shapes, words
 from .measure import interleaved, summary
-from .schemes import DTYPES, Job
+from .schemes import Job, run_with_threads
 
 READ, OURS, EAGER, COMPILED = "x.amax()", "quantkit", "float64 sums", "float64 sums, compiled"
 
@@ -79,32 +72,10 @@ def table(run: list[dict]) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    kind = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser("benchmarks.measures", description=__doc__, formatter_class=kind)
     schemes = ("int8_channel", "fp8_token", "mxfp4")
-    p.add_argument("--schemes", type=words(quantkit.SCHEMES), default=schemes)
-    p.add_argument("--dtypes", type=words(DTYPES), default=tuple(DTYPES))
-    p.add_argument("--shapes", type=shapes, default=((4096, 4096), (512, 1024)))
-    p.add_argument("--threads", type=words(("1", "2")), default=("1", "2"))
-    p.add_argument("--seconds", type=float, default=1.0, help="for each cell; default: 1")
-    p.add_argument("--json", type=Path, metavar="FILE", help="writes every time")
-    args = p.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    jobs = [
-        (scheme, shape, DTYPES[dtype], int(threads))
-        for shape in args.shapes
-        for dtype in args.dtypes
-        for scheme in args.schemes
-        for threads in args.threads
-    ]
-    run = [
-        cell(Job(*job), threads, args.seconds)
-        for *job, threads in track(jobs, description="measuring", console=console)
-    ]
-    console.print(table(run))
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine.description(), "cells": run}) + "\n")
-    return 0
+    return run_with_threads(
+        "benchmarks.measures", __doc__, SCHEMES, schemes, cell, table, arguments
+    )
 
 
 if __name__ == "__main__":

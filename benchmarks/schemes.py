@@ -16,7 +16,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -336,6 +336,39 @@ def table(run: list[dict], shape: list[int], dtype: str) -> Table:
         speed = f"{c['gigabytes_per_second']:.1f}", f"{c['of_copy']:.2f}"
         grid.add_row(c["scheme"], c["operation"], *speed, *others)
     return grid
+
+
+def run_with_threads(
+    name: str, description: str | None, schemes: Iterable[str], chosen: tuple[str, ...],
+    cell: Callable[[Job, int, float], dict], table: Callable[[list[dict]], Table],
+    arguments: list[str] | None,
+) -> int:  # fmt: skip
+    """The command of a module that measures one thing of some schemes, by one thread and by two."""
+    kind = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(name, description=description, formatter_class=kind)
+    p.add_argument("--schemes", type=words(schemes), default=chosen)
+    p.add_argument("--dtypes", type=words(DTYPES), default=tuple(DTYPES))
+    p.add_argument("--shapes", type=shapes, default=((4096, 4096), (512, 1024)))
+    p.add_argument("--threads", type=words(("1", "2")), default=("1", "2"))
+    p.add_argument("--seconds", type=float, default=1.0, help="for each cell; default: 1")
+    p.add_argument("--json", type=Path, metavar="FILE", help="writes every time")
+    args = p.parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    jobs = [
+        (scheme, shape, DTYPES[dtype], int(threads))
+        for shape in args.shapes
+        for dtype in args.dtypes
+        for scheme in args.schemes
+        for threads in args.threads
+    ]
+    run = [
+        cell(Job(*job), threads, args.seconds)
+        for *job, threads in track(jobs, description="measuring", console=console)
+    ]
+    console.print(table(run))
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine.description(), "cells": run}) + "\n")
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:

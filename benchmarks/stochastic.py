@@ -8,22 +8,14 @@ others take. Every call of a row runs in turn with the others.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from . import machine
-from .__main__ import shapes, words
 from .measure import interleaved, summary
-from .schemes import DTYPES, Job
+from .schemes import Job, run_with_threads
 
 COPY, OURS, NEAREST, EAGER = "y.copy_(x)", "quantkit", "to nearest", "torch.rand_like"
 SCHEMES = ("int8_tensor", "int8_channel", "fp8_tensor", "fp8_token")
@@ -97,31 +89,10 @@ def table(run: list[dict]) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    kind = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser("benchmarks.stochastic", description=__doc__, formatter_class=kind)
-    p.add_argument("--schemes", type=words(SCHEMES), default=("int8_tensor", "fp8_tensor"))
-    p.add_argument("--dtypes", type=words(DTYPES), default=tuple(DTYPES))
-    p.add_argument("--shapes", type=shapes, default=((4096, 4096), (512, 1024)))
-    p.add_argument("--threads", type=words(("1", "2")), default=("1", "2"))
-    p.add_argument("--seconds", type=float, default=1.0, help="for each cell; default: 1")
-    p.add_argument("--json", type=Path, metavar="FILE", help="writes every time")
-    args = p.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    jobs = [
-        (scheme, shape, DTYPES[dtype], int(threads))
-        for shape in args.shapes
-        for dtype in args.dtypes
-        for scheme in args.schemes
-        for threads in args.threads
-    ]
-    run = [
-        cell(Job(*job), threads, args.seconds)
-        for *job, threads in track(jobs, description="measuring", console=console)
-    ]
-    console.print(table(run))
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine.description(), "cells": run}) + "\n")
-    return 0
+    schemes = ("int8_tensor", "fp8_tensor")
+    return run_with_threads(
+        "benchmarks.stochastic", __doc__, SCHEMES, schemes, cell, table, arguments
+    )
 
 
 if __name__ == "__main__":
