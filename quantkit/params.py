@@ -297,10 +297,11 @@ def unpack(
 
 def is_version_1(f: Format, compute_dtype: Any, round_first: Any, *others: Any) -> bool:
     """Whether a call takes version 1's steps; what of version 2 is not None asks for float32 steps."""
+    first = round_first is not False and _checks.flag("round_first", round_first)
     if compute_dtype is not None:
         _checks.compute_dtype(compute_dtype)
         return False
-    if round_first is not False and _checks.flag("round_first", round_first):
+    if first:
         return False
     for option in others:  # all() of a generator takes four times as long
         if option is not None:
