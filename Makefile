@@ -41,7 +41,7 @@ run: build $(STAMP)-run
 # Processes side by side, each with one thread. By file: those of one share what they compile.
 JOBS ?= 2
 PYTEST = $(PY) -m pytest -n $(JOBS) --dist loadfile
-FALLBACK := autograd errors operators out storage
+FALLBACK := autograd learnable errors operators out storage
 test: build $(STAMP)-test $(STAMP)-run lint
 	QUANTKIT_REQUIRE_EXTENSION=1 $(PYTEST)
 	QUANTKIT_ISA= QUANTKIT_REFERENCE=1 $(PYTEST) -m fallback $(FALLBACK:%=tests/test_%.py)

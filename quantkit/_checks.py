@@ -484,6 +484,29 @@ def fake_quantize_backward(grad, x, scale, zero_point, q_min, q_max):
     _same(RuntimeError, "grad", "device", grad.device, x.device, ", that of x")
 
 
+def parameter_gradient(grad, x, scale, zero_point, q_min, q_max, *format, **options):
+    if format:
+        fake_quantize_format(x, scale, zero_point, q_min, q_max, *format, **options)
+    else:
+        quantize(x, scale, zero_point, q_min, q_max)
+    tensor("grad", grad, FLOATING)
+    _same(ValueError, "grad", "shape", tuple(grad.shape), tuple(x.shape), ", that of x")
+    _same(RuntimeError, "grad", "device", grad.device, x.device, ", that of x")
+
+
+def learnable(scale, global_scale):
+    """Whose gradients there are."""
+    if global_scale is not None:
+        for name, t in (("global_scale", global_scale), ("scale", scale)):
+            if t.requires_grad:
+                beside = "" if name == "global_scale" else " beside a global_scale"
+                raise ValueError(
+                    f"{name}: requires grad, but gets none{beside}; pass a detached one"
+                )
+    if scale.requires_grad and scale.dtype not in FLOATING[0]:
+        raise ValueError(f"scale: {scale.dtype} requires grad, but gets none; pass a detached one")
+
+
 def masked_gradient(grad, mask):
     tensor("grad", grad, FLOATING)
     tensor("mask", mask, MASK)

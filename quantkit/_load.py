@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from . import _autograd, _checks, ops
-from .operators import OPERATORS, fake, overloads, schemas
+from .operators import GRADIENTS, OPERATORS, fake, functional, overloads, schemas
 
 CONTRACT = 2
 
@@ -189,9 +189,9 @@ def _register(library: torch.library.Library) -> None:
         if extension is None:
             for schema in schemas(name):
                 library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        functional, fake_functional = operator.reference, fake(name)
-        kernels = functional, _out_overload(name, functional, write=True)
-        fakes = fake_functional, _out_overload(name, fake_functional, write=False)
+        plain, plain_fake = operator.reference, fake(name)
+        kernels = plain, _out_overload(name, plain, write=True)
+        fakes = plain_fake, _out_overload(name, plain_fake, write=False)
         for kernel, fake_kernel, overload in zip(kernels, fakes, overloads(name), strict=True):
             if extension is None:
                 kernel = _raising_runtime_errors(kernel)
@@ -200,12 +200,18 @@ def _register(library: torch.library.Library) -> None:
             torch.library.register_fake(overload, fake_kernel, lib=library)
             if torch.Tag.pt2_compliant_tag not in overload.tags:  # from C++ only since torch 2.12
                 overload.tags.append(torch.Tag.pt2_compliant_tag)
-        functional, out = overloads(name)
+        allocating, out = overloads(name)
         library.impl(out, _negative(out, operator.results), "Negative")
         # Without a kernel on this key results would claim requires_grad=True.
         library.impl(out, torch.library.fallthrough_kernel, "Autograd")
         if name.partition(".")[0] != "fake_quantize":
-            library.impl(functional, torch.library.fallthrough_kernel, "Autograd")
+            library.impl(allocating, torch.library.fallthrough_kernel, "Autograd")
+    for name, operator in GRADIENTS.items():
+        library.define(schemas(name)[0], tags=(torch.Tag.pt2_compliant_tag,))
+        overload, kernel = functional(name), _raising_runtime_errors(operator.reference)
+        library.impl(overload, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(overload, fake(name), lib=library)
+        library.impl(overload, torch.library.fallthrough_kernel, "Autograd")
 
 
 _SINGLE = tuple(field.name for field in fields(ops.SingleOperators))
@@ -218,10 +224,13 @@ def _functions_call(library: torch.library.Library, overload: str) -> ops.Operat
         for name in OPERATORS
         if name.partition(".")[2] == overload and name not in _SINGLE
     }
-    calls = {base: overloads(name)[0] for base, name in names.items()}
-    masked, gradient = calls["_fake_quantize_masked"], overloads("_masked_gradient")[0]
+    calls = {base: functional(name) for base, name in names.items()}
+    masked, gradient = calls["_fake_quantize_masked"], functional("_masked_gradient")
+    of_parameters = [functional(name) for name in GRADIENTS if name.partition(".")[2] == overload]
     keywords = _autograd.keywords_of(OPERATORS[names["_fake_quantize_masked"]].reference)
-    transformed, differentiable = _autograd.straight_through(masked, gradient, keywords)
+    transformed, differentiable = _autograd.differentiable(
+        masked, gradient, of_parameters, keywords
+    )
     plain, public = calls["_fake_quantize"], calls["fake_quantize"]
     library.impl(public, _autograd.kernel(differentiable, plain), "Autograd")
     calls["fake_quantize"] = _autograd.by_mode(public, transformed, plain)
@@ -240,7 +249,7 @@ def _functions_call(library: torch.library.Library, overload: str) -> ops.Operat
 
 def _single_operators() -> ops.SingleOperators:
     return ops.SingleOperators(**{
-        name: _raising_exact_errors(overloads(name)[0], OPERATORS[name].check) for name in _SINGLE
+        name: _raising_exact_errors(functional(name), OPERATORS[name].check) for name in _SINGLE
     })  # fmt: skip
 
 

@@ -69,6 +69,14 @@ def _gradient(grad, like, *_):
     return _like(like, grad.dtype)
 
 
+def _scale_gradient(grad, x, scale, *_, **__):
+    return scale.new_empty(scale.shape)
+
+
+def _zero_point_gradient(grad, x, scale, zero_point, *_, **__):
+    return zero_point.new_empty(zero_point.shape)
+
+
 # Of the .format overloads.
 
 
@@ -211,10 +219,21 @@ OPERATORS = {
         reference.fake_quantize_backward_op, _checks.fake_quantize_backward, _gradient),
 }  # fmt: skip
 
+# Operators of torch's own operations on every backend: not in csrc, and without an `out` overload.
+GRADIENTS = {
+    f"_{parameter}_gradient{overload}": Operator(f"Tensor grad, {arguments}", ("out",),
+        function, _checks.parameter_gradient, shaped)
+    for parameter, function, shaped in (
+        ("scale", reference.scale_gradient_op, _scale_gradient),
+        ("zero_point", reference.zero_point_gradient_op, _zero_point_gradient))
+    for overload, arguments in (("", _GIVEN), (".format", _FORMAT_GIVEN))
+}  # fmt: skip
+_EVERY = OPERATORS | GRADIENTS
+
 
 def schemas(name: str) -> tuple[str, str]:
     """The functional schema and that of the ``out`` overload."""
-    arguments, results, *_ = OPERATORS[name]
+    arguments, results, *_ = _EVERY[name]
     returns = "Tensor" if len(results) == 1 else f"({', '.join(['Tensor'] * len(results))})"
     outs = ", ".join(f"Tensor({chr(97 + i)}!) {result}" for i, result in enumerate(results))
     by_name = "" if "*, " in arguments else "*, "
@@ -222,12 +241,17 @@ def schemas(name: str) -> tuple[str, str]:
     return f"{name}({arguments}) -> {returns}", f"{out}({arguments}, {by_name}{outs}) -> ()"
 
 
+def functional(name: str) -> Any:
+    """What the functional schema is registered as."""
+    operator, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.quantkit, operator), overload or "default")
+
+
 def overloads(name: str) -> tuple[Any, Any]:
-    """What these schemas are registered as: the functional overload and the ``out`` overload."""
+    """The functional overload and the ``out`` overload."""
     operator, _, overload = name.partition(".")
     packet = getattr(torch.ops.quantkit, operator)
-    names = (overload, f"{overload}_out") if overload else ("default", "out")
-    return tuple(getattr(packet, name) for name in names)
+    return functional(name), getattr(packet, f"{overload}_out" if overload else "out")
 
 
 # ---- fake kernels -----------------------------------------------------------------------------------
@@ -247,7 +271,7 @@ def _check_compiler() -> None:
 
 def fake(name: str) -> _Function:
     """The fake kernel: the checks, then results without values."""
-    operator = OPERATORS[name]
+    operator = _EVERY[name]
     dtypes = [a.split()[1] for a in operator.arguments.split(", ") if a.startswith("ScalarType")]
     dtypes = [a.partition("=")[0] for a in dtypes]
 

@@ -447,8 +447,13 @@ def fake_quantize(
     The values are those of ``dequantize_tensor(quantize_tensor(x, qparams), qparams)``, cast to x's dtype
     (float32 for integer x). No tensor of codes is made. The gradient of x is the incoming one where
     ``q_min <= round(x / scale + zero_point) <= q_max``; float formats and a seed do not round there, and
-    ``qparams.round_first`` rounds before it adds. It is 0 elsewhere and at NaN. scale and zero_point get
-    none. For the gradient autograd keeps a mask of one byte an element.
+    ``qparams.round_first`` rounds before it adds. It is 0 elsewhere and at NaN. For it autograd keeps a
+    mask of one byte an element.
+
+    scale and zero_point have gradients where they require one: those of learned step size quantization
+    (Esser et al., 2020) without its factor, as exact sums, rounded once to the parameter's dtype. For
+    them autograd keeps x and the parameters. They have no forward mode and no gradient of their own.
+    Coded scales and global_scale have none: a ValueError where they require grad.
 
     Arguments and errors are those of :func:`quantize_tensor`.
     """

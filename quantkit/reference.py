@@ -119,15 +119,24 @@ def _before_rounding(
     return _add(_divide(x, scale), zero_point)
 
 
-def _in_blocks(x: _Tensor, block_size: _Blocks) -> tuple[_Tensor, schemes.Over]:
-    """x, which has elements, with axes of its own for each block, and the reduction over these."""
+def _in_blocks(
+    x: _Tensor, block_size: _Blocks, filled: bool = False
+) -> tuple[_Tensor, schemes.Over]:
+    """x, which has elements, with axes of its own for each block, and the reduction over these.
+
+    A short last block has its last element once more and more, or zeros where filled.
+    """
     shape = parameter_shape(x.shape, block_size)
     counts = shape or [1] * x.dim()
     sizes = [
         n if b == -1 else min(b, n) for n, b in zip(x.shape, block_size or x.shape, strict=True)
     ]
     for dim, (count, size) in enumerate(zip(counts, sizes, strict=True)):
-        if count * size != x.shape[dim]:  # a short last block: its last element once more and more
+        if filled and count * size != x.shape[dim]:
+            sides = [0] * (2 * (x.dim() - dim))
+            sides[-1] = count * size - x.shape[dim]
+            x = torch.nn.functional.pad(x, sides)
+        elif count * size != x.shape[dim]:
             whole = torch.arange(count * size, device=x.device).clamp(max=x.shape[dim] - 1)
             x = x.index_select(dim, whole)
     # Each dimension is two axes here. Torch's tensors end at 64: those of one element are left out.
@@ -282,15 +291,15 @@ class Float32Steps:
         v = numbers if self.zero_point is None else numbers - self.zero_point
         return v * self.scale
 
-    def there_and_back(
+    def coded(
         self, x: _Tensor, f: Format, q_min: int, q_max: int, round_first: bool,
         u: _Tensor | None = None,
     ) -> tuple[_Tensor, _Tensor, _Tensor]:  # fmt: skip
-        """What becomes a code, whether it is within the limits, and what the code stands for."""
+        """What becomes a code, whether it is within the limits, and the code's number."""
         v = self.there(x, round_first)
         clipped_as_it_is = round_first or u is not None
         inside = (v >= q_min) & (v <= q_max) if clipped_as_it_is else f.is_inside(v, q_min, q_max)
-        return v, inside, self.back(f.decode(f.encode(v, q_min, q_max, u)))
+        return v, inside, f.decode(f.encode(v, q_min, q_max, u))
 
 
 def _draws(x: _Tensor, seed: _Tensor | None, index: Sequence[int] | None) -> _Tensor | None:
@@ -405,9 +414,76 @@ def fake_quantize_masked_format_op(
     )  # fmt: skip
     steps = Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
     u = _draws(x, seed, index)
-    _, inside, x_hat = steps.there_and_back(x, OF_NAME[format], q_min, q_max, round_first, u)
+    _, inside, numbers = steps.coded(x, OF_NAME[format], q_min, q_max, round_first, u)
     dtype = x.dtype if x.is_floating_point() else torch.float32
-    return _like(x, x_hat.to(dtype)), _like(x, inside)
+    return _like(x, steps.back(numbers).to(dtype)), _like(x, inside)
+
+
+# ---- the gradients of fake_quantize's parameters ----------------------------------------------------
+
+
+class _Learning:
+    """fake_quantize once more, by either overload, for what its parameters' gradients are made of."""
+
+    def __init__(
+        self, x: _Tensor, scale: _Tensor, zero_point: _Tensor | None, q_min: int, q_max: int,
+        format: str | None = None, *, block_size: _Blocks = None,
+        global_scale: _Tensor | None = None, seed: _Tensor | None = None,
+        index: Sequence[int] | None = None, round_first: bool = False,
+    ):  # fmt: skip
+        self.x, self.block_size = x.detach().to(torch.float32), block_size
+        # The quotient and the product are float32 ones in version 1's steps too.
+        steps = Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
+        self.scale, self.zero_point = steps.scale, steps.zero_point
+        if format is None:
+            assert zero_point is not None
+            v = _before_rounding(x, scale, zero_point, q_min, q_max)
+            self.inside = (torch.round(v) >= q_min) & (torch.round(v) <= q_max)
+            self.numbers = WIDEST.decode(WIDEST.encode(v, q_min, q_max))
+        else:
+            u = _draws(x, seed, index)
+            v, self.inside, self.numbers = steps.coded(
+                x, OF_NAME[format], q_min, q_max, round_first, u
+            )
+        self.kept = ~torch.isnan(v)
+
+    def summed(self, terms: _Tensor, p: _Tensor) -> _Tensor:
+        """The exact sum of float64 terms over the elements that share each number of p, in p's dtype."""
+        if terms.numel() == 0:
+            return torch.zeros_like(p, memory_format=torch.contiguous_format)
+        blocks: list[int] | None = None
+        if p.dim() > 0:
+            shape, blocks = [1] * (terms.dim() - p.dim()) + list(p.shape), []
+            for dim, (size, whole) in enumerate(zip(shape, terms.shape, strict=True)):
+                block = whole // size
+                if self.block_size is not None and size not in (1, whole):
+                    block = self.block_size[dim]
+                blocks.append(block)
+        terms, over = _in_blocks(torch.where(self.kept, terms, 0.0), blocks, filled=True)
+        dtype = p.dtype if p.is_floating_point() else torch.float32
+        made = sums.of_terms(terms, parameter_shape(self.x.shape, blocks), over, dtype)
+        return made.reshape(p.shape).contiguous().to(p.device)
+
+
+def scale_gradient_op(grad: _Tensor, *given: Any, **options: Any) -> _Tensor:
+    """The sum of grad · ((number - zero_point) - x / scale) inside the limits, and outside of
+
+    grad · (number - zero_point): learned step size quantization (Esser et al., 2020). Products are exact.
+    """
+    _checks.parameter_gradient(grad, *given, **options)
+    at = _Learning(*given, **options)
+    d = at.numbers if at.zero_point is None else at.numbers - at.zero_point
+    d = d - torch.where(at.inside, at.x / at.scale, 0)
+    terms = grad.detach().to(torch.float32).to(torch.float64) * d.to(torch.float64)
+    return at.summed(terms, given[1])
+
+
+def zero_point_gradient_op(grad: _Tensor, *given: Any, **options: Any) -> _Tensor:
+    """The sum of -(grad · scale) outside the limits."""
+    _checks.parameter_gradient(grad, *given, **options)
+    at = _Learning(*given, **options)
+    terms = -(grad.detach().to(torch.float32) * at.scale)
+    return at.summed(torch.where(at.inside, 0.0, terms.to(torch.float64)), given[2])
 
 
 # ---- extremes ---------------------------------------------------------------------------------------
@@ -471,9 +547,9 @@ def measure_limbs_op(
         global_scale=global_scale, round_first=round_first, over=over,
     )  # fmt: skip
     steps = Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
-    v, inside, x_hat = steps.there_and_back(x, OF_NAME[format], q_min, q_max, round_first)
+    v, inside, numbers = steps.coded(x, OF_NAME[format], q_min, q_max, round_first)
     x = x.detach().to(torch.float32)
-    error = x_hat - x
+    error = steps.back(numbers) - x
     finite = torch.isfinite(error)
 
     shape = parameter_shape(x.shape, over)
@@ -497,6 +573,7 @@ def measure_limbs_op(
 
 # ---- the public functions: those of quantkit/ops.py over the operators above ------------------------
 
+_OF_PARAMETERS = scale_gradient_op, zero_point_gradient_op
 _OPERATORS = ops.Operators(
     choose_qparams=choose_qparams_op,
     quantize=quantize_op,
@@ -504,7 +581,7 @@ _OPERATORS = ops.Operators(
     dynamic_quantize=dynamic_quantize_op,
     quantize_dequantize=quantize_dequantize_op,
     fake_quantize=_autograd.reference(
-        fake_quantize_op, fake_quantize_masked_op, masked_gradient_op
+        fake_quantize_op, fake_quantize_masked_op, masked_gradient_op, _OF_PARAMETERS
     ),
 )
 _FORMAT_OPERATORS = ops.Operators(
@@ -514,7 +591,10 @@ _FORMAT_OPERATORS = ops.Operators(
     dynamic_quantize=dynamic_quantize_format_op,
     quantize_dequantize=quantize_dequantize_format_op,
     fake_quantize=_autograd.reference(
-        fake_quantize_format_op, fake_quantize_masked_format_op, masked_gradient_op
+        fake_quantize_format_op,
+        fake_quantize_masked_format_op,
+        masked_gradient_op,
+        _OF_PARAMETERS,
     ),
 )
 _SINGLE_OPERATORS = ops.SingleOperators(

@@ -1,7 +1,9 @@
-"""Exact sums of squares: integers in digits of 32 bits (limbs), rounded once (docs/numerics.md)."""
+"""Exact sums, rounded once: integers in digits of 32 bits, also called limbs (docs/numerics.md)."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,17 +36,29 @@ def of_squares(x: _Tensor, block: _Tensor, blocks: int) -> _Tensor:
 
 
 def carried(digits: _Tensor) -> _Tensor:
-    """The same sums with each digit in 0…2^32 - 1."""
+    """The same sums, from 0 on, with each digit in 0…2^32 - 1."""
+    return _carried(digits)[0]
+
+
+def _carried(digits: _Tensor) -> tuple[_Tensor, _Tensor]:
+    """With what is left above the last digit: below 0 for sums that are."""
     rest, made = torch.zeros_like(digits[..., 0]), []
     for k in range(DIGITS):
         whole = digits[..., k] + rest
         made.append(whole & _MASK)
         rest = whole >> 32
-    return torch.stack(made, -1)
+    return torch.stack(made, -1), rest
 
 
-def rounded(digits: _Tensor) -> _Tensor:
-    """Carried digits as float64, rounded to nearest once."""
+# Bits of a significand, and the exponent of the last one of subnormal numbers.
+_PRECISION = {
+    torch.float64: (53, -1074), torch.float32: (24, -149), torch.bfloat16: (8, -133),
+    torch.float16: (11, -24),
+}  # fmt: skip
+
+
+def rounded(digits: _Tensor, dtype: torch.dtype = torch.float64) -> _Tensor:
+    """Carried digits in dtype, rounded to nearest, ties to even, once."""
     places = torch.arange(DIGITS, device=digits.device)
     top = torch.where(digits != 0, places, 0).amax(-1, keepdim=True)
 
@@ -63,9 +77,57 @@ def rounded(digits: _Tensor) -> _Tensor:
     bits = first << shift | torch.where(wide, second << up | third >> left, second >> down)
     lost = torch.where(wide, third & ((1 << left) - 1), second & ((1 << down) - 1) | third)
     bits = bits | ((lost | rest) != 0)
-    power = (32 * top - shift - PLACES + 1023) << 52
-    value = bits.to(torch.float64) * power.view(torch.float64)
-    return torch.where(first == 0, 0.0, value).squeeze(-1)
+    # Down to the last bit that dtype has there.
+    exponent, (precision, least) = 32 * top - shift - PLACES, _PRECISION[dtype]
+    drop = (least - exponent).clamp(min=55 - precision, max=60)
+    kept, below = bits >> drop, bits & ((1 << drop) - 1)
+    half = 1 << (drop - 1)
+    kept = kept + ((below > half) | ((below == half) & (kept & 1 == 1)))
+    power = (exponent + drop + 1023) << 52
+    value = kept.to(torch.float64) * power.view(torch.float64)
+    value = torch.where(first == 0, 0.0, value).squeeze(-1)
+    return value if dtype == torch.float64 else value.to(torch.float32).to(dtype)
+
+
+def of_terms(
+    terms: _Tensor, shape: Sequence[int],
+    over: Callable[[Callable[..., _Tensor], _Tensor], _Tensor], dtype: torch.dtype,
+) -> _Tensor:  # fmt: skip
+    """The sum of float64 terms, which it overwrites, over each block, rounded once to dtype.
+
+    Each term is a product of two float32 numbers, or not finite: then the sum is what IEEE's addition
+    gives in any order. A sum of 0 is +0.0. over(torch.sum, t), of this shape, is the sum over each block.
+
+    Terms are cut at a multiple of 2^place that makes float64's own sum of their upper parts exact
+    (Rump, Ogita and Oishi, "Accurate floating-point summation", 2008), then again what is left.
+    """
+    special = None
+    if not math.isfinite(_largest(terms)):
+        finite = torch.isfinite(terms)
+        special = over(torch.sum, torch.where(finite, 0.0, terms))
+        terms = terms.masked_fill_(~finite, 0.0)
+    upper = torch.empty_like(terms)
+    digits = terms.new_zeros((*shape, DIGITS), dtype=torch.int64)
+    length = max(2, math.ceil(math.log2(terms.numel() / math.prod(shape))))
+    while largest := _largest(terms):
+        place = max(math.frexp(largest)[1] + length - 53, -PLACES)
+        cut = 1.5 * 2.0 ** (place + 52)
+        terms -= torch.add(terms, cut, out=upper).sub_(cut)
+        whole = (over(torch.sum, upper) * 2.0**-place).to(torch.int64)
+        first, shift = divmod(place + PLACES, 32)
+        low = (whole & _MASK) << shift
+        digits[..., first] += low & _MASK
+        digits[..., first + 1] += (low >> 32) + ((whole >> 32) << shift)
+    negative = (_carried(digits)[1] < 0).unsqueeze(-1)
+    value = rounded(carried(torch.where(negative, -digits, digits)), dtype)
+    value = torch.where(negative.squeeze(-1), -value, value)
+    return value if special is None else torch.where(special == 0, value, special.to(dtype))
+
+
+def _largest(x: _Tensor) -> float:
+    """The greatest abs(x), NaN where one is: in one pass without a temporary."""
+    low, high = torch.aminmax(x)
+    return max(-float(low), float(high))
 
 
 class Measured(NamedTuple):

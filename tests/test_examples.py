@@ -30,7 +30,7 @@ def run(*command, folder, **variables):
 
 def test_every_example_is_run_here():
     assert {path.name for path in EXAMPLES.iterdir()} - {"__pycache__"} == {
-        "cpp", "export.py", "linear.py", "qat.py", "safetensors_file.py", "schemes.py",
+        "cpp", "export.py", "linear.py", "lsq.py", "qat.py", "safetensors_file.py", "schemes.py",
     }  # fmt: skip
 
 
@@ -38,6 +38,11 @@ def test_every_example_is_run_here():
 def test_qat(tmp_path):
     text = run(sys.executable, EXAMPLES / "qat.py", folder=tmp_path)
     assert "after training with 4-bit weights" in text and "compiled" in text
+
+
+def test_lsq(tmp_path):
+    text = run(sys.executable, EXAMPLES / "lsq.py", folder=tmp_path)
+    assert "with learned ones" in text
 
 
 @pytest.mark.full
