@@ -94,6 +94,8 @@ ISAS_X86 = {
     "avx2": "-mavx2 -mfma -mf16c",
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c",
 }
+# Of linear layers alone.
+VNNI = f"{ISAS_X86['avx512']} -mavx512vnni -mprefer-vector-width=512"
 
 
 LIBRARY = "libquantkit.so"
@@ -114,7 +116,11 @@ def kernel_sources(machine, emulated=False):
         # Without exceptions the object needs no weak symbol of the C++ runtime.
         **{
             f"cpu/{isa}.cpp": f"{KERNEL_FLAGS} -fno-exceptions {flags}"
-            for isa, flags in {"baseline": "", **isas}.items()
+            for isa, flags in {
+                "baseline": "",
+                **isas,
+                **({"avx512_vnni": VNNI} if isas else {}),
+            }.items()
         },
     }
 
@@ -257,6 +263,7 @@ def write_ninja(ninja, compiler, torch, pybind11_include, library, module):
         "ops/static.cpp": torch_flags,
         "ops/dynamic.cpp": torch_flags,
         "ops/measure.cpp": torch_flags,
+        "ops/linear.cpp": torch_flags,
         "torch/device.cpp": f"{torch_flags} {has_cuda}",
         "torch/tensor.cpp": torch_flags,
         "torch/checks.cpp": torch_flags,

@@ -122,10 +122,31 @@ struct Measure {
   Measured* blocks;
 };
 
+// A linear layer of int8 codes: y = (x · q transposed) times both scales, plus bias.
+struct Linear {
+  int64_t tokens, outputs, depth;
+  const int8_t* x;  // (tokens, depth), with a scale for each token
+  const float* x_scale;
+  const int8_t* q;  // (outputs, depth), with a scale for each row or one
+  const float* scale;
+  bool each_scale;
+  const float* bias;  // null: none
+  void* y;            // (tokens, outputs)
+  Type y_type;
+  const int32_t* sums;  // the exact products, rows `sums_stride` apart: for a GPU alone
+  int64_t sums_stride;
+};
+
 // The states of the parameters [first, first + count): each key in an array of its own.
 struct States {
   void* keys;
   int64_t first, count;
+};
+
+// In tasks of any split.
+struct LinearTable {
+  int64_t (*tasks)(const Linear&);
+  void (*run)(const Linear&, int64_t begin, int64_t end);
 };
 
 // One table per instruction set. Ranges count elements (or parameters) in the layout's order, and
@@ -139,6 +160,7 @@ struct KernelTable {
   void (*finalize)(const Dynamic&, int64_t begin, int64_t end, const States&);
   // Of elements of one block, in a layout without the others; at most 2^28 of them.
   void (*measure)(const Elementwise&, int64_t begin, int64_t end, Measured&);
+  LinearTable linear;
 };
 
 // The CUDA kernels. A call puts its work on a stream of the current device, and returns what went
@@ -150,6 +172,7 @@ struct LaunchTable {
   const char* (*dynamic)(const Dynamic&, void* scratch, void* stream);
   const char* (*measure)(const Measure&, void* stream);
   const char* (*finish)(const Measured*, int64_t count, const MeasuredOut&, void* stream);
+  const char* (*linear)(const Linear&, void* stream);
 };
 
 }  // namespace quantkit

@@ -194,3 +194,22 @@ def kernel(differentiable: Callable[..., Any], plain: Callable[..., Any]) -> Cal
         return call(*args, **options)
 
     return fake_quantize
+
+
+def no_gradient(ctx: Any, *grads: Any) -> Any:
+    """The backward of an operator whose result requires grad as others' do, but has none."""
+    raise RuntimeError("linear_w8a8: it has no gradient; call it under torch.no_grad()")
+
+
+def without_gradient(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """operator, with the backward that raises."""
+
+    class Forward(torch.autograd.Function):
+        forward = staticmethod(operator)
+        backward = staticmethod(no_gradient)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+    return Forward.apply

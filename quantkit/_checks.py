@@ -507,6 +507,37 @@ def learnable(scale, global_scale):
         raise ValueError(f"scale: {scale.dtype} requires grad, but gets none; pass a detached one")
 
 
+INT8 = ((torch.int8,), "torch.int8")
+FLOAT32 = ((torch.float32,), "torch.float32")
+MOST_COLUMNS = 131_071  # so many products of int8 fit into 32 bits
+
+
+def linear_w8a8(x, q, scale, bias=None):
+    tensor("x", x, FLOATING)
+    tensor("q", q, INT8)
+    tensor("scale", scale, FLOAT32)
+    if bias is not None:
+        tensor("bias", bias, FLOATING)
+    shape = tuple(x.shape)
+    if not shape or _surely(x.shape[-1] == 0) or _surely(x.shape[-1] > MOST_COLUMNS):
+        sizes = f"a last dimension of 1 to {MOST_COLUMNS} elements"
+        raise wrong(ValueError, "x", sizes, f"shape {shape}")
+    columns = x.shape[-1]
+    if q.dim() != 2 or _surely(q.shape[1] != columns):
+        expected = f"shape (outputs, {columns}), as x has shape {shape}"
+        raise wrong(ValueError, "q", expected, tuple(q.shape))
+    outputs = q.shape[0]
+    each = scale.dim() == 2 and not _surely((scale.shape[0] != outputs) | (scale.shape[1] != 1))
+    if scale.dim() != 0 and not each:
+        expected = f"shape () or ({outputs}, 1)"
+        raise wrong(ValueError, "scale", expected, tuple(scale.shape))
+    if bias is not None and (bias.dim() != 1 or _surely(bias.shape[0] != outputs)):
+        raise wrong(ValueError, "bias", f"shape ({outputs},)", tuple(bias.shape))
+    for name, t in (("q", q), ("scale", scale), ("bias", bias)):
+        if t is not None:
+            _on_the_device(name, t, "x", x)
+
+
 def masked_gradient(grad, mask):
     tensor("grad", grad, FLOATING)
     tensor("mask", mask, MASK)

@@ -204,7 +204,9 @@ def _register(library: torch.library.Library) -> None:
         library.impl(out, _negative(out, operator.results), "Negative")
         # Without a kernel on this key results would claim requires_grad=True.
         library.impl(out, torch.library.fallthrough_kernel, "Autograd")
-        if name.partition(".")[0] != "fake_quantize":
+        if name == "linear_w8a8":
+            torch.library.register_autograd(allocating, _autograd.no_gradient, lib=library)
+        elif name.partition(".")[0] != "fake_quantize":
             library.impl(allocating, torch.library.fallthrough_kernel, "Autograd")
     for name, operator in GRADIENTS.items():
         library.define(schemas(name)[0], tags=(torch.Tag.pt2_compliant_tag,))

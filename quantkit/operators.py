@@ -65,6 +65,10 @@ def _extremes(x, block_size):
     return x.new_empty(shape), x.new_empty(shape)
 
 
+def _outputs(x, q, scale, bias=None):
+    return x.new_empty(*x.shape[:-1], q.shape[0])
+
+
 def _gradient(grad, like, *_):
     return _like(like, grad.dtype)
 
@@ -205,6 +209,8 @@ OPERATORS = {
         reference.measure_op, _checks.measure, _measured),
     "measure_limbs": Operator(_MEASURED, ("limbs", "max_error", "counts"),
         reference.measure_limbs_op, _checks.measure, _limbs),
+    "linear_w8a8": Operator("Tensor x, Tensor q, Tensor scale, Tensor? bias=None", ("out",),
+        reference.linear_w8a8_op, _checks.linear_w8a8, _outputs),
     # The same without a gradient (an Autograd kernel costs every call), with its mask, and the gradient.
     "_fake_quantize": _FAKE,
     "_fake_quantize.format": _FORMAT_FAKE,

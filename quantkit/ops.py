@@ -46,6 +46,7 @@ class SingleOperators:
     aminmax: Callable[..., Any]
     measure: Callable[..., Any]
     measure_limbs: Callable[..., Any]
+    linear_w8a8: Callable[..., Any]
 
 
 # Operators, from _load, which registers them; quantkit.reference has its own.
@@ -595,6 +596,31 @@ def measure_limbs(
         counts: int64 of shape (..., 2): elements outside the limits, and those left out.
     """
     return _measured(single_operators.measure_limbs, x, qparams, over)
+
+
+def linear_w8a8(
+    x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A linear layer of int8 weights and activations: ``x @ (q * scale).T + bias``, nearly.
+
+    Each token of x becomes int8 codes with a scale of its own, as by ``quantize(x, "int8_token")``. The
+    products of codes are added exactly. Then come float32 steps, each rounded once:
+    ``(sum * x_scale) * scale + bias``. So every machine, device and number of threads returns the same
+    bits.
+
+    Args:
+        x: floating, of shape (..., K), with K from 1 to 131,071.
+        q: int8 weights of shape (N, K), quantized symmetrically.
+        scale: float32, 0-dim or of shape (N, 1).
+        bias: of a floating dtype and of shape (N,), or None.
+
+    Returns:
+        A tensor of shape (..., N) in x's dtype, contiguous. It has no gradient: backward raises.
+
+    Raises:
+        TypeError, ValueError or RuntimeError that names the argument, its value and what was expected.
+    """
+    return single_operators.linear_w8a8(x, q, scale, bias)
 
 
 def _measured(operator: Callable[..., Any], x: Any, qparams: Any, over: Any) -> Any:

@@ -28,6 +28,7 @@ __all__ = [
     "fake_quantize",
     "get_asymmetric_qparams",
     "get_symmetric_qparams",
+    "linear_w8a8",
     "measure",
     "measure_limbs",
     "quantize",
@@ -571,6 +572,26 @@ def measure_limbs_op(
     )  # fmt: skip
 
 
+# ---- linear layers ----------------------------------------------------------------------------------
+
+
+def linear_w8a8_op(x: _Tensor, q: _Tensor, scale: _Tensor, bias: _Tensor | None = None) -> _Tensor:
+    """x by q transposed, both as int8: exact sums, then float32 steps, in x's dtype."""
+    _checks.linear_w8a8(x, q, scale, bias)
+    made = x.new_empty(*x.shape[:-1], q.shape[0])
+    if made.numel() == 0:
+        return made
+    tokens = [1] * (x.dim() - 1) + [-1]
+    codes, x_scale, _ = dynamic_quantize_format_op(x, tokens, -128, 127, 1e-8, True, "int8")
+    # float64 holds every sum of up to 2^17 products of int8.
+    sums_of_products = codes.to(torch.float64) @ q.detach().to(torch.float64).t()
+    per_output = scale.detach().to(x.device).reshape(-1)
+    y = sums_of_products.to(torch.float32) * x_scale * per_output
+    if bias is not None:
+        y = y + bias.detach().to(torch.float32)
+    return made.copy_(y)
+
+
 # ---- the public functions: those of quantkit/ops.py over the operators above ------------------------
 
 _OF_PARAMETERS = scale_gradient_op, zero_point_gradient_op
@@ -598,8 +619,9 @@ _FORMAT_OPERATORS = ops.Operators(
     ),
 )
 _SINGLE_OPERATORS = ops.SingleOperators(
-    aminmax=aminmax_op, measure=measure_op, measure_limbs=measure_limbs_op
-)
+    aminmax=aminmax_op, measure=measure_op, measure_limbs=measure_limbs_op,
+    linear_w8a8=_autograd.without_gradient(linear_w8a8_op),
+)  # fmt: skip
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # What the functions find here in place of torch.ops.quantkit's operators.
 _NAMES: dict[str, Any] = {
@@ -628,5 +650,6 @@ fake_quantize = _over_reference(ops.fake_quantize)
 aminmax = _over_reference(ops.aminmax)
 measure = _over_reference(ops.measure)
 measure_limbs = _over_reference(ops.measure_limbs)
+linear_w8a8 = _over_reference(ops.linear_w8a8)
 quantize = _over_reference(ops.quantize)
 dequantize = _over_reference(ops.dequantize)

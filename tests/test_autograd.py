@@ -29,7 +29,7 @@ def direct(x, p):
 NAMES = (
     "quantize", "dequantize", "fake_quantize", "_fake_quantize_masked", "_masked_gradient",
     "_fake_quantize_backward", "choose_qparams", "dynamic_quantize", "quantize_dequantize",
-    "aminmax", "measure", "measure_limbs",
+    "aminmax", "measure", "measure_limbs", "linear_w8a8",
 )  # fmt: skip
 
 
@@ -56,6 +56,7 @@ def outs_of(name, x):
             (*given, "int8"),
             {"limbs": torch.zeros(2, 19, dtype=torch.int64)} | rest,
         ),
+        "linear_w8a8": ((x.detach(), q, torch.ones(())), {"out": torch.zeros(4, 4, dtype=x.dtype)}),
         "aminmax": (choice[:2], {k: torch.zeros((), dtype=x.dtype) for k in ("min", "max")}),
         "dynamic_quantize": ((*choice, torch.int8), {"q": q} | parameter),
         "quantize_dequantize": (

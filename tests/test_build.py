@@ -42,19 +42,23 @@ def newest(objects, name):
     return max(objects.rglob(f"{name}.o"), key=os.path.getmtime)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+OBJECTS = {isa: f"{isa}_table" for isa in ISAS}
+OBJECTS |= {"avx512_vnni": "avx512_vnni_linear"} if X86 else {}
+
+
+@pytest.mark.parametrize("isa", OBJECTS)
 def test_kernel_objects_export_one_table_and_nothing_weak(objects, isa):
     """A weak symbol from an object with AVX-512 could be the copy that the linker keeps for all."""
     lines = output("nm", "-C", objects / f"cpu_{isa}.o").splitlines()
     symbols = [re.split(r"\s+", line.strip(), maxsplit=2)[-2:] for line in lines]
     exported = [name for kind, name in symbols if kind.isupper() and kind != "U"]
-    assert exported == [f"quantkit::{isa}_table"]
+    assert exported == [f"quantkit::{OBJECTS[isa]}"]
     assert not [name for kind, name in symbols if kind in "wWvVuiI"]
     undefined = {name for kind, name in symbols if kind == "U"}
     assert undefined <= {"memcpy", "memmove", "memset", "_GLOBAL_OFFSET_TABLE_"}, undefined
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", OBJECTS)
 def test_kernel_objects_have_no_static_initialiser(objects, isa):
     sections = output("readelf", "-S", "-W", objects / f"cpu_{isa}.o")
     assert ".init_array" not in sections and ".ctors" not in sections
@@ -80,6 +84,16 @@ def test_every_loop_over_elements_is_vectorised(objects, isa):
     assert len(loops) > 100
     packed = re.compile(r"\bv(add|sub|mul|div|fmadd...)p[sd]\b|(call|jmp).*\bquantize_rows?<")
     assert not [name for name, body in loops if not packed.search(body)]
+
+
+@x86_only
+def test_products_of_integers_are_packed_and_sums_of_floats_not_contracted(objects):
+    for isa, instruction in (
+        ("baseline", "pmaddwd"), ("avx2", "vpmaddwd.*%ymm"), ("avx512_vnni", "vpdpbusd.*%zmm")
+    ):  # fmt: skip
+        code = output("objdump", "-d", "--no-show-raw-insn", objects / f"cpu_{isa}.o")
+        assert re.search(instruction, code), isa
+    assert not re.search(CONTRACTED, code)
 
 
 @x86_only

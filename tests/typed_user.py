@@ -72,6 +72,7 @@ def formats(x: torch.Tensor) -> torch.Tensor:
 def why(codes: torch.Tensor, x: torch.Tensor, p: QuantizationParams) -> str:
     found = quantkit.explain(codes, x, p)
     assert_type(found.ranking, tuple[tuple[str, int, int], ...])
+    assert_type(quantkit.linear_w8a8(x, codes, p.scale, x[0]), torch.Tensor)
     low, high = quantkit.aminmax(x, True, channel_dim=-1)
     assert_type(torch.stack([low, high]), torch.Tensor)
     return str(found)
@@ -124,6 +125,7 @@ def reference_functions(x: torch.Tensor) -> torch.Tensor:
     assert_type(reference.quantize(x, "fp8_block128"), tuple[torch.Tensor, QuantizationParams])
     assert_type(reference.dequantize(x, p), torch.Tensor)
     assert_type(reference.aminmax(x, block_size=[1, 8]), tuple[torch.Tensor, torch.Tensor])
+    assert_type(reference.linear_w8a8(x, q, p.scale), torch.Tensor)
     assert_type(reference.measure(x, p).sqnr_db, torch.Tensor)
     assert_type(reference.measure_limbs(x, p)[0], torch.Tensor)
     return reference.dequantize_tensor(q, p)

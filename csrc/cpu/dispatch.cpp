@@ -16,6 +16,7 @@ extern const KernelTable avx2_table;
 #endif
 #ifdef QUANTKIT_AVX512
 extern const KernelTable avx512_table;
+extern const LinearTable avx512_vnni_linear;
 #endif
 #ifdef QUANTKIT_CUDA_EMU
 extern const LaunchTable cuda_emu_table;
@@ -98,6 +99,13 @@ const Candidate& candidate() {
 }  // namespace
 
 const KernelTable& kernels() { return *candidate().table; }
+const LinearTable& linear_kernels() {
+#ifdef QUANTKIT_AVX512
+  static const bool has_vnni = __builtin_cpu_supports("avx512vnni");
+  if (has_vnni && &kernels() == &avx512_table) return avx512_vnni_linear;
+#endif
+  return kernels().linear;
+}
 const LaunchTable* emulated_launches() { return candidate().emulated; }
 std::string isa() { return candidate().name; }
 

@@ -15,6 +15,9 @@ namespace quantkit {
 // std::runtime_error where the machine or the build lacks that one.
 const KernelTable& kernels();
 
+// Its linear layers, or better ones of the same instruction set.
+const LinearTable& linear_kernels();
+
 // The CUDA kernels as the emulator runs them, where they are the instruction set in use; else
 // nullptr.
 const LaunchTable* emulated_launches();

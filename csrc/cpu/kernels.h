@@ -3,6 +3,7 @@
 
 #include "chunks.h"
 #include "errors.h"
+#include "linear.h"
 
 namespace quantkit {
 namespace {
@@ -449,9 +450,10 @@ void finalize(const Dynamic& d, int64_t begin, int64_t end, const States& states
 }  // namespace quantkit
 
 // The object's one exported symbol.
-#define QUANTKIT_EXPORT_TABLE(isa)                                                 \
-  namespace quantkit {                                                             \
-  extern const KernelTable isa##_table;                                            \
-  const KernelTable isa##_table = {elementwise, state_bytes, first_states, reduce, \
-                                   join,        finalize,    measure};             \
+#define QUANTKIT_EXPORT_TABLE(isa)                                     \
+  namespace quantkit {                                                 \
+  extern const KernelTable isa##_table;                                \
+  const KernelTable isa##_table = {                                    \
+      elementwise, state_bytes, first_states, reduce,                  \
+      join,        finalize,    measure,      {linear_tasks, linear}}; \
   }

@@ -245,6 +245,17 @@ void run_on_cpu(const Measure& m, const Pool& pool) {
                  });
 }
 
+void run_on_cpu(const Linear& l, const Pool& pool) {
+  constexpr int64_t kProducts = 16;  // take as long as an element of other calls
+  const LinearTable& kernel = linear_kernels();
+  const int64_t tasks = kernel.tasks(l);
+  const int64_t work = l.tokens * l.outputs / kProducts * l.depth;
+  const int64_t threads = std::min(tasks, threads_for(work, pool));
+  parallel(threads, pool, [&](int64_t i) {
+    kernel.run(l, border(tasks, i, threads, 1), border(tasks, i + 1, threads, 1));
+  });
+}
+
 void finish_on_cpu(const Measured* measured, int64_t count, const MeasuredOut& out) {
   FloatingPointGuard guard;
   for (int64_t i = 0; i < count; ++i)

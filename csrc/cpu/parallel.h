@@ -15,6 +15,7 @@ void run_on_cpu(const Elementwise& elements, const Pool& pool);
 // Chooses parameters; then, unless the operation is `choose`, runs it on the elements with them.
 void run_on_cpu(const Dynamic& dynamic, const Pool& pool);
 void run_on_cpu(const Measure& measure, const Pool& pool);
+void run_on_cpu(const Linear& linear, const Pool& pool);
 void finish_on_cpu(const Measured* measured, int64_t count, const MeasuredOut& out);
 
 }  // namespace quantkit

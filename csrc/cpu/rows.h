@@ -19,7 +19,6 @@ namespace {
 
 constexpr int64_t kChunk = 1024;  // elements of a buffer; a few of them fit in L1
 
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Elements of any type, moved as integers of their size.
 template <class Bits>

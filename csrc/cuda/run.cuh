@@ -5,6 +5,7 @@
 
 #include "../cpu/fpenv.h"
 #include "dynamic.cuh"
+#include "linear.cuh"
 #include "measure.cuh"
 #ifndef QUANTKIT_EMULATE
 #include "launch.h"
@@ -416,6 +417,14 @@ const char* run_measure(const Measure& m, void* stream) {
   const auto kernel =
       is_float(m.elements.format) ? measure_kernel<FloatEncoder> : measure_kernel<IntegerEncoder>;
   return launch(kernel, blocks_for(a.sets * a.parts), kThreads, stream, a);
+}
+
+const char* run_linear(const Linear& l, void* stream) {
+  const auto kernel = with_float(l.y_type, [](auto tag) -> void (*)(Linear) {
+    return linear_kernel<typename decltype(tag)::type>;
+  });
+  return launch(kernel, blocks_for(divided_up(l.tokens * l.outputs, kThreads)), kThreads, stream,
+                l);
 }
 
 const char* run_finish(const Measured* measured, int64_t count, const MeasuredOut& out,

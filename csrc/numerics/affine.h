@@ -56,6 +56,11 @@ QK_INLINE E2 dequantized(float q, E1 zero_point, E2 scale) {
   return E2(E1(q) - zero_point) * scale;
 }
 
+// A sum of products of codes of two tensors, as a number.
+QK_INLINE float scaled_sum(int32_t sum, float x_scale, float scale) {
+  return float(sum) * x_scale * scale;
+}
+
 // The steps one by one, for dtypes known at run time: in double, which holds the values of all of
 // them. A zero point is rounded to the dtype of the sum first; a scale is taken in full.
 template <class D>

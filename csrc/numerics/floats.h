@@ -206,6 +206,8 @@ QK_INLINE auto with_float(Type type, F f) {
   }
 }
 
+[[maybe_unused]] constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 constexpr bool is_floating(Type type) { return type <= Type::f64; }
 constexpr bool is_half(Type type) { return type <= Type::bf16; }
 

@@ -1,7 +1,5 @@
 // Operators that choose parameters: choose_qparams, dynamic_quantize, quantize_dequantize; and
 // aminmax, what they choose from.
-#include <torch/csrc/stable/stableivalue_conversions.h>
-
 #include <algorithm>
 
 #include "ops.h"
@@ -228,22 +226,6 @@ struct FromChosen {
   bool x_hat_contiguous() const { return per_byte(format) > 1; }
 };
 
-// An operator of torch.
-template <class... Args>
-Tensor aten(const char* name, const char* overload, const Args&... args) {
-  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
-  check_shim(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-Tensor as_strided(const TensorInfo& t, const std::vector<int64_t>& sizes,
-                  const std::vector<int64_t>& strides, int64_t offset) {
-  AtenTensorHandle view = nullptr;
-  check_shim(aoti_torch__reinterpret_tensor(t.handle, static_cast<int64_t>(sizes.size()),
-                                            sizes.data(), strides.data(), offset, &view));
-  return Tensor(view);
-}
-
 // Integers in the order of int64: those of uint64 with their sign flipped, which is its own
 // inverse.
 Tensor in_order(const Tensor& t, Type type) {
@@ -335,6 +317,13 @@ using Quantize = FromChosen<Operation::quantize>;
 using QuantizeDequantize = FromChosen<Operation::quantize_dequantize>;
 
 }  // namespace
+
+void quantize_tokens(const Tensor& x, const TensorInfo* outs) {
+  std::vector<int64_t> blocks(TensorInfo("x", x).dim, 1);
+  blocks.back() = -1;
+  const Text format{"int8"};
+  Quantize(x, blocks, -128, 127, 1e-8, true, format, false, {}, {}, {}).run(outs, true);
+}
 
 void implement_dynamic(Library& library) {
   using T = const Tensor&;

@@ -42,6 +42,7 @@ void implement(quantkit::Library& library) {
   quantkit::implement_static(library);
   quantkit::implement_dynamic(library);
   quantkit::implement_measure(library);
+  quantkit::implement_linear(library);
 }
 
 }  // namespace

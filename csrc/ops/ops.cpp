@@ -26,6 +26,14 @@ Type dequantized_type(int64_t dim, Type scale, int64_t scale_dim, const TensorIn
   return step_type(step_type(Type::f32, dim, zero, zero_point.dim), dim, scale, scale_dim);
 }
 
+Tensor as_strided(const TensorInfo& t, const std::vector<int64_t>& sizes,
+                  const std::vector<int64_t>& strides, int64_t offset) {
+  AtenTensorHandle view = nullptr;
+  check_shim(aoti_torch__reinterpret_tensor(t.handle, static_cast<int64_t>(sizes.size()),
+                                            sizes.data(), strides.data(), offset, &view));
+  return Tensor(view);
+}
+
 Converted::Converted(const TensorInfo& t, Type type) : info(t) {
   if (t.kind() == type) return;
   made = empty_like(t, dtype_of(type));

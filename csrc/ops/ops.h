@@ -7,6 +7,7 @@
 #pragma once
 
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/stableivalue_conversions.h>
 
 #include <array>
 #include <optional>
@@ -39,6 +40,20 @@ struct Converted {
 };
 // x as a type that kernels load: float16, bfloat16, float32 or float64.
 inline Converted loadable(const TensorInfo& x) { return {x, x.floating() ? x.kind() : Type::f32}; }
+
+// An operator of torch.
+template <class... Args>
+Tensor aten(const char* name, const char* overload, const Args&... args) {
+  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
+  check_shim(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+// t's memory from `offset` elements on, with other sizes and strides.
+Tensor as_strided(const TensorInfo& t, const std::vector<int64_t>& sizes,
+                  const std::vector<int64_t>& strides, int64_t offset);
+
+// int8 codes of x with a scale for each token: q, scale and zero_point are written.
+void quantize_tokens(const Tensor& x, const TensorInfo* outs);
 
 // ---- codes of which several share a byte --------------------------------------------------------
 
@@ -223,5 +238,6 @@ void implement(Library& library, const std::string& name) {
 void implement_static(Library& library);
 void implement_dynamic(Library& library);
 void implement_measure(Library& library);
+void implement_linear(Library& library);
 
 }  // namespace quantkit

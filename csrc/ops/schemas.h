@@ -131,6 +131,9 @@ constexpr const char* kSchemas[] = {
     "SymInt[]? block_size=None, Tensor? global_scale=None, bool round_first=False, SymInt[]? "
     "over=None, Tensor(a!) limbs, Tensor(b!) max_error, Tensor(c!) counts) -> ()",
 
+    "linear_w8a8(Tensor x, Tensor q, Tensor scale, Tensor? bias=None) -> Tensor",
+    "linear_w8a8.out(Tensor x, Tensor q, Tensor scale, Tensor? bias=None, *, Tensor(a!) out) -> ()",
+
     // Programs exported by contract 1 hold it: the gradient from x and the parameters.
     "_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int q_min, "
     "int q_max) -> Tensor",

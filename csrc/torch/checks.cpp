@@ -439,6 +439,36 @@ void check_mask(const TensorInfo& mask, const TensorInfo& grad) {
           grad.device_text());
 }
 
+namespace {
+void check_dtype(const TensorInfo& t, Type type) {
+  if (t.dtype != dtype_of(type))
+    raise(std::string(t.name) + ": expected " + dtype_name(dtype_of(type)) + ", got " +
+          dtype_name(t.dtype));
+}
+}  // namespace
+
+void check_linear(const TensorInfo& x, const TensorInfo& q, const TensorInfo& scale,
+                  const TensorInfo* bias) {
+  constexpr int64_t kMostColumns = 131071;  // so many products fit into 32 bits
+  check_kind(x, true);
+  check_dtype(q, Type::i8);
+  check_dtype(scale, Type::f32);
+  if (bias != nullptr) check_kind(*bias, true);
+  if (x.dim == 0 || x.sizes[x.dim - 1] == 0 || x.sizes[x.dim - 1] > kMostColumns)
+    raise("x: expected a last dimension of 1 to 131071 elements, got shape " + x.shape_text());
+  const int64_t columns = x.sizes[x.dim - 1];
+  if (q.dim != 2 || q.sizes[1] != columns)
+    raise("q: expected shape (outputs, " + text(columns) + "), as x has shape " + x.shape_text() +
+          ", got " + q.shape_text());
+  const int64_t outputs = q.sizes[0];
+  if (scale.dim != 0 && !(scale.dim == 2 && scale.sizes[0] == outputs && scale.sizes[1] == 1))
+    raise("scale: expected shape () or (" + text(outputs) + ", 1), got " + scale.shape_text());
+  if (bias != nullptr && !(bias->dim == 1 && bias->sizes[0] == outputs))
+    raise("bias: expected shape (" + text(outputs) + ",), got " + bias->shape_text());
+  for (const TensorInfo* t : {&q, &scale, bias})
+    if (t != nullptr) check_device(*t, x);
+}
+
 void check_out(const TensorInfo& out, const int64_t* sizes, int64_t dim, int32_t dtype,
                const TensorInfo& like) {
   const std::string name = out.name;

@@ -62,6 +62,10 @@ Type check_output_dtype(const std::optional<int32_t>& output_dtype);
 void check_gradient(const TensorInfo& grad, const TensorInfo& x);
 void check_mask(const TensorInfo& mask, const TensorInfo& grad);
 
+// A linear layer of int8 codes; bias: null where there is none.
+void check_linear(const TensorInfo& x, const TensorInfo& q, const TensorInfo& scale,
+                  const TensorInfo* bias);
+
 // An `out=` tensor against the result it is to hold.
 void check_out(const TensorInfo& out, const int64_t* sizes, int64_t dim, int32_t dtype,
                const TensorInfo& like);

@@ -78,6 +78,14 @@ bool packs_codes(const TensorInfo& on) {
   return on.device_type == aoti_torch_device_type_cpu() && emulated_launches() == nullptr;
 }
 
+bool sums_by_torch(const TensorInfo& on) { return !packs_codes(on); }
+
+void run(const Linear& l, const TensorInfo& on) {
+  const bool done = on_gpu(
+      on, [&](const LaunchTable& table, void* stream) { check_launch(table.linear(l, stream)); });
+  if (!done) run_on_cpu(l, torch_pool());
+}
+
 void run(const Elementwise& e, const TensorInfo& on) {
   const bool done = on_gpu(on, [&](const LaunchTable& table, void* stream) {
     check_launch(table.elementwise(e, stream));

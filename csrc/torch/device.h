@@ -16,5 +16,8 @@ void run(const Measure& m, const TensorInfo& on);
 // Rounds what was measured of `count` blocks, or gives its digits.
 void finish(const Measured* measured, int64_t count, const MeasuredOut& out, const TensorInfo& on);
 void run(const Dynamic& dynamic, const TensorInfo& on);
+// Whether torch adds the products of codes there, before this is called.
+bool sums_by_torch(const TensorInfo& on);
+void run(const Linear& linear, const TensorInfo& on);
 
 }  // namespace quantkit

@@ -2,6 +2,7 @@
 
 #define QUANTKIT_EMULATE
 #include "../../csrc/cuda/dynamic.cuh"
+#include "../../csrc/cuda/linear.cuh"
 #include "../../csrc/cuda/measure.cuh"
 #include "recorder.h"
 
@@ -82,6 +83,16 @@ emu::Buffers buffers_of(const FinishArgs& a) {
   return buffers;
 }
 
+emu::Buffers buffers_of(const Linear& l) {
+  emu::Buffers buffers;
+  add(buffers, "sums", l.sums, (l.tokens - 1) * l.sums_stride + l.outputs - 1, 4, false);
+  add(buffers, "x_scale", l.x_scale, l.tokens - 1, 4, false);
+  add(buffers, "scale", l.scale, l.each_scale ? l.outputs - 1 : 0, 4, false);
+  add(buffers, "bias", l.bias, l.outputs - 1, 4, false);
+  add(buffers, "y", l.y, l.tokens * l.outputs - 1, size_of(l.y_type), true);
+  return buffers;
+}
+
 // The stream of a call: every launch of it must go there.
 char stream_of_call;
 
@@ -145,9 +156,14 @@ const char* finish_on_stream(const Measured* measured, int64_t count, const Meas
   return run_finish(measured, count, out, &stream_of_call);
 }
 
+const char* linear_on_stream(const Linear& l, void*) {
+  ++turn;
+  return run_linear(l, &stream_of_call);
+}
+
 }  // namespace
 
 extern const LaunchTable cuda_emu_table;
-const LaunchTable cuda_emu_table = {run_by_turns, scratch_bytes_by_turns, run_dynamic_on_stream,
-                                    measure_by_turns, finish_on_stream};
+const LaunchTable cuda_emu_table = {run_by_turns,     scratch_bytes_by_turns, run_dynamic_on_stream,
+                                    measure_by_turns, finish_on_stream,       linear_on_stream};
 }  // namespace quantkit

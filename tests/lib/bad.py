@@ -21,7 +21,8 @@ from quantkit import QuantizationParams, _checks, ops, reference
 from quantkit.operators import OPERATORS, overloads
 
 MODULES = {"quantkit": quantkit, "reference": reference}
-FUNCTIONS = sorted(set(reference.__all__) - {"QuantizationParams"})
+# Those whose arguments are not the ones of linear_w8a8's operator.
+FUNCTIONS = sorted(set(reference.__all__) - {"QuantizationParams", "linear_w8a8"})
 SINGLE = {field.name for field in dataclasses.fields(ops.SingleOperators)}
 X = values((4, 6), torch.float32, 1)
 FOREIGN = {
@@ -42,6 +43,8 @@ CHOOSE = {"x": X, "block_size": [1, -1], "q_min": -128, "q_max": 127, "eps": 1e-
 CHOOSE |= {"symmetric": False, "dtype": torch.int8, "include_zero": False}
 GIVEN = {"x": X, "grad": X + 1, "scale": SCALE, "zero_point": ZERO, "q_min": -128, "q_max": 127}
 GIVEN |= {"q": X.to(torch.int8), "dtype": torch.int8, "mask": X > 0}
+GIVEN_LINEAR = {"x": X, "q": torch.ones(6, 6, dtype=torch.int8), "scale": torch.ones(6, 1)}
+GIVEN_LINEAR |= {"bias": torch.ones(6)}
 # What .format overloads take beside these. Of an int8 format: its results are those of version 1.
 FORMAT = {"format": "int8", "block_size": [1, -1], "round_first": False}
 FORMAT |= dict.fromkeys(("scale_dtype", "scale_rule", "global_scale"))
@@ -52,6 +55,8 @@ FORMAT |= {"output_dtype": torch.float32, "over": [1, -1]}
 def arguments_of(name):
     """A valid call of an operator, by argument, with tensors of its own."""
     names = [a.name for a in overloads(name)[0]._schema.arguments]
+    if name == "linear_w8a8":
+        return copy.deepcopy(GIVEN_LINEAR)
     valid = FORMAT | (CHOOSE if "eps" in names else GIVEN)
     return copy.deepcopy({n: valid[n] for n in names})
 
@@ -59,6 +64,8 @@ def arguments_of(name):
 def bad_of(name, argument):
     """What is bad for an argument of an operator."""
     table = BAD[argument]
+    if name == "linear_w8a8":
+        return table | LINEAR[argument]
     if ".format" not in name and name not in SINGLE:
         return table
     if argument == "zero_point":
@@ -235,9 +242,23 @@ BAD = {
         deeper=lambda: torch.ones(1, 1, 1),
     )
     | META0,
+    "bias": without(TENSORS, "none") | NUMBERS | SHAPES | META,
     "seed": without(TENSORS, "none") | NUMBERS | SEEDS,
     "index": PLACES,
     "round_first": FLAGS,
+}
+# Of linear_w8a8, beside these.
+LINEAR = {
+    "x": made(TypeError, integers=lambda: X.int())
+    | made(ValueError, scalar=lambda: X[0, 0], none=lambda: X[:, :0])
+    | made(ValueError, wide=lambda: torch.ones(1, 1 << 17)),
+    "q": made(TypeError, uint8=lambda: X.to(torch.uint8), floats=lambda: X)
+    | made(ValueError, other=lambda: X[:, :5].to(torch.int8), flat=lambda: X[0].to(torch.int8)),
+    "scale": made(TypeError, half=lambda: SCALE.half(), double=lambda: SCALE.double())
+    | made(ValueError, rows=lambda: SCALE[:2], each=lambda: torch.ones(4, 6))
+    | made(RuntimeError, meta=lambda: torch.ones(6, 1, device="meta")),
+    "bias": made(TypeError, integers=lambda: torch.ones(4, dtype=torch.int32))
+    | made(RuntimeError, meta=lambda: torch.ones(6, device="meta")),
 }
 # What torch turns into a number before an operator sees it; the functions take no such thing.
 TURNED = made(TypeError, fraction=lambda: Fraction(1, 2), decimal=lambda: Decimal("0.5"))

@@ -248,12 +248,21 @@ def arguments(name, x, blocks, turn=0):
         "dynamic_quantize": (x, blocks, 0, 255, 1e-8, symmetric, torch.uint8),
         "quantize_dequantize": (x, blocks, -7, 7, 1e-8, symmetric, torch.int16),
         "aminmax": (x, blocks),
+        "linear_w8a8": linear_arguments(x, turn),
         "fake_quantize": (fake, scale, zero_point, -128, 127),
         "_fake_quantize": (x, scale, zero_point, -128, 127),
         "_fake_quantize_masked": (x, scale, zero_point, -128, 127),
         "_masked_gradient": (torch.ones_like(x), x > 0),
         "_fake_quantize_backward": (torch.ones_like(x), x, scale, zero_point, -128, 127),
     }[operator]
+
+
+def linear_arguments(x, turn):
+    """By turns one scale or one for each output, and with a bias."""
+    x = x if x.is_floating_point() else x.to(torch.float32)
+    q = values((5, x.shape[-1]), torch.float32, turn, spread=60.0).to(torch.int8)
+    scale = torch.tensor(0.25) if turn % 2 else torch.linspace(0.1, 0.5, 5).reshape(5, 1)
+    return x, q, scale, None if turn % 3 else torch.linspace(-1, 1, 5, dtype=x.dtype)
 
 
 def format_arguments(operator, x, blocks, scale, zero_point, turn):

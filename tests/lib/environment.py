@@ -194,6 +194,7 @@ def made(dtype, shape, layout):
             ("_fake_quantize_backward", (x.flip(0), *given)),
             ("choose_qparams", (x, blocks, -128, 127, eps, i % 2 == 0)),
             ("aminmax", (x, blocks)),
+            ("linear_w8a8", (x, q, scale.reshape(-1)[0].to(torch.float32), None)),
             ("measure", (*given, "int8", {"over": over})),
             ("measure_limbs", (*given, "int8", {"over": over})),
             ("dynamic_quantize", (x, blocks, 0, 255, eps, False, torch.uint8, i % 3 == 0)),

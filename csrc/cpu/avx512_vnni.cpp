@@ -1,0 +1,3 @@
+#include "linear.h"
+
+QUANTKIT_EXPORT_LINEAR(avx512_vnni)

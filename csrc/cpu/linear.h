@@ -1,0 +1,150 @@
+// Exact products of integers, and what linear layers make of them. Plain loops, which g++ turns into
+// pmaddwd, and into vpdpbusd where the instruction set has it.
+#pragma once
+
+#include "../calls.h"
+#ifdef __AVX512VNNI__
+#include "dots.h"
+#endif
+
+namespace quantkit {
+namespace {
+
+constexpr int64_t kOutputs = 64;        // a task's rows of q,
+constexpr int64_t kRows = 4;            // so many of them at a time,
+constexpr int64_t kTokens = 64;         // and its rows of x at most
+constexpr int64_t kDepth = 4096;        // as many columns at a time: no sum of theirs exceeds int32
+constexpr int64_t kFew = 1;             // tokens for which the sum of q costs more than it gains
+constexpr int64_t kBytesOfX = 1 << 16;  // of a task's x: in the core's own cache
+
+// The sums of n products of x and of each of kRows rows of w, which lie `stride` apart.
+template <int kCount, class X, class W>
+void products(const X* __restrict x, const W* __restrict w, int64_t stride, int64_t n,
+              int32_t* __restrict sums) {
+  int32_t made[kCount] = {};
+  for (int64_t k = 0; k < n; ++k)
+    for (int i = 0; i < kCount; ++i) made[i] += int32_t(x[k]) * int32_t(w[i * stride + k]);
+  for (int i = 0; i < kCount; ++i) sums[i] += made[i];
+}
+
+// Products of 16 bits by 16 bits: both sides are widened.
+struct Widened {
+  using Element = int16_t;
+  static Element element(int8_t code) { return code; }
+
+  template <int kCount>
+  static void add(const Element* x, int64_t tokens, const int8_t* q, int64_t stride, int64_t n,
+                  int32_t* sums) {
+    alignas(64) int16_t w[kCount * kDepth];
+    for (int i = 0; i < kCount; ++i)
+      for (int64_t k = 0; k < n; ++k) w[i * kDepth + k] = q[i * stride + k];
+    for (int64_t t = 0; t < tokens; ++t)
+      products<kCount>(x + t * n, w, kDepth, n, sums + t * kOutputs);
+  }
+};
+
+#ifdef __AVX512VNNI__
+// Products of unsigned by signed bytes: 128 is added to x, and 128 times the sum of q taken off.
+struct Products {
+  using Element = uint8_t;
+  static Element element(int8_t code) { return uint8_t(code) ^ 0x80; }
+
+  template <int kCount>
+  static void add(const Element* x, int64_t tokens, const int8_t* q, int64_t stride, int64_t n,
+                  int32_t* sums) {
+    alignas(64) uint8_t by[kDepth];
+    for (int64_t k = 0; k < n; ++k) by[k] = 128;
+    alignas(16) int32_t less[kRows] = {};
+    products<kCount>(by, q, stride, n, less);
+    int64_t t = 0;
+    if constexpr (kCount == kBlock) {
+      const __m128i taken = _mm_load_si128(reinterpret_cast<const __m128i*>(less));
+      for (; t + kBlock <= tokens; t += kBlock)
+        add_block<kBlock>(x + t * n, q, stride, n, taken, sums + t * kOutputs, kOutputs);
+      for (; t < tokens; ++t)
+        add_block<1>(x + t * n, q, stride, n, taken, sums + t * kOutputs, kOutputs);
+    }
+    for (; t < tokens; ++t) {
+      int32_t* const to = sums + t * kOutputs;
+      products<kCount>(x + t * n, q, stride, n, to);
+      for (int i = 0; i < kCount; ++i) to[i] -= less[i];
+    }
+  }
+};
+#else
+using Products = Widened;
+#endif
+
+int64_t tokens_of_task(const Linear& l) {
+  const int64_t bytes = smaller(l.depth, kDepth) * int64_t(sizeof(Products::Element));
+  return smaller(smaller(kBytesOfX / bytes, kTokens), l.tokens);
+}
+int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t linear_tasks(const Linear& l) {
+  return divided_up(l.tokens, tokens_of_task(l)) * divided_up(l.outputs, kOutputs);
+}
+
+// The sums of rows [first, first + tokens) of x by rows [row, row + rows) of q.
+template <class Kind>
+void sums_of(const Linear& l, int64_t first, int64_t tokens, int64_t row, int64_t rows,
+             int32_t* sums) {
+  using Element = typename Kind::Element;
+  alignas(64) Element x[kBytesOfX / sizeof(Element)];
+  for (int64_t i = 0; i < tokens * kOutputs; ++i) sums[i] = 0;
+  for (int64_t from = 0; from < l.depth; from += kDepth) {
+    const int64_t n = smaller(kDepth, l.depth - from);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int8_t* const codes = l.x + (first + t) * l.depth + from;
+      for (int64_t k = 0; k < n; ++k) x[t * n + k] = Kind::element(codes[k]);
+    }
+    const int8_t* const q = l.q + row * l.depth + from;
+    int64_t i = 0;
+    for (; i + kRows <= rows; i += kRows)
+      Kind::template add<kRows>(x, tokens, q + i * l.depth, l.depth, n, sums + i);
+    for (; i < rows; ++i) Kind::template add<1>(x, tokens, q + i * l.depth, l.depth, n, sums + i);
+  }
+}
+
+template <class Y>
+void scale_row(const int32_t* __restrict sums, float x_scale, const float* __restrict scale,
+               const float* __restrict bias, Y* __restrict y, int64_t n) {
+  if (bias != nullptr)
+    for (int64_t i = 0; i < n; ++i)
+      y[i] = narrow<Y>(Wide<Y>(scaled_sum(sums[i], x_scale, scale[i]) + bias[i]));
+  else
+    for (int64_t i = 0; i < n; ++i)
+      y[i] = narrow<Y>(Wide<Y>(scaled_sum(sums[i], x_scale, scale[i])));
+}
+
+void linear(const Linear& l, int64_t begin, int64_t end) {
+  const int64_t most = tokens_of_task(l), blocks = divided_up(l.tokens, most);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t first = task % blocks * most, row = task / blocks * kOutputs;
+    const int64_t tokens = smaller(most, l.tokens - first),
+                  rows = smaller(kOutputs, l.outputs - row);
+    int32_t sums[kTokens * kOutputs];
+    if (tokens > kFew)
+      sums_of<Products>(l, first, tokens, row, rows, sums);
+    else
+      sums_of<Widened>(l, first, tokens, row, rows, sums);
+    float scale[kOutputs];
+    for (int64_t i = 0; i < rows; ++i) scale[i] = l.scale[l.each_scale ? row + i : 0];
+    with_float(l.y_type, [&](auto tag) {
+      using Y = typename decltype(tag)::type;
+      for (int64_t t = 0; t < tokens; ++t)
+        scale_row(sums + t * kOutputs, l.x_scale[first + t], scale,
+                  l.bias == nullptr ? nullptr : l.bias + row,
+                  static_cast<Y*>(l.y) + (first + t) * l.outputs + row, rows);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace quantkit
+
+#define QUANTKIT_EXPORT_LINEAR(isa)                        \
+  namespace quantkit {                                     \
+  extern const LinearTable isa##_linear;                   \
+  const LinearTable isa##_linear = {linear_tasks, linear}; \
+  }
