@@ -24,7 +24,6 @@ from lib.cases import (
     values,
 )
 
-import quantkit
 from quantkit import reference
 
 CHOSEN_EMULATED = (
