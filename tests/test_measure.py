@@ -77,6 +77,18 @@ def test_random_exponents(backend):
         assert [squares.item(), errors.item()] == exact(x, quantkit.fake_quantize(x, p))
 
 
+def test_exponents_that_are_as_far_apart_as_one_pass_takes(backend):
+    """And a little less and more; many equal squares, so that what one of them rounds away adds up."""
+    generator = torch.Generator().manual_seed(1)
+    significands = [1.0, 1.9999999, 1.0000001, 1.3333334, *(1 + torch.rand(4, generator=generator))]
+    for least, gap in itertools.product((-149, -126, -80, 80), (21, 22, 23, 24, 45, 46)):
+        for i, significand in enumerate(significands):
+            x = torch.tensor([significands[i - 1], float(significand)]).repeat_interleave(1000)
+            x = torch.ldexp(x.double(), torch.tensor([gap, 0]).repeat_interleave(1000) + least)
+            x = x.float()[torch.randperm(2000, generator=generator) if i % 2 else slice(None)]
+            assert measured(x, 1e30)[0].item() == exact(x, x)[0]
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_rounding_to_float64_against_python(dtype):
     """Digits of every pattern near the border of two doubles."""

@@ -3,6 +3,7 @@
 
 #include "chunks.h"
 #include "errors.h"
+#include "products.h"
 
 namespace quantkit {
 namespace {
