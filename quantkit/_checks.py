@@ -585,9 +585,10 @@ def draws(x, seed, index):
     if known(x.numel() == 0):
         return
     ends = [stride * (size - 1) for stride, size in zip(index[1:], shape, strict=True)]
-    least = index[0] + sum(e for e in ends if _surely(e < 0))
-    most = index[0] + sum(e for e in ends if not _surely(e < 0))
-    if _surely(least < 0) or _surely(most > LARGEST_INDEX):
+    # Of symbols the kernel asks: a guard here would bound the sizes of what is exported.
+    least = index[0] + sum(e for e in ends if known(e < 0))
+    most = index[0] + sum(e for e in ends if not known(e < 0))
+    if known(least < 0) or known(most > LARGEST_INDEX):
         raise ValueError(
             f"index: expected places of x's elements in [0, 2^63 - 1], got {shown_sizes(index)} "
             f"for x of shape {shape}"

@@ -266,6 +266,37 @@ def test_compiled_shards_share_a_graph():
     assert counters["stats"]["unique_graphs"] == 1
 
 
+class SecondHalf(torch.nn.Module):
+    """Codes of a part whose size, and whose place in the whole, are known at run time."""
+
+    def forward(self, x, seed):
+        rows, columns = x.shape
+        index = quantkit.shard_index((2 * rows, columns), (rows, 0))
+        codes = quantkit.quantize_tensor(x, P, seed=seed, index=index)
+        return codes, quantkit.fake_quantize(x, P, seed=seed, index=torch.Size(index))
+
+
+@pytest.mark.parametrize("rows", [torch.export.Dim("rows", min=2), torch.export.Dim.DYNAMIC])
+def test_exported_shards_have_any_size(rows):
+    seed = torch.tensor([7, 3])
+    free = {0: rows, 1: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(SecondHalf(), (X, seed), dynamic_shapes=(free, None)).module()
+    for shape in ((4, 6), (9, 5), (2, 300)):
+        whole = torch.randn(2 * shape[0], shape[1])
+        codes, made = program(whole[shape[0] :], seed)
+        assert_same(codes, quantkit.quantize_tensor(whole, P, seed=seed)[shape[0] :])
+        assert_same(made, quantkit.fake_quantize(whole, P, seed=seed)[shape[0] :])
+
+
+def test_lists_of_places():
+    whole = torch.randn(8, 6)
+    right = quantkit.quantize_tensor(whole, P, seed=1)[4:]
+    for shape, start in ((torch.Size([8, 6]), (4, 0)), ([8, 6], torch.Size([4, 0]))):
+        index = quantkit.shard_index(shape, start)
+        for each in (index, list(index), torch.Size(index), [np.int64(n) for n in index]):
+            assert_same(quantkit.quantize_tensor(whole[4:], P, seed=1, index=each), right)
+
+
 X, P = torch.randn(4, 6), quantkit.QuantizationParams(0.1, 0.0, -128, 127)
 
 
