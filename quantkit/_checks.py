@@ -714,6 +714,15 @@ def join_measures(limbs, max_error, counts, digits):
         expected = (*limbs.shape[:-2], *rest)
         if tuple(t.shape) != expected:
             raise wrong(ValueError, name, f"shape {expected}", tuple(t.shape))
+        _same(RuntimeError, name, "device", t.device, limbs.device, ", that of limbs")
+    # Read where that makes nobody wait, and where there are values.
+    traced = torch.compiler.is_compiling() or _torch.is_tracing() or _torch.may_be_transformed()
+    if limbs.device.type != "cpu" or _torch.is_fake(limbs) or traced:
+        return
+    wrong_digits = limbs[(limbs < 0) | (limbs >> 32 > 0) & (torch.arange(digits) == digits - 1)]
+    if wrong_digits.numel() > 0:
+        expected = "digits from 0 on, and below 2^32 the last of each sum"
+        raise wrong(ValueError, "limbs", expected, wrong_digits[0].item())
 
 
 def output_of(output_dtype):

@@ -348,6 +348,22 @@ def test_bad_blocks(over, error, text):
             measured(x, over=over)
 
 
+def test_measured_are_equal_by_contents():
+    x = torch.randn(4, 6)
+    p = quantkit.get_symmetric_qparams(x)
+    for over in (None, [1, -1]):
+        a, b = (quantkit.measure(x, p, over=over) for _ in range(2))
+        assert (a == b) is True and (a != b) is False and hash(a) == hash(b)
+        assert a in [b] and len({a, b}) == 1
+        other = quantkit.measure(2 * x, p, over=over)
+        for different in (other, tuple(a), None, a._replace(left_out=a.left_out.int())):
+            assert (a == different) is False and (a != different) is True
+            assert (different == a) is False and (different != a) is True
+        far = quantkit.measure(x.to("meta"), p.to("meta"), over=over)
+        assert far == far and far != quantkit.measure(x.to("meta"), p.to("meta"), over=over) != a
+    assert quantkit.measure(x, p) != quantkit.measure(x, p, over=[4, 6])
+
+
 def test_bad_parts():
     limbs, greatest, counts = quantkit.measure_limbs(
         torch.randn(4, 6), quantkit.QuantizationParams(0.1, 0.0, -128, 127), over=[1, -1]
@@ -370,6 +386,22 @@ def test_bad_parts():
         ),
         ((limbs, greatest, counts[..., 0]), ValueError, "counts: expected shape"),
         ((None, greatest, counts), TypeError, r"limbs: expected a torch\.Tensor, got NoneType"),
+        ((limbs - 5, greatest, counts), ValueError, r"limbs: expected digits from 0 on.*, got -5$"),
+        (
+            (limbs + 2**32, greatest, counts),
+            ValueError,
+            r"limbs: expected .*below 2\^32 the last of each sum, got 4294967296$",
+        ),
+        (
+            (limbs, greatest.to("meta"), counts),
+            RuntimeError,
+            "max_error: expected device cpu, that of limbs, got meta",
+        ),
+        (
+            (limbs, greatest, counts.to("meta")),
+            RuntimeError,
+            "counts: expected device cpu, that of limbs, got meta",
+        ),
     ):
         with pytest.raises(error, match=text):
             quantkit.join_measures(*parts)
