@@ -13,8 +13,8 @@ from lib.cases import (
     SPECIAL,
     STRIDES,
     assert_same,
-    coded,
     given,
+    given_arguments,
     invoke,
     ops,
     values,
@@ -108,21 +108,11 @@ def test_rounding_to_float64_against_python(dtype):
 
 
 def measures(x, scale, zero_point, f, blocks, over, turn):
-    scale, whole = coded(scale, turn)
-    options = {
-        "block_size": blocks, "global_scale": whole, "over": over,
-        "round_first": f.has_zero_point and turn % 2 == 1,
-    }  # fmt: skip
-    zero_point = zero_point if f.has_zero_point else None
-    args = (
-        x,
-        scale,
-        zero_point,
-        f.low // 2 if f.has_zero_point else f.low,
-        f.high,
-        f.name,
-        options,
-    )
+    limits = f.low // 2 if f.has_zero_point else f.low, f.high
+    args = given_arguments(
+        x, scale, zero_point, f, limits, turn,
+        block_size=blocks, over=over, round_first=f.has_zero_point and turn % 2 == 1,
+    )  # fmt: skip
     yield "measure", args
     yield "measure_limbs", args
 

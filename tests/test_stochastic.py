@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 from lib.backends import daily, on_every_backend
-from lib.cases import FLOATS, LAYOUTS, SPECIAL, STRIDES, assert_same, coded, given, ops, values
+from lib.cases import (
+    FLOATS,
+    LAYOUTS,
+    SPECIAL,
+    STRIDES,
+    assert_same,
+    given,
+    given_arguments,
+    ops,
+    values,
+)
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
@@ -71,12 +81,8 @@ def test_probability_is_exact_to_half_a_draw(name):
 
 
 def calls(f, x, scale, zero_point, blocks, seed, index, turn):
-    scale, whole = coded(scale, turn)
-    options = {
-        "block_size": blocks, "global_scale": whole, "seed": torch.tensor(seed), "index": index,
-    }  # fmt: skip
-    zero_point = zero_point if f.has_zero_point else None
-    args = (x, scale, zero_point, f.low, f.high, f.name, options)
+    options = {"block_size": blocks, "seed": torch.tensor(seed), "index": index}
+    args = given_arguments(x, scale, zero_point, f, (f.low, f.high), turn, **options)
     if f.per_byte == 1 or (x.dim() and x.shape[-1] % f.per_byte == 0):
         yield "quantize.format", args
     yield "_fake_quantize_masked.format", args
