@@ -320,6 +320,18 @@ def test_codes_of_other_steps_are_refused():
     quantkit.measure(torch.ones(4, 6, dtype=torch.int32), quantkit.get_symmetric_qparams(x))
 
 
+def test_zero_points_that_half_precision_cannot_hold():
+    """Version 1 rounds them for codes of 8 bits; measure takes them as they are, as float32 steps do."""
+    x = torch.linspace(-1100, -900, 300).view(3, 100)
+    for dtype, zero in ((torch.float16, 2051), (torch.bfloat16, 2051), (torch.float16, 40)):
+        scale = torch.full((3, 1), 0.5, dtype=dtype)
+        p = quantkit.QuantizationParams(scale, torch.full((3, 1), zero), -128, 127)
+        exact = replace(p, compute_dtype=torch.float32)
+        assert quantkit.measure(x, p) == quantkit.measure(x, exact) == reference.measure(x, p)
+        same = torch.equal(quantkit.quantize_tensor(x, p), quantkit.quantize_tensor(x, exact))
+        assert same == (zero == 40)
+
+
 @pytest.mark.parametrize(
     ("over", "error", "text"),
     [
