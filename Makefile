@@ -77,7 +77,9 @@ mutants: build $(STAMP)-test
 SANITIZE ?= cuda_emu
 TIER ?= --full
 SANITIZED := kernels operators reference out errors bad_input spoiled_calls generated storage autograd \
-	threads processes memory compile
+	threads processes memory compile measure stochastic aminmax
+# Whatever is chosen, sums and draws on every instruction set: their loops on the CPU are others.
+SUMS_AND_DRAWS := (measure or stochastic) and (special_values or far_apart or threads_and_chunks)
 # A copy, so that the sanitized objects do not replace the others.
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
 sanitize: build $(STAMP)-test
@@ -88,7 +90,8 @@ sanitize: build $(STAMP)-test
 		../../$(PY) setup.py --quiet build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-		../../$(PYTEST) $(TIER) -k "$(SANITIZE)" \
+		../../$(PYTEST) $(TIER) \
+		-k "$(if $(SANITIZE),($(SANITIZE)) or $(SUMS_AND_DRAWS))" \
 		$(SANITIZED:%=tests/test_%.py)
 
 gpu: $(STAMP)-test $(STAMP)-bench

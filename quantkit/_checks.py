@@ -639,9 +639,10 @@ def draws(x, seed, index):
     if known(x.numel() == 0):
         return
     ends = [stride * (size - 1) for stride, size in zip(index[1:], shape, strict=True)]
-    least = index[0] + sum(e for e in ends if _surely(e < 0))
-    most = index[0] + sum(e for e in ends if not _surely(e < 0))
-    if _surely(least < 0) or _surely(most > LARGEST_INDEX):
+    # Of symbols the kernel asks: a guard here would bound the sizes of what is exported.
+    least = index[0] + sum(e for e in ends if known(e < 0))
+    most = index[0] + sum(e for e in ends if not known(e < 0))
+    if known(least < 0) or known(most > LARGEST_INDEX):
         raise ValueError(
             f"index: expected places of x's elements in [0, 2^63 - 1], got {shown_sizes(index)} "
             f"for x of shape {shape}"
@@ -767,6 +768,15 @@ def join_measures(limbs, max_error, counts, digits):
         expected = (*limbs.shape[:-2], *rest)
         if tuple(t.shape) != expected:
             raise wrong(ValueError, name, f"shape {expected}", tuple(t.shape))
+        _same(RuntimeError, name, "device", t.device, limbs.device, ", that of limbs")
+    # Read where that makes nobody wait, and where there are values.
+    traced = torch.compiler.is_compiling() or _torch.is_tracing() or _torch.may_be_transformed()
+    if limbs.device.type != "cpu" or _torch.is_fake(limbs) or traced:
+        return
+    wrong_digits = limbs[(limbs < 0) | (limbs >> 32 > 0) & (torch.arange(digits) == digits - 1)]
+    if wrong_digits.numel() > 0:
+        expected = "digits from 0 on, and below 2^32 the last of each sum"
+        raise wrong(ValueError, "limbs", expected, wrong_digits[0].item())
 
 
 def output_of(output_dtype):

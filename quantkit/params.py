@@ -84,7 +84,7 @@ class QuantizationParams:
             if _context(self) != _context(other):
                 return False
             pairs = zip(_leaves(self), _leaves(other), strict=True)
-            return all(_same(a, b) for a, b in pairs)
+            return all(same(a, b) for a, b in pairs)
         except (RuntimeError, TypeError, ValueError):  # of values that no operator would take
             return False
 
@@ -129,7 +129,7 @@ def _context(p: QuantizationParams) -> _Context:
     return *_limits(p), blocks, p.compute_dtype, bool(p.round_first)
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Whether two tensors, or numbers that stand for them, have the same contents."""
     if a is b:
         return True

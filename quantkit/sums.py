@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from . import _checks, _torch
+from .params import same
 
 _Tensor = torch.Tensor
 
@@ -133,6 +134,8 @@ def _largest(x: _Tensor) -> float:
 class Measured(NamedTuple):
     """How far a quantized tensor is from x, over each block that was measured.
 
+    Two of them are equal where all attributes have the same bits.
+
     Attributes:
         squares: the sum of x², float64.
         squared_errors: the sum of (x_hat - x)², float64. Both sums are exact and rounded once.
@@ -153,6 +156,16 @@ class Measured(NamedTuple):
         """The signal-to-quantization-noise ratio in dB: ``10 log10(squares / squared_errors)``."""
         return 10 * torch.log10(self.squares / self.squared_errors)
 
+    def __eq__(self, other: object) -> bool:
+        """By contents: tensors by dtype, shape, device and bits, without any (meta, fake) by identity."""
+        return type(other) is type(self) and all(map(same, self, other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.squares.shape))
+
 
 _torch.register_namedtuple(Measured, "quantkit.Measured")
 
@@ -170,6 +183,7 @@ def join_measures(limbs: _Tensor, max_error: _Tensor, counts: _Tensor) -> Measur
 
     Raises:
         TypeError or ValueError that names the argument, its value and what was expected.
+        RuntimeError where tensors are on different devices. Digits are read on the CPU alone.
     """
     _checks.join_measures(limbs, max_error, counts, DIGITS)
     squares, errors = rounded(carried(limbs)).unbind(-1)

@@ -153,6 +153,25 @@ def test_a_caller_that_flushes_denormals():
         case.compare(result)
 
 
+def test_the_reference_flushes_as_its_caller():
+    """As docs/numerics.md has it: other bits where a number is subnormal, and there alone."""
+    x = torch.tensor([3e-39, -1e-39, 2.0])
+    normal, tiny = (quantkit.QuantizationParams(s, 0.0, -7, 7) for s in (0.5, 1e-39))
+    of = quantkit.reference.quantize_tensor
+    codes = [of(x, normal), of(x, tiny)]
+    assert codes[1].tolist() == [3, -1, 7]
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this machine cannot flush denormals")
+    try:
+        flushed = [of(x, normal), of(x, tiny)]
+        kernels = quantkit.quantize_tensor(x, tiny)
+    finally:
+        torch.set_flush_denormal(False)
+    assert_same(flushed[0], codes[0])
+    assert flushed[1].tolist() == [0, 0, 7]
+    assert_same(kernels, codes[1])
+
+
 def test_a_call_that_raises():
     x, scale, zero = torch.randn(40, 1000), torch.tensor(0.1), torch.tensor(0.0)
     never = torch.empty(1).expand(2**46)

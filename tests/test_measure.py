@@ -13,8 +13,8 @@ from lib.cases import (
     SPECIAL,
     STRIDES,
     assert_same,
-    coded,
     given,
+    given_arguments,
     invoke,
     ops,
     values,
@@ -77,6 +77,18 @@ def test_random_exponents(backend):
         assert [squares.item(), errors.item()] == exact(x, quantkit.fake_quantize(x, p))
 
 
+def test_exponents_that_are_as_far_apart_as_one_pass_takes(backend):
+    """And a little less and more; many equal squares, so that what one of them rounds away adds up."""
+    generator = torch.Generator().manual_seed(1)
+    significands = [1.0, 1.9999999, 1.0000001, 1.3333334, *(1 + torch.rand(4, generator=generator))]
+    for least, gap in itertools.product((-149, -126, -80, 80), (21, 22, 23, 24, 45, 46)):
+        for i, significand in enumerate(significands):
+            x = torch.tensor([significands[i - 1], float(significand)]).repeat_interleave(1000)
+            x = torch.ldexp(x.double(), torch.tensor([gap, 0]).repeat_interleave(1000) + least)
+            x = x.float()[torch.randperm(2000, generator=generator) if i % 2 else slice(None)]
+            assert measured(x, 1e30)[0].item() == exact(x, x)[0]
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_rounding_to_float64_against_python(dtype):
     """Digits of every pattern near the border of two doubles."""
@@ -96,21 +108,11 @@ def test_rounding_to_float64_against_python(dtype):
 
 
 def measures(x, scale, zero_point, f, blocks, over, turn):
-    scale, whole = coded(scale, turn)
-    options = {
-        "block_size": blocks, "global_scale": whole, "over": over,
-        "round_first": f.has_zero_point and turn % 2 == 1,
-    }  # fmt: skip
-    zero_point = zero_point if f.has_zero_point else None
-    args = (
-        x,
-        scale,
-        zero_point,
-        f.low // 2 if f.has_zero_point else f.low,
-        f.high,
-        f.name,
-        options,
-    )
+    limits = f.low // 2 if f.has_zero_point else f.low, f.high
+    args = given_arguments(
+        x, scale, zero_point, f, limits, turn,
+        block_size=blocks, over=over, round_first=f.has_zero_point and turn % 2 == 1,
+    )  # fmt: skip
     yield "measure", args
     yield "measure_limbs", args
 
@@ -318,6 +320,18 @@ def test_codes_of_other_steps_are_refused():
     quantkit.measure(torch.ones(4, 6, dtype=torch.int32), quantkit.get_symmetric_qparams(x))
 
 
+def test_zero_points_that_half_precision_cannot_hold():
+    """Version 1 rounds them for codes of 8 bits; measure takes them as they are, as float32 steps do."""
+    x = torch.linspace(-1100, -900, 300).view(3, 100)
+    for dtype, zero in ((torch.float16, 2051), (torch.bfloat16, 2051), (torch.float16, 40)):
+        scale = torch.full((3, 1), 0.5, dtype=dtype)
+        p = quantkit.QuantizationParams(scale, torch.full((3, 1), zero), -128, 127)
+        exact = replace(p, compute_dtype=torch.float32)
+        assert quantkit.measure(x, p) == quantkit.measure(x, exact) == reference.measure(x, p)
+        same = torch.equal(quantkit.quantize_tensor(x, p), quantkit.quantize_tensor(x, exact))
+        assert same == (zero == 40)
+
+
 @pytest.mark.parametrize(
     ("over", "error", "text"),
     [
@@ -334,6 +348,22 @@ def test_bad_blocks(over, error, text):
     if error is ValueError:
         with pytest.raises(RuntimeError, match=text):
             measured(x, over=over)
+
+
+def test_measured_are_equal_by_contents():
+    x = torch.randn(4, 6)
+    p = quantkit.get_symmetric_qparams(x)
+    for over in (None, [1, -1]):
+        a, b = (quantkit.measure(x, p, over=over) for _ in range(2))
+        assert (a == b) is True and (a != b) is False and hash(a) == hash(b)
+        assert a in [b] and len({a, b}) == 1
+        other = quantkit.measure(2 * x, p, over=over)
+        for different in (other, tuple(a), None, a._replace(left_out=a.left_out.int())):
+            assert (a == different) is False and (a != different) is True
+            assert (different == a) is False and (different != a) is True
+        far = quantkit.measure(x.to("meta"), p.to("meta"), over=over)
+        assert far == far and far != quantkit.measure(x.to("meta"), p.to("meta"), over=over) != a
+    assert quantkit.measure(x, p) != quantkit.measure(x, p, over=[4, 6])
 
 
 def test_bad_parts():
@@ -358,6 +388,22 @@ def test_bad_parts():
         ),
         ((limbs, greatest, counts[..., 0]), ValueError, "counts: expected shape"),
         ((None, greatest, counts), TypeError, r"limbs: expected a torch\.Tensor, got NoneType"),
+        ((limbs - 5, greatest, counts), ValueError, r"limbs: expected digits from 0 on.*, got -5$"),
+        (
+            (limbs + 2**32, greatest, counts),
+            ValueError,
+            r"limbs: expected .*below 2\^32 the last of each sum, got 4294967296$",
+        ),
+        (
+            (limbs, greatest.to("meta"), counts),
+            RuntimeError,
+            "max_error: expected device cpu, that of limbs, got meta",
+        ),
+        (
+            (limbs, greatest, counts.to("meta")),
+            RuntimeError,
+            "counts: expected device cpu, that of limbs, got meta",
+        ),
     ):
         with pytest.raises(error, match=text):
             quantkit.join_measures(*parts)

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 from lib.backends import daily, on_every_backend
-from lib.cases import FLOATS, LAYOUTS, SPECIAL, STRIDES, assert_same, coded, given, ops, values
+from lib.cases import (
+    FLOATS,
+    LAYOUTS,
+    SPECIAL,
+    STRIDES,
+    assert_same,
+    given,
+    given_arguments,
+    ops,
+    values,
+)
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
@@ -71,12 +81,8 @@ def test_probability_is_exact_to_half_a_draw(name):
 
 
 def calls(f, x, scale, zero_point, blocks, seed, index, turn):
-    scale, whole = coded(scale, turn)
-    options = {
-        "block_size": blocks, "global_scale": whole, "seed": torch.tensor(seed), "index": index,
-    }  # fmt: skip
-    zero_point = zero_point if f.has_zero_point else None
-    args = (x, scale, zero_point, f.low, f.high, f.name, options)
+    options = {"block_size": blocks, "seed": torch.tensor(seed), "index": index}
+    args = given_arguments(x, scale, zero_point, f, (f.low, f.high), turn, **options)
     if f.per_byte == 1 or (x.dim() and x.shape[-1] % f.per_byte == 0):
         yield "quantize.format", args
     yield "_fake_quantize_masked.format", args
@@ -264,6 +270,37 @@ def test_compiled_shards_share_a_graph():
     for begin, end in ((5, 20), (20, 33), (33, 64)):
         assert_same(compiled(x[begin:end], seed, begin), whole[begin:end])
     assert counters["stats"]["unique_graphs"] == 1
+
+
+class SecondHalf(torch.nn.Module):
+    """Codes of a part whose size, and whose place in the whole, are known at run time."""
+
+    def forward(self, x, seed):
+        rows, columns = x.shape
+        index = quantkit.shard_index((2 * rows, columns), (rows, 0))
+        codes = quantkit.quantize_tensor(x, P, seed=seed, index=index)
+        return codes, quantkit.fake_quantize(x, P, seed=seed, index=torch.Size(index))
+
+
+@pytest.mark.parametrize("rows", [torch.export.Dim("rows", min=2), torch.export.Dim.DYNAMIC])
+def test_exported_shards_have_any_size(rows):
+    seed = torch.tensor([7, 3])
+    free = {0: rows, 1: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(SecondHalf(), (X, seed), dynamic_shapes=(free, None)).module()
+    for shape in ((4, 6), (9, 5), (2, 300)):
+        whole = torch.randn(2 * shape[0], shape[1])
+        codes, made = program(whole[shape[0] :], seed)
+        assert_same(codes, quantkit.quantize_tensor(whole, P, seed=seed)[shape[0] :])
+        assert_same(made, quantkit.fake_quantize(whole, P, seed=seed)[shape[0] :])
+
+
+def test_lists_of_places():
+    whole = torch.randn(8, 6)
+    right = quantkit.quantize_tensor(whole, P, seed=1)[4:]
+    for shape, start in ((torch.Size([8, 6]), (4, 0)), ([8, 6], torch.Size([4, 0]))):
+        index = quantkit.shard_index(shape, start)
+        for each in (index, list(index), torch.Size(index), [np.int64(n) for n in index]):
+            assert_same(quantkit.quantize_tensor(whole[4:], P, seed=1, index=each), right)
 
 
 X, P = torch.randn(4, 6), quantkit.QuantizationParams(0.1, 0.0, -128, 127)

@@ -1,7 +1,7 @@
 // Exact sums over a chunk: squares as integers, in loops that the compiler vectorises.
 #pragma once
 
-#include "products.h"
+#include "../numerics/sums.h"
 #include "rows.h"
 
 namespace quantkit {
@@ -34,56 +34,59 @@ int64_t count_of(const uint8_t* __restrict bytes, int64_t n) {
   return count;
 }
 
-// Magnitudes as integers below 2^31 in two windows of kBinades each, 0 where they lie elsewhere:
-// `least` are the bits from which on a window holds them, `power` what makes them integers. The bits
-// of those below both.
-constexpr int kBinades = 8;
-struct Window {
-  int32_t field;  // the exponent field of its lowest binade
-
-  int32_t least() const { return field << 23; }
-  float power() const { return bit_cast<float>((150 + 127 - field) << 23); }
-  // Of the sums of squares.
-  int position() const { return 2 * (field - 1); }
-};
-int32_t integers_of(const float* __restrict v, uint32_t* __restrict upper,
-                    uint32_t* __restrict lower, Window top, Window bottom, int64_t n) {
-  const int32_t top_least = top.least(), bottom_least = bottom.least();
-  const float top_power = top.power(), bottom_power = bottom.power();
-  int32_t below = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t bits = bit_cast<int32_t>(v[i]);
-    const int32_t in_top = bits >= top_least ? bits : 0, others = bits ^ in_top;
-    const int32_t in_bottom = others >= bottom_least ? others : 0;
-    below |= others ^ in_bottom;
-    upper[i] = int32_t(bit_cast<float>(in_top) * top_power);
-    lower[i] = int32_t(bit_cast<float>(in_bottom) * bottom_power);
-  }
-  return below;
+// Squares are exact as doubles. They are added in two parts, each an integer times a power of two, by
+// sums that begin at start(position) and stay in its binade: there doubles are the multiples of
+// 2^(position - kPlaces). Of kChunk squares a lane takes 2^5.
+constexpr int kLanes = 32;
+constexpr int kPartBits = 47;  // from one part to the other: a binade has 52, the lanes take 5
+double start(int position) {
+  return bit_cast<double>(uint64_t(1023 + 52 + position - kPlaces) << 52) * 1.5;
+}
+// Adds the squares of n magnitudes, those from the bits `least` on. The bits of the others.
+int32_t add_squares_from(int32_t least, const float* __restrict v, int64_t n,
+                         double* __restrict upper, double* __restrict lower) {
+  int32_t others = 0;
+  for (int64_t i = 0; i < n; i += kLanes)
+    for (int k = 0; k < kLanes; ++k) {
+      const int32_t bits = bit_cast<int32_t>(v[i + k]), taken = bits >= least ? bits : 0;
+      others |= bits ^ taken;
+      const double number = bit_cast<float>(taken), square = number * number;
+      const double sum = upper[k] + square;
+      lower[k] += square - (sum - upper[k]);
+      upper[k] = sum;
+    }
+  return others;
 }
 
-// Adds the squares of n magnitudes up to `most`, of a chunk: those in two windows from the top down
-// as sums of integers, the few below one by one.
-void add_squares(const float* v, int64_t n, int32_t most, uint64_t* digits) {
-  if (most == 0) return;
+// Adds the squares of n magnitudes up to `most`, of a chunk, and overwrites them: from the greatest
+// down, 23 binades at a time. Most chunks have no more.
+void add_squares(float* v, int64_t n, int32_t most, uint64_t* digits) {
   const auto add = [&](int k, uint64_t amount) { digits[k] += amount; };
-  const Window top{(most >> 23) - kBinades + 1}, bottom{top.field - kBinades};
-  int32_t limit = INT32_MAX;
-  if (bottom.field >= 150 - 127) {  // else the powers would not be floats
-    uint32_t integers[2][kChunk];
-    const int32_t below = integers_of(v, integers[0], integers[1], top, bottom, n);
-    for (int w = 0; w < 2; ++w) {
-      const Halves sums = squares_of(integers[w], n);
-      const int position = (w == 0 ? top : bottom).position();
-      for_digits(sums.sum - (sums.high << 32), position, add);  // the lower halves
-      for_digits(sums.high, position + 32, add);
+  int64_t end = n;
+  while (end % kLanes != 0) v[end++] = 0;
+  while (most != 0) {
+    // A square is an integer below 2^48 at the position 2 * (field - 1), of its exponent field.
+    const int field = most >> 23, position = larger(0, 2 * field - kPartBits);
+    const int32_t least = position == 0 ? 0 : ((position + 1) / 2 + 1) << 23;
+    const double first[] = {start(position + kPartBits), start(position)};
+    double upper[kLanes], lower[kLanes];
+    for (int k = 0; k < kLanes; ++k) upper[k] = first[0], lower[k] = first[1];
+    const int32_t others = add_squares_from(least, v, end, upper, lower);
+    int64_t sums[2] = {};
+    for (int k = 0; k < kLanes; ++k) {
+      sums[0] += bit_cast<int64_t>(upper[k]) - bit_cast<int64_t>(first[0]);
+      sums[1] += bit_cast<int64_t>(lower[k]) - bit_cast<int64_t>(first[1]);
     }
-    if (below == 0) return;
-    limit = bottom.least();
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t bits = bit_cast<int32_t>(v[i]);
-    if (bits < limit) for_digits_of_square(bits, add);
+    sums[0] += sums[1] >> kPartBits;  // the lower sum may be negative
+    for_digits(uint64_t(sums[0]), position + kPartBits, add);
+    for_digits(uint64_t(sums[1]) & ((uint64_t(1) << kPartBits) - 1), position, add);
+    if (others == 0) return;
+    most = 0;
+    for (int64_t i = 0; i < end; ++i) {
+      const int32_t bits = bit_cast<int32_t>(v[i]), left = bits < least ? bits : 0;
+      v[i] = bit_cast<float>(left);
+      most = larger(most, left);
+    }
   }
 }
 

@@ -4,6 +4,7 @@
 #include "chunks.h"
 #include "errors.h"
 #include "linear.h"
+#include "products.h"
 
 namespace quantkit {
 namespace {

@@ -2,8 +2,6 @@
 // them: vpmullq, three times as slow, or three vpmuludq with AVX2.
 #pragma once
 
-#include <cstring>
-
 #include "../numerics/philox.h"
 
 #ifdef __AVX2__
@@ -12,16 +10,6 @@
 
 namespace quantkit {
 namespace {
-
-// Sums of 64-bit numbers modulo 2^64, and of their upper halves.
-struct Halves {
-  uint64_t sum = 0, high = 0;
-
-  void add(uint64_t number) {
-    sum += number;
-    high += number >> 32;
-  }
-};
 
 #if defined(__AVX512F__)
 struct Wide64 {
@@ -36,7 +24,6 @@ struct Wide64 {
   static Register upper(Register a) { return _mm512_maskz_srli_epi64(0xff, a, 32); }
   static Register add(Register a, Register b) { return _mm512_add_epi64(a, b); }
   static Register either(Register a, Register b) { return _mm512_xor_si512(a, b); }
-  static Register zero() { return _mm512_setzero_si512(); }
   // Of each pair of numbers of a and b, the first; and the second.
   static Register firsts(Register a, Register b) { return _mm512_maskz_unpacklo_epi64(0xff, a, b); }
   static Register seconds(Register a, Register b) {
@@ -55,33 +42,10 @@ struct Wide64 {
   static Register upper(Register a) { return _mm256_srli_epi64(a, 32); }
   static Register add(Register a, Register b) { return _mm256_add_epi64(a, b); }
   static Register either(Register a, Register b) { return _mm256_xor_si256(a, b); }
-  static Register zero() { return _mm256_setzero_si256(); }
   static Register firsts(Register a, Register b) { return _mm256_unpacklo_epi64(a, b); }
   static Register seconds(Register a, Register b) { return _mm256_unpackhi_epi64(a, b); }
 };
 #endif
-
-// The squares of n numbers.
-Halves squares_of(const uint32_t* v, int64_t n) {
-  Halves total;
-  int64_t i = 0;
-#ifdef __AVX2__
-  using W = Wide64;
-  typename W::Register sum = W::zero(), high = W::zero();
-  for (; i + W::kElements <= n; i += W::kElements) {
-    const auto pairs = W::load(v + i), others = W::upper(pairs);
-    const auto even = W::product(pairs, pairs), odd = W::product(others, others);
-    sum = W::add(sum, W::add(even, odd));
-    high = W::add(high, W::add(W::upper(even), W::upper(odd)));
-  }
-  uint64_t sums[sizeof(sum) / 8], highs[sizeof(high) / 8];
-  memcpy(sums, &sum, sizeof(sum));
-  memcpy(highs, &high, sizeof(high));
-  for (size_t k = 0; k < sizeof(sum) / 8; ++k) total.sum += sums[k], total.high += highs[k];
-#endif
-  for (; i < n; ++i) total.add(uint64_t(v[i]) * v[i]);
-  return total;
-}
 
 // Draws of the elements from 8 * first on, `counters` times eight and up to kSpareDraws more.
 constexpr int64_t kSpareDraws = 256;

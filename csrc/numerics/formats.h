@@ -182,7 +182,7 @@ struct FloatFormat : Packing<M == 1 ? 4 : 8> {
     const int32_t bits = bit_cast<int32_t>(v) & ~kSign, limit = bit_cast<int32_t>(high);
     const int32_t magnitude = bits < limit ? bits : limit, field = magnitude & 0x7f800000;
     const int32_t power = field > kLeastField ? field : kLeastField;
-    const float to_steps = bit_cast<float>(((254 + M) << 23) - power);
+    const float to_steps = bit_cast<float>((uint32_t(254 + M) << 23) - uint32_t(power));
     const int32_t n = randomly_rounded(bit_cast<float>(magnitude) * to_steps, u);
     const int32_t sign = bit_cast<int32_t>(from) & kSign;
     const int32_t code =

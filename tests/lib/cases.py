@@ -111,6 +111,13 @@ def coded(scale, turn=0):
     return scale if dtype is None else scale.to(torch.float32).to(dtype), whole
 
 
+def given_arguments(x, scale, zero_point, f, limits, turn, **options):
+    """Of an operator that is given parameters: the scale coded by turns, beside what f and it need."""
+    scale, whole = coded(scale, turn)
+    zero_point = zero_point if f.has_zero_point else None
+    return x, scale, zero_point, *limits, f.name, {"global_scale": whole, **options}
+
+
 def params(qparams):
     return qparams.scale, qparams.zero_point
 
