@@ -1,0 +1,1 @@
+"""Whole checkpoints: quantized file by file, in layouts that other programs load."""
