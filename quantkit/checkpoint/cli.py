@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import signal
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise _Stopped
 
     args = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no locale makes a name an error
+            stream.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, stop)
     try:
         if args.threads is not None:
@@ -158,7 +162,7 @@ def _dequantize(args: argparse.Namespace) -> int:
         _print_json(made)
     else:
         before, after = reports.size(made["bytes_before"]), reports.size(made["bytes_after"])
-        print(f"{made['weights']} weights dequantized, {before} → {after}")
+        print(f"{made['weights']} weights dequantized, {before} -> {after}")
     return 0
 
 
@@ -240,7 +244,7 @@ def _show_plan(made: Plan, source: Source, as_json: bool) -> None:
             what = f"kept: {item.reason}"
             if item.weight is not None:
                 scheme = shown(item.weight.scheme.name)
-                what = f"{scheme}: {region.nbytes:,} → {item.bytes_after:,} bytes"
+                what = f"{scheme}: {region.nbytes:,} -> {item.bytes_after:,} bytes"
             print(f"  {shown(item.name)} {kind} {what}")
     for name in source.others:
         print(f"copied: {shown(name)}")
@@ -293,9 +297,9 @@ def _progress(as_json: bool) -> Iterator[Progress]:
 
     def told(event: Event) -> None:
         if event.kind == "plan" and bar is not None:
-            bar.update(task, total=event.count)
+            bar.update(task, total=event.size)
         elif event.kind == "read" and bar is not None:
-            bar.advance(task, event.count)
+            bar.advance(task, event.size)
         elif event.kind == "file":
             began[event.name] = time.monotonic()
         elif event.kind == "done":
@@ -314,6 +318,7 @@ def _progress(as_json: bool) -> Iterator[Progress]:
         rich.progress.BarColumn(), rich.progress.DownloadColumn(),
         rich.progress.TransferSpeedColumn(), rich.progress.TimeRemainingColumn(),
     )  # fmt: skip
-    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
+    bar = rich.progress.Progress(*columns, console=rich.console.Console(stderr=True))
+    with bar:
         task = bar.add_task("", total=None)
         yield told

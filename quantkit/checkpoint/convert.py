@@ -179,7 +179,8 @@ class Converter:
         self._allow_nonfinite, self._measured = allow_nonfinite, measured
         # The first step of a tensor is the largest one.
         firsts = (next(self._task(item).steps(), None) for item in plan.items)
-        largest = max(sum(_aligned(r.nbytes) for r in step.regions) for step in firsts if step)
+        sizes = [sum(_aligned(r.nbytes) for r in step.regions) for step in firsts if step]
+        largest = max(sizes, default=0)
         self._free = [Buffer(largest) for _ in range(BUFFERS)]
         self._writing: deque[_Tile] = deque()
         self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)

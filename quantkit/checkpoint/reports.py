@@ -38,17 +38,17 @@ def worst(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Cells of a table, the first row has the titles."""
-    cells = [
+    cells: list[tuple[str, ...]] = [
         ("weight", "shape", "scheme", "SQNR, dB", "max error", "saturated", "left out", "bytes")
     ]
     for r in rows:
         elements = max(1, _elements(r))
         cells.append(
             (
-                shown(r["name"], 120), "×".join(map(str, r["shape"])), shown(r["scheme"], 60),
+                shown(r["name"], 120), "x".join(map(str, r["shape"])), shown(r["scheme"], 60),
                 "-" if r["sqnr_db"] is None else f"{r['sqnr_db']:.1f}", f"{r['max_error']:.3g}",
                 f"{100 * r['saturated'] / elements:.3g} %", str(r["left_out"]),
-                f"{r['bytes_before']:,} → {r['bytes_after']:,}",
+                f"{r['bytes_before']:,} -> {r['bytes_after']:,}",
             )
         )  # fmt: skip
     return cells
@@ -65,19 +65,15 @@ def totals(report: Mapping[str, Any]) -> str:
     before, after = report["bytes_before"], report["bytes_after"]
     return (
         f"{len(report['tensors'])} weights quantized, {len(report['kept'])} tensors kept, "
-        f"{size(before)} → {size(after)}"
+        f"{size(before)} -> {size(after)}"
     )
 
 
 def size(count: float) -> str:
     """Bytes in words."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000:
-            break
-        count, last = count / 1000, unit
-    else:
-        unit = "TB"
-    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
+    units = ("bytes", "KB", "MB", "GB", "TB")
+    power = min(len(units) - 1, max(0, len(str(int(count))) - 1) // 3)
+    return f"{count / 1000**power:.3g} {units[power]}"
 
 
 def picture(report: Mapping[str, Any]) -> bytes | None:

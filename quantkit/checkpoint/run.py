@@ -43,13 +43,13 @@ class Event(NamedTuple):
     """What a run tells while it works.
 
     Attributes:
-        kind: "plan" (count: bytes to read), "file" (name, which begins), "read" (count: bytes),
+        kind: "plan" (size: bytes to read), "file" (name, which begins), "read" (size: bytes),
             "done" (name, which is whole), "before" (name, which was whole), "note" (name: a sentence).
     """
 
     kind: str
     name: str = ""
-    count: int = 0
+    size: int = 0
 
 
 Progress = Callable[[Event], None]
@@ -147,7 +147,7 @@ def _run(
     with state.locked():
         todo = [file for file in plan.files if state.rows(file.name) is None]
         _check_space(dst, todo)
-        progress(Event("plan", count=sum(map(_bytes_to_read, todo))))
+        progress(Event("plan", size=sum(map(_bytes_to_read, todo))))
         for file in plan.files:
             if file not in todo:
                 progress(Event("before", file.name))
@@ -290,7 +290,7 @@ def verify(src: Path_, dst: Path_, *, progress: Progress = _quiet) -> list[str]:
     differing: list[str] = []
     with Source(src) as source:
         plan = plan_to_quantize(source, chosen)
-        progress(Event("plan", count=sum(map(_bytes_to_read, plan.files))))
+        progress(Event("plan", size=sum(map(_bytes_to_read, plan.files))))
         with Converter(source, plan, allow_nonfinite=True, measured=False) as converter:
             for file in plan.files:
                 progress(Event("file", file.name))
@@ -300,7 +300,7 @@ def verify(src: Path_, dst: Path_, *, progress: Progress = _quiet) -> list[str]:
                     differing.append(str(error))
                     continue
                 try:
-                    converter.convert(file, comparer, lambda n: progress(Event("read", count=n)))
+                    converter.convert(file, comparer, lambda n: progress(Event("read", size=n)))
                 finally:
                     comparer.close()
                 differing += comparer.differing
