@@ -52,8 +52,11 @@ LAYOUTS = {
     "deepseek": ("float8_e4m3fn",),
     "quantkit": tuple(OF_NAME),
 }
-# Layouts whose scales are of one kind and block.
+# Layouts whose scales are of one kind, and their block where there is one.
 _FIXED: dict[str, tuple[str, tuple[int, int] | None]] = {
+    "int-quantized": ("weight", None),
+    "pack-quantized": ("weight", None),
+    "float-quantized": ("weight", None),
     "mxfp8-quantized": ("e8m0", (1, 32)),
     "mxfp4-pack-quantized": ("e8m0", (1, 32)),
     "nvfp4-pack-quantized": ("e4m3", (1, 16)),
@@ -163,7 +166,7 @@ class WeightScheme:
             return f"its dtype is {str(dtype).removeprefix('torch.')}"
         if len(shape) != 2:
             return f"it has {len(shape)} dimensions, not 2"
-        if 0 in shape:
+        if min(shape) < 1:
             return "it is empty"
         if shape[1] % self.format.per_byte:
             return f"its rows have {shape[1]} numbers, which fill no whole bytes"
@@ -277,7 +280,8 @@ class WeightScheme:
         zero = parts.get("_zero_point")
         if zero is not None and self.layout == "pack-quantized":
             zero = _unpacked(zero.t().contiguous(), f.bits, self._counts(shape)[1][0])
-            zero = (_numbers(zero) if f.bits == 4 else zero).t().contiguous()
+            zero = (_numbers(zero)[:, : len(scale)] if f.bits == 4 else zero).t()
+            zero = zero.clone(memory_format=torch.contiguous_format)
         if self.block is None:
             scale, zero = scale.reshape(()), None if zero is None else zero.reshape(())
         g = parts.get("_global_scale")
