@@ -182,7 +182,10 @@ def test_half_precision_scales_are_used_as_they_are_stored():
     [
         ({"layout": "gguf"}, "layout: expected one of int-quantized, .* got 'gguf'"),
         ({"dtype": "int4"}, "dtype: expected int8 for int-quantized, got 'int4'"),
-        ({"block": (0, 4)}, r"block: expected two sizes, .* got \[0, 4\]"),
+        ({"block": (0, 4)}, r"block: expected \[rows .* got \[0, 4\]"),
+        ({"block": (-1, 4)}, r"block: expected \[rows .* got \[-1, 4\]"),
+        ({"block": (1, 4.0)}, r"block: expected \[rows .* got \[1, 4.0\]"),
+        ({"block": (1,)}, r"block: expected \[rows .* got \[1\]"),
         ({"block": (128, 128)}, r"block: expected one row for int-quantized, got \(128, 128\)"),
         ({"scale": "e8m0"}, "scale: expected 'weight' for int-quantized, got 'e8m0'"),
         (

@@ -94,8 +94,8 @@ class WeightScheme:
         name: as a user named it, for reports.
         dtype: the format of the codes, a name of quantkit's formats.
         layout: a name of LAYOUTS.
-        block: rows and numbers of a row that share a scale, -1 for all. (1, -1) is a channel, (1, 128) a
-            group. None: one scale for the weight.
+        block: rows and numbers of a row that share a scale; -1 numbers are all. (1, -1) is a channel,
+            (1, 128) a group. None: one scale for the weight.
         symmetric: False for zero points, of integer formats.
         scale: "weight" for scales in the weight's dtype, "float32", "e8m0" (powers of two), or "e4m3"
             beside a global scale.
@@ -124,8 +124,8 @@ class WeightScheme:
             )
         block = None if self.block is None else tuple(self.block)
         object.__setattr__(self, "block", block)
-        if block is not None and (len(block) != 2 or any(b != -1 and b < 1 for b in block)):
-            raise _wrong("block", "two sizes, each at least 1, or -1 for all", list(block))
+        if block is not None and not _is_block(block):
+            raise _wrong("block", "[rows from 1 on, numbers from 1 on or -1 for all]", list(block))
         if not self.symmetric and not self.format.has_zero_point:
             raise _wrong("symmetric", f"True for {self.dtype}", False)
         if self.scale not in SCALES:
@@ -154,8 +154,8 @@ class WeightScheme:
 
     @property
     def rows(self) -> int:
-        """Tiles begin at multiples of so many rows; 0: a tile is the whole weight."""
-        height = 1 if self.block is None else max(self.block[0], 0)
+        """Tiles begin at multiples of so many rows."""
+        height = 1 if self.block is None else self.block[0]
         if self.layout == "pack-quantized" and not self.symmetric:
             return math.lcm(height, 32 // self.format.bits)  # zero points share int32s along rows
         return height
@@ -203,8 +203,8 @@ class WeightScheme:
         """Rows behind one row of scales, and the shape of scales in a file."""
         if self.block is None:
             return 0, (1,)
-        height, width = (n if b == -1 else b for n, b in zip(shape, self.block, strict=True))
-        return height, (-(-shape[0] // height), -(-shape[1] // width))
+        height, width = self.block
+        return height, (-(-shape[0] // height), 1 if width == -1 else -(-shape[1] // width))
 
     def _zero_points(
         self, counts: tuple[int, ...], height: int
@@ -362,6 +362,12 @@ class WeightScheme:
 
 def _wrong(argument: str, expected: str, got: object) -> ValueError:
     return ValueError(f"{argument}: expected {expected}, got {got!r}")
+
+
+def _is_block(block: tuple[Any, ...]) -> bool:
+    if len(block) != 2 or set(map(type, block)) != {int}:
+        return False
+    return block[0] > 0 and (block[1] > 0 or block[1] == -1)
 
 
 def _global_scale(ends: torch.Tensor) -> torch.Tensor:

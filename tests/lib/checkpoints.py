@@ -78,7 +78,7 @@ def stored(scheme: WeightScheme, name: str, x: torch.Tensor, rows: int | None = 
 
 def tiles(scheme: WeightScheme, n: int, rows: int | None) -> Iterator[tuple[int, int]]:
     """(first, count) of tiles that begin where the scheme lets them."""
-    step = n if rows is None or scheme.rows == 0 else -(-rows // scheme.rows) * scheme.rows
+    step = n if rows is None else -(-rows // scheme.rows) * scheme.rows
     for first in range(0, n, step):
         yield first, min(step, n - first)
 
