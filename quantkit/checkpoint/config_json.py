@@ -53,11 +53,15 @@ def weights_in(metadata: Mapping[str, str]) -> dict[str, Weight]:
         said = json.loads(text)
         if said["version"] != 1:
             raise ValueError(f"version {said['version']}")
-        schemes = [WeightScheme(**s) for s in said["schemes"]]
-        return {
-            str(name): Weight(schemes[index], tuple(map(int, shape)), _DTYPES[dtype])
+        schemes = dict(enumerate(WeightScheme(**s) for s in said["schemes"]))
+        weights = {
+            name: Weight(schemes[index], tuple(map(int, shape)), _DTYPES[dtype])
             for name, (index, shape, dtype) in said["weights"].items()
         }
+        for name, w in weights.items():
+            if why := w.scheme.why_not(w.shape, w.dtype):
+                raise ValueError(f"{name}: {why}")
+        return weights
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"metadata {METADATA!r}: not what quantkit writes: {error!r:.200}"

@@ -52,8 +52,11 @@ LAYOUTS = {
     "deepseek": ("float8_e4m3fn",),
     "quantkit": tuple(OF_NAME),
 }
-# Layouts whose scales are of one kind and block.
+# Layouts whose scales are of one kind, and their block where there is one.
 _FIXED: dict[str, tuple[str, tuple[int, int] | None]] = {
+    "int-quantized": ("weight", None),
+    "pack-quantized": ("weight", None),
+    "float-quantized": ("weight", None),
     "mxfp8-quantized": ("e8m0", (1, 32)),
     "mxfp4-pack-quantized": ("e8m0", (1, 32)),
     "nvfp4-pack-quantized": ("e4m3", (1, 16)),
@@ -91,8 +94,8 @@ class WeightScheme:
         name: as a user named it, for reports.
         dtype: the format of the codes, a name of quantkit's formats.
         layout: a name of LAYOUTS.
-        block: rows and numbers of a row that share a scale, -1 for all. (1, -1) is a channel, (1, 128) a
-            group. None: one scale for the weight.
+        block: rows and numbers of a row that share a scale; -1 numbers are all. (1, -1) is a channel,
+            (1, 128) a group. None: one scale for the weight.
         symmetric: False for zero points, of integer formats.
         scale: "weight" for scales in the weight's dtype, "float32", "e8m0" (powers of two), or "e4m3"
             beside a global scale.
@@ -121,8 +124,8 @@ class WeightScheme:
             )
         block = None if self.block is None else tuple(self.block)
         object.__setattr__(self, "block", block)
-        if block is not None and (len(block) != 2 or any(b != -1 and b < 1 for b in block)):
-            raise _wrong("block", "two sizes, each at least 1, or -1 for all", list(block))
+        if block is not None and not _is_block(block):
+            raise _wrong("block", "[rows from 1 on, numbers from 1 on or -1 for all]", list(block))
         if not self.symmetric and not self.format.has_zero_point:
             raise _wrong("symmetric", f"True for {self.dtype}", False)
         if self.scale not in SCALES:
@@ -132,8 +135,13 @@ class WeightScheme:
             raise _wrong("scale", f"{scale!r} for {self.layout}", self.scale)
         if fixed is not None and block != fixed:
             raise _wrong("block", f"{list(fixed)} for {self.layout}", block and list(block))
+        tall = block is not None and block[0] != 1
+        if tall and self.layout in ("int-quantized", "pack-quantized"):
+            raise _wrong("block", f"one row for {self.layout}", block)
         if self.layout == "pack-quantized" and block is None and not self.symmetric:
             raise _wrong("block", "a channel or a group for zero points in pack-quantized", None)
+        if self.layout == "nvfp4-pack-quantized" and self.activations:
+            raise _wrong("activations", f"False for {self.layout}: they need calibration", True)
 
     @property
     def format(self) -> Format:
@@ -146,8 +154,8 @@ class WeightScheme:
 
     @property
     def rows(self) -> int:
-        """Tiles begin at multiples of so many rows; 0: a tile is the whole weight."""
-        height = 1 if self.block is None else max(self.block[0], 0)
+        """Tiles begin at multiples of so many rows."""
+        height = 1 if self.block is None else self.block[0]
         if self.layout == "pack-quantized" and not self.symmetric:
             return math.lcm(height, 32 // self.format.bits)  # zero points share int32s along rows
         return height
@@ -158,7 +166,7 @@ class WeightScheme:
             return f"its dtype is {str(dtype).removeprefix('torch.')}"
         if len(shape) != 2:
             return f"it has {len(shape)} dimensions, not 2"
-        if 0 in shape:
+        if min(shape) < 1:
             return "it is empty"
         if shape[1] % self.format.per_byte:
             return f"its rows have {shape[1]} numbers, which fill no whole bytes"
@@ -195,8 +203,8 @@ class WeightScheme:
         """Rows behind one row of scales, and the shape of scales in a file."""
         if self.block is None:
             return 0, (1,)
-        height, width = (n if b == -1 else b for n, b in zip(shape, self.block, strict=True))
-        return height, (-(-shape[0] // height), -(-shape[1] // width))
+        height, width = self.block
+        return height, (-(-shape[0] // height), 1 if width == -1 else -(-shape[1] // width))
 
     def _zero_points(
         self, counts: tuple[int, ...], height: int
@@ -272,7 +280,8 @@ class WeightScheme:
         zero = parts.get("_zero_point")
         if zero is not None and self.layout == "pack-quantized":
             zero = _unpacked(zero.t().contiguous(), f.bits, self._counts(shape)[1][0])
-            zero = (_numbers(zero) if f.bits == 4 else zero).t().contiguous()
+            zero = (_numbers(zero)[:, : len(scale)] if f.bits == 4 else zero).t()
+            zero = zero.clone(memory_format=torch.contiguous_format)
         if self.block is None:
             scale, zero = scale.reshape(()), None if zero is None else zero.reshape(())
         g = parts.get("_global_scale")
@@ -315,7 +324,7 @@ class WeightScheme:
         if self.scale in ("e8m0", "e4m3"):
             if self.scale == "e4m3":
                 assert ends is not None
-                options["global_scale"] = _power_of_two(ends)
+                options["global_scale"] = _global_scale(ends)
             q, p = dynamic_quantize(
                 x, block_size=self.block, scale_dtype=self._scale_dtype(x.dtype),
                 scale_rule=self.scale_rule, **options,
@@ -355,17 +364,25 @@ def _wrong(argument: str, expected: str, got: object) -> ValueError:
     return ValueError(f"{argument}: expected {expected}, got {got!r}")
 
 
-def _power_of_two(ends: torch.Tensor) -> torch.Tensor:
-    """The global scale: the least power of two by which e4m3 scales reach the largest number.
+def _is_block(block: tuple[Any, ...]) -> bool:
+    if len(block) != 2 or set(map(type, block)) != {int}:
+        return False
+    return block[0] > 0 and (block[1] > 0 or block[1] == -1)
 
-    Then all of q * scale * global_scale, q * (scale / (1 / global_scale)) and their like are exact, in
-    bfloat16 too: consumers multiply in different orders.
+
+def _global_scale(ends: torch.Tensor) -> torch.Tensor:
+    """The global scale: a power of two by which e4m3 scales reach the largest number.
+
+    Then q * scale * global_scale is exact in each order of the steps and in bfloat16 too, and so it is by
+    1 / global_scale, which is what consumers store. It is 2^-10 for every weight with max |x| in (0.005,
+    2.625], where scales lose nothing by it: consumers that join layers, such as vLLM, take one for all.
     """
-    p = get_symmetric_qparams(
+    fitting = get_symmetric_qparams(
         ends, dtype="int16", q_min=-_LARGEST, q_max=_LARGEST, scale_rule="ceil",
         compute_dtype=torch.float32,
-    )  # fmt: skip
-    return p.scale
+    ).scale  # fmt: skip
+    usual = fitting.new_tensor(2.0**-10)
+    return torch.where((fitting <= usual) & (fitting >= usual * 2.0**-8), usual, fitting)
 
 
 # ---- int32s of pack-quantized: codes plus half their range, the first in the lowest bits --------------
