@@ -282,7 +282,7 @@ class Plan:
 def step_rows(weight: Weight) -> int:
     """Rows of a tile; 0 where rows that belong together are too large."""
     row = weight.shape[1] * weight.dtype.itemsize
-    unit = weight.scheme.rows or weight.shape[0]
+    unit = weight.scheme.rows
     return 0 if unit * row > MAX_TILE else max(unit, TILE // row // unit * unit)
 
 
@@ -395,8 +395,7 @@ def _check_patterns(source: Source, options: Options) -> None:
 def _why_not(region: Region, scheme: WeightScheme) -> str | None:
     reason = scheme.why_not(region.shape, region.dtype)
     if reason is None and not step_rows(Weight(scheme, region.shape, region.dtype)):
-        rows = scheme.rows or region.shape[0]
-        return f"{rows} of its rows are over {MAX_TILE >> 20} MiB"
+        return f"{scheme.rows} of its rows are over {MAX_TILE >> 20} MiB"
     return reason
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 import warnings
 import zipfile
@@ -277,10 +278,12 @@ class Source:
                 warnings.simplefilter("ignore")
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch's loader raises what its unpickler meets
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise CheckpointError(
-                f"{shown(name)}: torch.load(weights_only=True) refuses it: {shown(reason[0])}"
-            ) from None
+            text = str(error).strip() or type(error).__name__
+            found = re.search(r"Unsupported \w+:? (?:GLOBAL )?(\S+)", text)
+            reason = (
+                f"it asks for {found[1]}, which is no weight" if found else text.splitlines()[0]
+            )
+            raise CheckpointError(f"{shown(name)}: {shown(reason)}") from None
         if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
             state = state["state_dict"]
         if not isinstance(state, Mapping):
