@@ -6,6 +6,7 @@ tiles. A tile has a buffer, and there are a few buffers: that bounds the memory.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -195,6 +196,9 @@ class Converter:
         count = min(workers + 1, max(2, BUDGET // max(largest, 1)))
         self._free = [Buffer(largest) for _ in range(count)]
         self._pool = ThreadPoolExecutor(workers)
+        # glibc keeps what threads free: of large tiles hundreds of MB, unless it is told to give it back.
+        large = any(item.weight and item.tile_bytes > TILE for item in plan.items)
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if large else None
 
     def __enter__(self) -> Converter:
         torch.set_num_threads(1)
@@ -218,6 +222,8 @@ class Converter:
             step, buffer, future = running.popleft()
             step.task.take(step, future.result())
             self._free.append(buffer)
+            if self._trim is not None:
+                self._trim(0)
             progress(sum(region.nbytes for region in step.regions))
 
         try:

@@ -242,6 +242,11 @@ class Item(NamedTuple):
         return self.weight is not None and len(self.inputs) > 1
 
     @property
+    def tile_bytes(self) -> int:
+        """Of the floats of a tile."""
+        return 0 if self.weight is None else self.step * _row_bytes(self.weight)
+
+    @property
     def bytes_after(self) -> int:
         return sum(math.prod(p.shape) * p.dtype.itemsize for p in self.parts)
 
@@ -279,9 +284,13 @@ class Plan:
         return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
 
 
+def _row_bytes(weight: Weight) -> int:
+    return weight.shape[1] * weight.dtype.itemsize
+
+
 def step_rows(weight: Weight) -> int:
     """Rows of a tile; 0 where rows that belong together are too large."""
-    row = weight.shape[1] * weight.dtype.itemsize
+    row = _row_bytes(weight)
     unit = weight.scheme.rows
     return 0 if unit * row > MAX_TILE else max(unit, TILE // row // unit * unit)
 

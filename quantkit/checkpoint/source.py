@@ -279,7 +279,7 @@ class Source:
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch's loader raises what its unpickler meets
             text = str(error).strip() or type(error).__name__
-            found = re.search(r"Unsupported \w+:? (?:GLOBAL )?(\S+)", text)
+            found = re.search(r"nsupported (?:global: )?GLOBAL (\S+)", text)
             reason = (
                 f"it asks for {found[1]}, which is no weight" if found else text.splitlines()[0]
             )
