@@ -313,6 +313,12 @@ def test_the_config_of_several_schemes_names_each_layer():
     assert embedded["config_groups"]["group_0"]["targets"] == ["a", "embed"]
 
 
+def test_inputs_of_embeddings_are_not_quantized():
+    both = quantization_config({"embed.weight": SCHEMES["w8a8"], "a.weight": SCHEMES["w8a8"]})
+    inputs = {g["targets"][0]: g["input_activations"] for g in both["config_groups"].values()}
+    assert inputs["embed"] is None and inputs["a"]["dynamic"] is True
+
+
 def test_the_config_of_deepseeks_layout_and_of_quantkits():
     config = quantization_config({"a.weight": SCHEMES["fp8_block"], "gate.weight": None})
     assert config == {
@@ -322,7 +328,9 @@ def test_the_config_of_deepseeks_layout_and_of_quantkits():
         "weight_block_size": [128, 128],
         "modules_to_not_convert": ["gate", "lm_head"],
     }
-    assert quantization_config({"a.weight": ALL["own w4"]}) == {"quant_method": "quantkit"}
+    assert quantization_config({"a.weight": ALL["own w4"]}) == {"layout": "quantkit"}
+    with pytest.raises(ValueError, match=r"^wte: the layout deepseek has no quantized embeddings$"):
+        quantization_config({"wte.weight": SCHEMES["fp8_block"]})
     with pytest.raises(ValueError, match=r"^layout: expected one kind .* and deepseek$"):
         quantization_config({"a.weight": SCHEMES["w4"], "b.weight": SCHEMES["fp8_block"]})
 
