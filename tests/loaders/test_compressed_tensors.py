@@ -43,7 +43,7 @@ def test_decompressed_weights_are_equal(name):
                 continue
             for factor in (1, 0, 2.0**-12, 2.0**8):
                 x = (weight(shape, torch.float32, seed) * factor).to(dtype)
-                if name == "w4 asymmetric" and shape[0] <= 8:
+                if name == "w4 asymmetric" and shape[0] <= 8 and shape[1] > 128:
                     # Zero points of one row of int32s: their transpose is no tensor they can view.
                     with pytest.raises(RuntimeError, match="stride"):
                         decompressed(scheme, stored(scheme, NAME, x))
