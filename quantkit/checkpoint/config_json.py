@@ -160,7 +160,9 @@ def _compressed_tensors(of: Mapping[str, WeightScheme | None], left: list[str]) 
 
 
 def _is_embedding(name: str) -> bool:
-    return any(word in name.lower() for word in ("embed", "wte", "wpe"))
+    """By its name: an embedding's inputs are indices, and its class is not Linear."""
+    words = ("embed", "_emb.", ".emb.", "wte.", "wpe.")
+    return name == "shared" or any(word in f"{name.lower()}." for word in words)
 
 
 def _arguments(s: WeightScheme) -> dict[str, Any]:

@@ -1,8 +1,18 @@
-"""What the tests of tests/loaders share: a model, and the record of what was loaded."""
+"""What the tests of tests/loaders share: a model, its quantized copy, what was loaded."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from lib.checkpoints import quantized
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import quantkit
+from quantkit import checkpoint
+from quantkit.checkpoint.cli import main
+from quantkit.checkpoint.config_json import layer, weights_in
 
 #: (consumer, model, scheme, result)
 RESULTS: list[tuple[str, ...]] = []
@@ -20,3 +30,22 @@ def llama(folder: Path, **changes) -> Path:
     model = LlamaForCausalLM(LlamaConfig(**(sizes | changes)))
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="1MB")
     return folder
+
+
+def write(source: Path, folder: Path, scheme=None, **options) -> dict[str, torch.Tensor]:
+    """A checkpoint quantized by the command: what each layer's weight should be after loading."""
+    if checkpoint.SCHEMES.get(getattr(scheme, "name", None)) == scheme and not options:
+        assert main(["quantize", str(source), str(folder), "--scheme", scheme.name]) == 0
+    else:
+        checkpoint.quantize(source, folder, scheme, **options)
+    weights = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            weights |= weights_in(opened.metadata())
+    tensors = {}
+    for file in source.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return {
+        layer(name): quantkit.dequantize(*quantized(w.scheme, tensors[name])).to(w.dtype)
+        for name, w in weights.items()
+    }

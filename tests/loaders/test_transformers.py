@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from lib.checkpoints import ALL, write
-from lib.loaders import RESULTS, llama
+from lib.checkpoints import ALL
+from lib.loaders import RESULTS, llama, write
 
 import quantkit
 from quantkit.checkpoint.layouts import SCHEMES
@@ -13,18 +13,9 @@ pytest.importorskip("compressed_tensors", reason="make loaders-test")
 
 MODES = ("compressed", "dequantize")
 IDS = torch.arange(3, 35).view(2, 16)
-MIXED = {"q_proj": "w4", "k_proj": "w8a8", "down_proj": "w8", "query": "w4", "dense": "w8a8"}
+RULES = {"w4": ["*.q_proj", "*.query"], "w8a8": ["*.k_proj", "*.dense"], "w8": ["*.down_proj"]}
 # transformers holds int zero points of pack-quantized in another shape than its file has.
 UNREADABLE = "ignore_mismatched_sizes"
-
-
-def is_linear(name, x):
-    others = ("embed", "lm_head", "norm", "Norm")
-    return x.dim() == 2 and name.endswith(".weight") and not any(o in name for o in others)
-
-
-def every_linear(scheme):
-    return lambda name, x: scheme if is_linear(name, x) else None
 
 
 def load(folder, mode="compressed", dtype="auto"):
@@ -106,7 +97,7 @@ THEIRS = [name for name in ALL if not name.startswith("own") and name != "fp8 bl
 @pytest.mark.parametrize("name", THEIRS)
 def test_weights_and_outputs_are_equal(name, mode, source, tmp_path):
     scheme = ALL[name]
-    weights = write(source, tmp_path / "q", every_linear(scheme))
+    weights = write(source, tmp_path / "q", scheme)
     compressed = mode == "compressed" and scheme.layout != "deepseek"
     if compressed and scheme.layout == "pack-quantized" and not scheme.symmetric:
         with pytest.raises(RuntimeError, match=UNREADABLE):
@@ -131,7 +122,7 @@ def test_weights_and_outputs_are_equal(name, mode, source, tmp_path):
 
 
 def test_inputs_of_w8a8_are_quantized_as_quantkit_would(minilm, tmp_path):
-    weights = write(minilm, tmp_path / "q", every_linear(SCHEMES["w8a8"]))
+    weights = write(minilm, tmp_path / "q", SCHEMES["w8a8"])
 
     def quantize(x):
         blocks = [1] * (x.dim() - 1) + [-1]
@@ -145,10 +136,7 @@ def test_inputs_of_w8a8_are_quantized_as_quantkit_would(minilm, tmp_path):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["w8a8", "w8"])
 def test_embeddings(name, mode, minilm, tmp_path):
-    def choose(weight, x):
-        return ALL[name] if x.dim() == 2 and weight.endswith(".weight") else None
-
-    weights = write(minilm, tmp_path / "q", choose)
+    weights = write(minilm, tmp_path / "q", ALL[name], include=["*_embeddings.weight"])
     assert sum("embeddings" in name for name in weights) == 3
     if (name, mode) == ("w8", "compressed"):
         with pytest.raises(AttributeError, match="'Embedding' object has no attribute 'weight'"):
@@ -165,7 +153,7 @@ def test_embeddings(name, mode, minilm, tmp_path):
 
 def test_tied_heads_need_no_scales(tmp_path):
     source = llama(tmp_path / "tied", tie_word_embeddings=True)
-    weights = write(source, tmp_path / "q", every_linear(SCHEMES["w4"]))
+    weights = write(source, tmp_path / "q", SCHEMES["w4"])
     for mode in MODES:
         compare(load(tmp_path / "q", mode), holding(source, weights), weights)
 
@@ -173,15 +161,18 @@ def test_tied_heads_need_no_scales(tmp_path):
 def test_several_schemes(source, tmp_path):
     """One by one they load; dequantize=True takes the first group's scheme for all layers."""
 
-    def choose(name, x):
-        word = name.removesuffix(".weight").rpartition(".")[2]
-        return SCHEMES[MIXED[word]] if word in MIXED and is_linear(name, x) else None
-
-    weights = write(source, tmp_path / "q", choose)
+    is_llama = source.name != "model"
+    rules = [
+        {"match": [p for p in patterns if ("proj" in p) == is_llama], "scheme": scheme}
+        for scheme, patterns in RULES.items()
+    ]
+    rules = [rule for rule in rules if rule["match"]]
+    rules.append({"match": "*", "skip": True})
+    weights = write(source, tmp_path / "q", config={"rule": rules})
     config = transformers.AutoConfig.from_pretrained(tmp_path / "q").quantization_config
     assert len(config["config_groups"]) > 1
     reference = holding(source, weights)
-    inputs = [n for n in weights if MIXED[n.rpartition(".")[2]] == "w8a8"]
+    inputs = [n for n in weights if n.endswith((".k_proj", ".dense"))]
     quantizing_inputs(reference, inputs, of_compressed_tensors(SCHEMES["w8a8"]))
     model = load(tmp_path / "q")
     output, expected = model(IDS)[0], reference(IDS)[0]
@@ -201,7 +192,7 @@ def test_several_schemes(source, tmp_path):
 def test_short_blocks_that_do_not_divide_are_an_error(mode, tmp_path):
     """320 rows have 3 rows of scales: transformers, on the CPU, wants equal blocks."""
     source = llama(tmp_path / "llama", intermediate_size=320)
-    write(source, tmp_path / "q", every_linear(SCHEMES["fp8_block"]))
+    write(source, tmp_path / "q", SCHEMES["fp8_block"])
     with pytest.raises(RuntimeError, match="issues during automatic conversion"):
         load(tmp_path / "q", mode)
     said(mode, source, "fp8_block, 320 rows", "does not load: it wants equal blocks")
@@ -210,7 +201,7 @@ def test_short_blocks_that_do_not_divide_are_an_error(mode, tmp_path):
 def test_short_blocks_that_divide_are_misread(tmp_path):
     """192 rows have 2 rows of scales, of 128 and of 64 rows: transformers takes two blocks of 96."""
     source = llama(tmp_path / "llama", intermediate_size=192)
-    weights = write(source, tmp_path / "q", every_linear(SCHEMES["fp8_block"]))
+    weights = write(source, tmp_path / "q", SCHEMES["fp8_block"])
     model = load(tmp_path / "q")
     for name, weight in weights.items():
         got = model.get_submodule(name).weight
@@ -230,7 +221,7 @@ def test_short_blocks_that_divide_are_misread(tmp_path):
 
 @pytest.mark.parametrize("name", ["own w8a8", "own nvfp4"])
 def test_quantkits_own_layout_is_refused(name, small_llama, tmp_path):
-    write(small_llama, tmp_path / "q", every_linear(ALL[name]))
+    write(small_llama, tmp_path / "q", ALL[name])
     with pytest.raises(ValueError, match="has no `quant_method` attribute"):
         load(tmp_path / "q")
     said("compressed", small_llama, name, "refused: no quant_method")
