@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from lib.checkpoints import quantized
@@ -14,8 +15,15 @@ from quantkit import checkpoint
 from quantkit.checkpoint.cli import main
 from quantkit.checkpoint.config_json import layer, weights_in
 
-#: (consumer, model, scheme, result)
-RESULTS: list[tuple[str, ...]] = []
+
+class Result(NamedTuple):
+    consumer: str
+    model: str
+    scheme: str
+    result: str
+
+
+RESULTS: list[Result] = []
 
 
 def llama(folder: Path, **changes) -> Path:

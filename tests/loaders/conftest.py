@@ -14,7 +14,7 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import pytest
 import torch
-from lib.loaders import RESULTS, llama
+from lib.loaders import RESULTS, Result, llama
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def pytest_terminal_summary(terminalreporter):
         return
     names = ("torch", "transformers", "compressed-tensors", "accelerate", "safetensors")
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
-    rows = [("consumer", "model", "scheme", "result"), *dict.fromkeys(RESULTS)]
+    rows = [Result._fields, *dict.fromkeys(RESULTS)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     terminalreporter.section(f"loaded by {versions}")
     for row in rows:

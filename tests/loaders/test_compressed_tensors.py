@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lib.checkpoints import ALL, quantized, stored, weight
-from lib.loaders import RESULTS
+from lib.loaders import RESULTS, Result
 
 import quantkit
 from quantkit.checkpoint.config_json import quantization_config
@@ -57,7 +57,7 @@ def test_decompressed_weights_are_equal(name):
                     assert torch.equal(got.float(), back)
                 compared += 1
     assert compared >= 12
-    RESULTS.append(("compressed-tensors", f"{compared} weights", name, "weights equal"))
+    RESULTS.append(Result("compressed-tensors", f"{compared} weights", name, "weights equal"))
 
 
 @pytest.mark.parametrize("name", [n for n in THEIRS if ALL[n].layout == "pack-quantized"])

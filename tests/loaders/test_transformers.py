@@ -1,9 +1,10 @@
 """transformers loads what quantkit writes: equal weights, equal outputs, and where not, why."""
 
 import pytest
+import safetensors.torch
 import torch
 from lib.checkpoints import ALL
-from lib.loaders import RESULTS, llama, write
+from lib.loaders import RESULTS, Result, llama, write
 
 import quantkit
 from quantkit.checkpoint.layouts import SCHEMES
@@ -87,7 +88,7 @@ def source(request):
 
 def said(mode, source, scheme, result):
     model = "MiniLM float32" if source.name == "model" else "Llama bfloat16"
-    RESULTS.append((f"transformers, {mode}", model, scheme, result))
+    RESULTS.append(Result(f"transformers, {mode}", model, scheme, result))
 
 
 THEIRS = [name for name in ALL if not name.startswith("own") and name != "fp8 blocks"]
@@ -119,6 +120,24 @@ def test_weights_and_outputs_are_equal(name, mode, source, tmp_path):
         result += ", inputs quantized"
     compare(model, reference, weights)
     said(mode, source, name, result + (", dtype=bfloat16" if dtype != "auto" else ""))
+
+
+def test_another_dtype_rounds_the_scales(minilm, tmp_path):
+    """dtype=bfloat16 for float32 files: compressed layers round scales first, and weights after that."""
+    weights = write(minilm, tmp_path / "q", ALL["w8 weights alone"])
+    tensors = safetensors.torch.load_file(tmp_path / "q" / "model.safetensors")
+    model = load(tmp_path / "q", dtype=torch.bfloat16)
+    model(IDS)
+    for name, weight in weights.items():
+        codes, scale = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
+        got = model.get_submodule(name).weight
+        assert torch.equal(got, codes.bfloat16() * scale.bfloat16())
+        assert not torch.equal(got, weight.bfloat16())
+    said("compressed", minilm, "w8, dtype=bfloat16", "weights differ: it rounds the scales")
+    weights = {name: weight.bfloat16() for name, weight in weights.items()}
+    dequantized = load(tmp_path / "q", "dequantize", torch.bfloat16)
+    compare(dequantized, holding(minilm, weights, torch.bfloat16), weights)
+    said("dequantize", minilm, "w8, dtype=bfloat16", "weights and outputs equal")
 
 
 def test_inputs_of_w8a8_are_quantized_as_quantkit_would(minilm, tmp_path):
