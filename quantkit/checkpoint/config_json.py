@@ -56,10 +56,12 @@ def weights_in(metadata: Mapping[str, str]) -> dict[str, Weight]:
             raise ValueError(f"version {said['version']}")
         schemes = dict(enumerate(WeightScheme(**s) for s in said["schemes"]))
         weights = {
-            name: Weight(schemes[index], tuple(map(int, shape)), _DTYPES[dtype])
+            name: Weight(schemes[index], tuple(shape), _DTYPES[dtype])
             for name, (index, shape, dtype) in said["weights"].items()
         }
         for name, w in weights.items():
+            if set(map(type, w.shape)) != {int}:
+                raise ValueError(f"{name}: shape {w.shape}")
             if why := w.scheme.why_not(w.shape, w.dtype):
                 raise ValueError(f"{name}: {why}")
         return weights

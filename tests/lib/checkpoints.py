@@ -26,6 +26,7 @@ ALL = {
     "w8 asymmetric": of("w8", symmetric=False),
     "w8 weights alone": of("w8a8", activations=False),
     "w8 group": of("w8", block=(1, 64)),
+    "w4 with inputs": of("w4", activations=True),
     "w4 channel": of("w4", block=(1, -1)),
     "w4 half range": of("w4", scale_rule="half_range"),
     "w4 asymmetric": of("w4", symmetric=False),

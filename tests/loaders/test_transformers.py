@@ -91,7 +91,7 @@ def said(mode, source, scheme, result):
     RESULTS.append(Result(f"transformers, {mode}", model, scheme, result))
 
 
-THEIRS = [name for name in ALL if not name.startswith("own") and name != "fp8 blocks"]
+THEIRS = [name for name in ALL if not name.startswith("own")]
 
 
 @pytest.mark.parametrize("mode", MODES)

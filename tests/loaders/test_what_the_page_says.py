@@ -17,6 +17,7 @@ SCHEMES = {
     "`w8`, asymmetric": "w8 asymmetric",
     "`w4`, asymmetric": "w4 asymmetric",
     "`fp8` without inputs": "fp8 weights alone",
+    "`fp8`, blocks of 128 × 128": "fp8 blocks",
     "several schemes": "several",
     'layout "quantkit"': "own w8a8",
 }
@@ -45,7 +46,7 @@ def test_the_table_has_the_results():
     if not {"several", "w8a8"} <= {r.scheme for r in RESULTS}:
         pytest.skip("only after all other tests of this folder")
     table = rows("What loads these files")
-    assert len(table) == 16
+    assert len(table) == 17
     for name, cells in table.items():
         scheme = SCHEMES.get(name, name.strip("`"))
         said = [re.sub(r" \(\d\)$", "", cell) for cell in cells]
