@@ -46,8 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
         run: Callable[[argparse.Namespace], int] = args.run
         code = run(args)
         sys.stdout.flush()
@@ -84,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         for place in places:
             made.add_argument(place, type=Path, metavar=place.upper())
         made.add_argument("--json", action="store_true", help="print the result as JSON")
-        made.add_argument("--threads", type=_count, metavar="N", help="threads of torch")
+        made.add_argument("--threads", type=_count, metavar="N", help="how many threads compute")
         made.set_defaults(run=run)
         return made
 
@@ -127,14 +125,21 @@ def _quantize(args: argparse.Namespace) -> int:
         _show_plan(*dry_run(args.src, args.dst, options=chosen), args.json)
         return 0
     with _progress(args.json) as progress:
-        made = quantize(args.src, args.dst, options=chosen, restart=args.restart, progress=progress)
+        made = quantize(
+            args.src,
+            args.dst,
+            options=chosen,
+            restart=args.restart,
+            threads=args.threads,
+            progress=progress,
+        )
     _show_report(made, args.json)
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
     with _progress(args.json) as progress:
-        differing = verify(args.src, args.dst, progress=progress)
+        differing = verify(args.src, args.dst, threads=args.threads, progress=progress)
     if args.json:
         _print_json({"differing": differing})
     elif differing:
@@ -157,7 +162,9 @@ def _report(args: argparse.Namespace) -> int:
 
 def _dequantize(args: argparse.Namespace) -> int:
     with _progress(args.json) as progress:
-        made = dequantize(args.src, args.dst, restart=args.restart, progress=progress)
+        made = dequantize(
+            args.src, args.dst, restart=args.restart, threads=args.threads, progress=progress
+        )
     if args.json:
         _print_json(made)
     else:

@@ -1,16 +1,16 @@
-"""Tiles of weights on their way from one file to another: read ahead, computed, written behind.
+"""Tiles of weights on their way from one file to another.
 
-One thread reads, one computes (with torch's own threads), one writes. Each tile has a buffer from the
-first read to the last write, and there are a few buffers: that bounds the memory.
+Each thread takes a tile from its read over its numbers to its write, while others do the same with other
+tiles. A tile has a buffer, and there are a few buffers: that bounds the memory.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from .output import Sink
 from .plan import TILE, Item, OutputFile, Plan
 from .source import Buffer, CheckpointError, Region, Source, shown
 
-BUFFERS = 4
+BUDGET = 96 << 20  # bytes of all buffers
 _ALIGN = 64
 
 # A part's name, a byte inside it, and the tensor whose bytes go there.
@@ -29,12 +29,19 @@ Put = tuple[str, int, torch.Tensor]
 
 
 class Step(NamedTuple):
-    """What is read at once; place: the first row, or the first byte of a copy."""
+    """What a thread does at once.
+
+    Attributes:
+        place: the first row, or the first byte of a copy.
+        extremes: whether it only looks for them.
+        waits: whether the steps before it must have ended.
+    """
 
     task: Task
     regions: tuple[Region, ...]
     place: int
     extremes: bool = False
+    waits: bool = False
 
 
 class Task:
@@ -47,8 +54,12 @@ class Task:
         for place, region in self.item.inputs[0].tiles(TILE):
             yield Step(self, (region,), place)
 
-    def compute(self, step: Step, tensors: list[torch.Tensor]) -> list[Put]:
-        return [(self.item.name, step.place, tensors[0])]
+    def compute(self, step: Step, tensors: list[torch.Tensor]) -> tuple[list[Put], Any]:
+        """What is written, and what :meth:`take` gets; called by any thread."""
+        return [(self.item.name, step.place, tensors[0])], None
+
+    def take(self, step: Step, found: Any) -> None:
+        """Join what the steps found, which come in order, in one thread."""
 
     def row(self) -> dict[str, Any] | None:
         """What the report says about it."""
@@ -77,29 +88,34 @@ class Quantize(Task):
     def steps(self) -> Iterator[Step]:
         for extremes in (True, False) if self.scheme.whole else (False,):
             for first, end in self.tiles():
-                yield Step(self, (self.item.inputs[0].rows(first, end),), first, extremes)
+                region = self.item.inputs[0].rows(first, end)
+                waits = self.scheme.whole and not extremes and first == 0
+                yield Step(self, (region,), first, extremes, waits)
 
-    def compute(self, step: Step, tensors: list[torch.Tensor]) -> list[Put]:
+    def compute(self, step: Step, tensors: list[torch.Tensor]) -> tuple[list[Put], Any]:
         (x,) = tensors
         if step.extremes:
             ends = aminmax(x)
             if self._measured and not all(torch.isfinite(t) for t in ends):
                 self._refuse(x, step.place)
-            if self._ends is not None:
-                ends = aminmax(torch.stack([*self._ends, *ends]))
-            self._ends = ends
-            return []
+            return [], ends
         q, params = self.scheme.quantize(x, self._ends)
-        if self._measured:
-            limbs, max_error, counts = measure_limbs(x, params)
-            if counts[1] > 0:
-                self._refuse(x, step.place)
+        found = measure_limbs(x, params) if self._measured else None
+        if found is not None and found[2][1] > 0:
+            self._refuse(x, step.place)
+        name = self.item.name
+        stored = self.scheme.stored(name, q, params, step.place, self.shape, self.dtype)
+        return list(stored), found
+
+    def take(self, step: Step, found: Any) -> None:
+        if step.extremes:
+            both = found if self._ends is None else aminmax(torch.stack([*self._ends, *found]))
+            self._ends = both
+        elif found is not None:
+            limbs, max_error, counts = found
             self._limbs += limbs
             self._counts += counts
             self._max_error = torch.maximum(self._max_error, max_error)
-        return list(
-            self.scheme.stored(self.item.name, q, params, step.place, self.shape, self.dtype)
-        )
 
     def _refuse(self, x: torch.Tensor, first: int) -> None:
         """Say where the first number is that is not finite; errors alone may overflow, too."""
@@ -147,7 +163,7 @@ class Dequantize(Task):
                 regions.append(region.rows(begin, begin + sizes[0]))
             yield Step(self, tuple(regions), first)
 
-    def compute(self, step: Step, tensors: list[torch.Tensor]) -> list[Put]:
+    def compute(self, step: Step, tensors: list[torch.Tensor]) -> tuple[list[Put], Any]:
         names = [part.name for part in self._parts]
         count = min(self.item.step, self.shape[0] - step.place)
         tile = (count, self.shape[1])
@@ -156,41 +172,41 @@ class Dequantize(Task):
         )
         x = dequantize_tensor(q, params, output_dtype=self.dtype)
         place = step.place * self.shape[1] * self.dtype.itemsize
-        return [(self.item.name, place, x.contiguous())]
-
-
-@dataclass
-class _Tile:
-    """A step under way."""
-
-    step: Step
-    buffer: Buffer
-    read: Future[list[torch.Tensor]]
-    write: Future[None] = field(default_factory=Future)
+        return [(self.item.name, place, x.contiguous())], None
 
 
 class Converter:
-    """The threads and buffers that convert files, one after the other."""
+    """The threads and buffers that convert files, one after the other.
+
+    Args:
+        threads: how many compute. torch's own are 1 meanwhile: each has a tile of its own.
+    """
 
     def __init__(
-        self, source: Source, plan: Plan, *, allow_nonfinite: bool = False, measured: bool = True
-    ) -> None:
+        self, source: Source, plan: Plan, *, threads: int | None = None,
+        allow_nonfinite: bool = False, measured: bool = True,
+    ) -> None:  # fmt: skip
         self._source = source
         self._allow_nonfinite, self._measured = allow_nonfinite, measured
+        self._threads_before = torch.get_num_threads()
+        workers = (threads or self._threads_before) + 1  # one more, as some wait for the disk
         # The first step of a tensor is the largest one.
         firsts = (next(self._task(item).steps(), None) for item in plan.items)
-        sizes = [sum(_aligned(r.nbytes) for r in step.regions) for step in firsts if step]
-        largest = max(sizes, default=0)
-        self._free = [Buffer(largest) for _ in range(BUFFERS)]
-        self._writing: deque[_Tile] = deque()
-        self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        largest = max((_bytes_of(step) for step in firsts if step), default=0)
+        count = min(workers + 1, max(2, BUDGET // max(largest, 1)))
+        self._free = [Buffer(largest) for _ in range(count)]
+        self._pool = ThreadPoolExecutor(workers)
+        # glibc keeps what threads free: of large tiles hundreds of MB, unless it is told to give it back.
+        large = any(item.weight and item.tile_bytes > TILE for item in plan.items)
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if large else None
 
     def __enter__(self) -> Converter:
+        torch.set_num_threads(1)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pool in (self._reader, self._writer):
-            pool.shutdown(cancel_futures=True)
+        self._pool.shutdown()
+        torch.set_num_threads(self._threads_before)
 
     def convert(
         self, file: OutputFile, sink: Sink, progress: Callable[[int], None]
@@ -200,15 +216,28 @@ class Converter:
         progress: called with the number of bytes that were read.
         """
         tasks = [self._task(item) for item in file.items]
-        steps = (step for task in tasks for step in task.steps())
+        running: deque[tuple[Step, Buffer, Future[Any]]] = deque()
+
+        def collect() -> None:
+            step, buffer, future = running.popleft()
+            step.task.take(step, future.result())
+            self._free.append(buffer)
+            if self._trim is not None:
+                self._trim(0)
+            progress(sum(region.nbytes for region in step.regions))
+
         try:
-            for step, tensors in self._read_ahead(steps):
-                puts = step.task.compute(step, tensors)
-                puts = [(name, file.layout.places[name] + at, t) for name, at, t in puts]
-                self._writing[-1].write = self._writer.submit(_write, puts, sink)
-                progress(sum(region.nbytes for region in step.regions))
+            for step in (step for task in tasks for step in task.steps()):
+                while running and (step.waits or not self._free):
+                    collect()
+                buffer = self._free.pop()
+                running.append(
+                    (step, buffer, self._pool.submit(self._work, step, buffer, file, sink))
+                )
+            while running:
+                collect()
         finally:  # nothing may write any more when the file is closed
-            wait(tile.write for tile in self._writing if not tile.write.cancel())
+            wait([future for _, _, future in running if not future.cancel()])
         return [row for task in tasks if (row := task.row()) is not None]
 
     def _task(self, item: Item) -> Task:
@@ -218,39 +247,19 @@ class Converter:
             return Dequantize(item)
         return Quantize(item, self._allow_nonfinite, self._measured)
 
-    def _read_ahead(self, steps: Iterator[Step]) -> Iterator[tuple[Step, list[torch.Tensor]]]:
-        """Each step with what it reads; its buffer is free again when what it makes is written."""
-        reading: deque[_Tile] = deque()
-        self._writing.clear()
-        while True:
-            while self._free and (step := next(steps, None)) is not None:
-                buffer = self._free.pop()
-                reading.append(_Tile(step, buffer, self._reader.submit(self._read, step, buffer)))
-            if reading:
-                tile = reading.popleft()
-                tensors = tile.read.result()
-                self._writing.append(tile)
-                yield tile.step, tensors
-            elif not self._writing:
-                return
-            must = not reading
-            while self._writing and (must or self._writing[0].write.done()):
-                tile = self._writing.popleft()
-                tile.write.result()
-                self._free.append(tile.buffer)
-                must = False
-
-    def _read(self, step: Step, buffer: Buffer) -> list[torch.Tensor]:
+    def _work(self, step: Step, buffer: Buffer, file: OutputFile, sink: Sink) -> Any:
         tensors, at = [], 0
         for region in step.regions:
             tensors.append(self._source.read(region, buffer, at))
             at += _aligned(region.nbytes)
-        return tensors
+        puts, found = step.task.compute(step, tensors)
+        for name, place, t in puts:
+            sink.put(name, file.layout.places[name] + place, t)
+        return found
 
 
-def _write(puts: list[Put], sink: Sink) -> None:
-    for name, place, t in puts:
-        sink.put(name, place, t)
+def _bytes_of(step: Step) -> int:
+    return sum(_aligned(region.nbytes) for region in step.regions)
 
 
 def _aligned(size: int) -> int:

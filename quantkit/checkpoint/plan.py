@@ -242,6 +242,11 @@ class Item(NamedTuple):
         return self.weight is not None and len(self.inputs) > 1
 
     @property
+    def tile_bytes(self) -> int:
+        """Of the floats of a tile."""
+        return 0 if self.weight is None else self.step * _row_bytes(self.weight)
+
+    @property
     def bytes_after(self) -> int:
         return sum(math.prod(p.shape) * p.dtype.itemsize for p in self.parts)
 
@@ -279,10 +284,14 @@ class Plan:
         return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
 
 
+def _row_bytes(weight: Weight) -> int:
+    return weight.shape[1] * weight.dtype.itemsize
+
+
 def step_rows(weight: Weight) -> int:
     """Rows of a tile; 0 where rows that belong together are too large."""
-    row = weight.shape[1] * weight.dtype.itemsize
-    unit = weight.scheme.rows or weight.shape[0]
+    row = _row_bytes(weight)
+    unit = weight.scheme.rows
     return 0 if unit * row > MAX_TILE else max(unit, TILE // row // unit * unit)
 
 
@@ -395,8 +404,7 @@ def _check_patterns(source: Source, options: Options) -> None:
 def _why_not(region: Region, scheme: WeightScheme) -> str | None:
     reason = scheme.why_not(region.shape, region.dtype)
     if reason is None and not step_rows(Weight(scheme, region.shape, region.dtype)):
-        rows = scheme.rows or region.shape[0]
-        return f"{rows} of its rows are over {MAX_TILE >> 20} MiB"
+        return f"{scheme.rows} of its rows are over {MAX_TILE >> 20} MiB"
     return reason
 
 

@@ -60,7 +60,7 @@ def _quiet(event: Event) -> None:
 
 
 def quantize(
-    src: Path_, dst: Path_, scheme: Any = None, *, restart: bool = False,
+    src: Path_, dst: Path_, scheme: Any = None, *, restart: bool = False, threads: int | None = None,
     progress: Progress = _quiet, options: Options | None = None, **keywords: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Quantize the weights of a checkpoint into a new folder, in bounded memory.
@@ -73,6 +73,7 @@ def quantize(
         dst: a folder that is new, empty, or of an earlier run with the same source and options.
         scheme, keywords: of :func:`quantkit.checkpoint.options`; or ``options``, made by it.
         restart: forget what an earlier run left in dst.
+        threads: how many compute; None is torch's number. torch's own are 1 until it returns.
         progress: called with each Event.
 
     Returns:
@@ -88,7 +89,9 @@ def quantize(
         def last(state: State) -> dict[str, Any]:
             return _finish_quantized(source, plan, chosen, state, progress)
 
-        return _run(source, Path(dst), plan, restart, progress, last, chosen.allow_nonfinite)
+        return _run(
+            source, Path(dst), plan, restart, threads, progress, last, chosen.allow_nonfinite
+        )
 
 
 def dry_run(
@@ -106,7 +109,12 @@ def dry_run(
 
 
 def dequantize(
-    src: Path_, dst: Path_, *, restart: bool = False, progress: Progress = _quiet
+    src: Path_,
+    dst: Path_,
+    *,
+    restart: bool = False,
+    threads: int | None = None,
+    progress: Progress = _quiet,
 ) -> dict[str, Any]:
     """Turn a checkpoint that :func:`quantize` wrote into floats again, in the dtypes it had.
 
@@ -134,11 +142,11 @@ def dequantize(
             weights = sum(item.back for item in items)
             return {"weights": weights, "bytes_before": before, "bytes_after": after}
 
-        return _run(source, Path(dst), plan, restart, progress, last, True)
+        return _run(source, Path(dst), plan, restart, threads, progress, last, True)
 
 
 def _run(
-    source: Source, dst: Path, plan: Plan, restart: bool, progress: Progress,
+    source: Source, dst: Path, plan: Plan, restart: bool, threads: int | None, progress: Progress,
     last: Callable[[State], dict[str, Any]], allow_nonfinite: bool,
 ) -> dict[str, Any]:  # fmt: skip
     _check_places(source, dst)
@@ -151,7 +159,7 @@ def _run(
         for file in plan.files:
             if file not in todo:
                 progress(Event("before", file.name))
-        with Converter(source, plan, allow_nonfinite=allow_nonfinite) as converter:
+        with Converter(source, plan, threads=threads, allow_nonfinite=allow_nonfinite) as converter:
             # Each process begins elsewhere; then it takes what no one has, then what is not whole.
             first = len(todo) * rank // world
             for wait in (False, True):
@@ -268,7 +276,9 @@ def _write_all(state: State, plan: Plan, made: dict[str, bytes]) -> None:
 # ---- verify, report -----------------------------------------------------------------------------------
 
 
-def verify(src: Path_, dst: Path_, *, progress: Progress = _quiet) -> list[str]:
+def verify(
+    src: Path_, dst: Path_, *, threads: int | None = None, progress: Progress = _quiet
+) -> list[str]:
     """Quantize again, in memory, and compare every byte of dst but the picture.
 
     The options are those that dst remembers. The figures of report.json are not measured again.
@@ -291,7 +301,9 @@ def verify(src: Path_, dst: Path_, *, progress: Progress = _quiet) -> list[str]:
     with Source(src) as source:
         plan = plan_to_quantize(source, chosen)
         progress(Event("plan", size=sum(map(_bytes_to_read, plan.files))))
-        with Converter(source, plan, allow_nonfinite=True, measured=False) as converter:
+        with Converter(
+            source, plan, threads=threads, allow_nonfinite=True, measured=False
+        ) as converter:
             for file in plan.files:
                 progress(Event("file", file.name))
                 try:
@@ -303,7 +315,7 @@ def verify(src: Path_, dst: Path_, *, progress: Progress = _quiet) -> list[str]:
                     converter.convert(file, comparer, lambda n: progress(Event("read", size=n)))
                 finally:
                     comparer.close()
-                differing += comparer.differing
+                differing += sorted(comparer.differing)
                 progress(Event("done", file.name))
         try:
             rows = report(folder)["tensors"]

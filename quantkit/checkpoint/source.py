@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 import warnings
 import zipfile
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 MAX_HEADER = 100_000_000  # bytes, as safetensors has it; of an index and of a copied file too
+_SCRATCH = 8 << 20  # bytes, of tensors whose elements lie apart
 PICKLED = (".pt", ".pth", ".bin")
 # Weights in formats that are not read here: they would lie beside the quantized ones.
 OTHER_WEIGHTS = (
@@ -145,7 +147,6 @@ class Source:
         self.left_out: dict[str, str] = {}
         self.shared: set[str] = set()
         self._opened: dict[int, int] = {}
-        self._scratch: Buffer | None = None
         try:
             self._read_headers()
         except BaseException:
@@ -258,8 +259,6 @@ class Source:
             )
             raise CheckpointError(f"{shown(name)}: {where} {shown(odd)}")
         self.tensors |= tensors
-        if len(self._opened) > 100:
-            self.close()
 
     def _pickled(
         self, path: Path, info: os.stat_result, index: int, name: str
@@ -279,10 +278,12 @@ class Source:
                 warnings.simplefilter("ignore")
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch's loader raises what its unpickler meets
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise CheckpointError(
-                f"{shown(name)}: torch.load(weights_only=True) refuses it: {shown(reason[0])}"
-            ) from None
+            text = str(error).strip() or type(error).__name__
+            found = re.search(r"nsupported (?:global: )?GLOBAL (\S+)", text)
+            reason = (
+                f"it asks for {found[1]}, which is no weight" if found else text.splitlines()[0]
+            )
+            raise CheckpointError(f"{shown(name)}: {shown(reason)}") from None
         if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
             state = state["state_dict"]
         if not isinstance(state, Mapping):
@@ -353,19 +354,17 @@ class Source:
             memory = memoryview(buffer.bytes)[at : at + region.nbytes]
             pread_into(fd, region.offset, memory, self.files[region.file].name)
         else:
-            self._gather(fd, region, out)
+            self._gather(fd, region, out, Buffer(_SCRATCH))
         return out
 
-    def _gather(self, fd: int, region: Region, out: torch.Tensor) -> None:
+    def _gather(self, fd: int, region: Region, out: torch.Tensor, scratch: Buffer) -> None:
         """By halves, until what lies between a part's first and last element is worth reading."""
         assert region.strides is not None
-        if self._scratch is None:
-            self._scratch = Buffer(8 << 20)
         span = _span(region.shape, region.strides) * region.dtype.itemsize
-        if span <= 1 << 16 or (span <= len(self._scratch.bytes) and span <= 4 * region.nbytes):
+        if span <= 1 << 16 or (span <= _SCRATCH and span <= 4 * region.nbytes):
             name = self.files[region.file].name
-            pread_into(fd, region.offset, memoryview(self._scratch.bytes)[:span], name)
-            flat = self._scratch.tensor[:span].view(region.dtype)
+            pread_into(fd, region.offset, memoryview(scratch.bytes)[:span], name)
+            flat = scratch.tensor[:span].view(region.dtype)
             out.copy_(flat.as_strided(region.shape, region.strides))
             return
         reach = [(n - 1) * s for n, s in zip(region.shape, region.strides, strict=True)]
@@ -375,20 +374,13 @@ class Source:
             shape = (*region.shape[:dim], end - first, *region.shape[dim + 1 :])
             offset = region.offset + first * region.strides[dim] * region.dtype.itemsize
             part = region._replace(shape=shape, offset=offset)
-            self._gather(fd, part, out.narrow(dim, first, end - first))
+            self._gather(fd, part, out.narrow(dim, first, end - first), scratch)
 
     def _fd(self, index: int) -> int:
-        if index not in self._opened:
-            if len(self._opened) > 100:
-                self.close()
-            self._opened[index] = opened(self.files[index].path)[0]
-        self._same(index)
-        return self._opened[index]
-
-    def _same(self, index: int) -> None:
         file, info = self.files[index], os.fstat(self._opened[index])
         if (info.st_size, info.st_mtime_ns) != (file.size, file.mtime_ns):
             raise CheckpointError(f"{shown(file.name)}: it changed while it was read")
+        return self._opened[index]
 
 
 # ---- files --------------------------------------------------------------------------------------------
