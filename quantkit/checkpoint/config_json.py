@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -55,10 +56,12 @@ def weights_in(metadata: Mapping[str, str]) -> dict[str, Weight]:
             raise ValueError(f"version {said['version']}")
         schemes = dict(enumerate(WeightScheme(**s) for s in said["schemes"]))
         weights = {
-            name: Weight(schemes[index], tuple(map(int, shape)), _DTYPES[dtype])
+            name: Weight(schemes[index], tuple(shape), _DTYPES[dtype])
             for name, (index, shape, dtype) in said["weights"].items()
         }
         for name, w in weights.items():
+            if set(map(type, w.shape)) != {int}:
+                raise ValueError(f"{name}: shape {w.shape}")
             if why := w.scheme.why_not(w.shape, w.dtype):
                 raise ValueError(f"{name}: {why}")
         return weights
@@ -80,7 +83,8 @@ def quantization_config(
             tied to an embedding. "lm_head" is always among them, unless it is quantized.
 
     Raises:
-        ValueError for layouts of which no consumer takes both in one checkpoint.
+        ValueError for layouts of which no consumer takes both in one checkpoint, and for embeddings
+        where the layout has none.
     """
     of = {layer(name): s for name, s in weights.items()}
     schemes = {s for s in of.values() if s is not None}
@@ -95,10 +99,19 @@ def quantization_config(
             f"layout: expected one kind for a checkpoint, got {' and '.join(sorted(families))}"
         )
     if families == {"quantkit"}:
-        return {"quant_method": "quantkit"}  # the files say the rest
+        # The files say the rest. Of an unknown "quant_method" transformers only warns, and then takes
+        # codes for weights. Without one it refuses.
+        return {"layout": "quantkit"}
+    embeddings = {n for n, s in of.items() if s is not None and _is_embedding(n)}
     if families == {"deepseek"}:
+        if embeddings:
+            raise ValueError(f"{min(embeddings)}: the layout deepseek has no quantized embeddings")
         return _deepseek(schemes, left)
-    return _compressed_tensors(of, left)
+    # Their inputs are indices, which no one may quantize.
+    weights_alone = {
+        n: replace(s, activations=False) for n, s in of.items() if s and n in embeddings
+    }
+    return _compressed_tensors({**of, **weights_alone}, left)
 
 
 def layer(name: str) -> str:
@@ -149,7 +162,9 @@ def _compressed_tensors(of: Mapping[str, WeightScheme | None], left: list[str]) 
 
 
 def _is_embedding(name: str) -> bool:
-    return any(word in name.lower() for word in ("embed", "wte", "wpe"))
+    """By its name: an embedding's inputs are indices, and its class is not Linear."""
+    words = ("embed", "_emb.", ".emb.", "wte.", "wpe.")
+    return name == "shared" or any(word in f"{name.lower()}." for word in words)
 
 
 def _arguments(s: WeightScheme) -> dict[str, Any]:

@@ -23,7 +23,7 @@ weight, so tiles never change a byte.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -62,6 +62,9 @@ _FIXED: dict[str, tuple[str, tuple[int, int] | None]] = {
     "nvfp4-pack-quantized": ("e4m3", (1, 16)),
     "deepseek": ("float32", None),
 }
+# nvfp4's inputs would need calibration.
+_ACTIVATIONS = {"nvfp4-pack-quantized": (False,), "deepseek": (True,), "quantkit": (False,)}
+_ONE_ROW = ("int-quantized", "pack-quantized")
 SCALES = ("weight", "float32", "e8m0", "e4m3")
 _LARGEST = E4M3.high * 6  # of e4m3 scales and float4 codes together
 
@@ -116,32 +119,46 @@ class WeightScheme:
     activations: bool = False
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise _wrong("layout", f"one of {', '.join(LAYOUTS)}", self.layout)
-        if self.dtype not in LAYOUTS[self.layout]:
-            raise _wrong(
-                "dtype", f"{' or '.join(LAYOUTS[self.layout])} for {self.layout}", self.dtype
-            )
         block = None if self.block is None else tuple(self.block)
         object.__setattr__(self, "block", block)
+        self._check(LAYOUTS, "layout", "")
+        of = f" for {self.layout}"
+        self._check(LAYOUTS[self.layout], "dtype", of)
+        f = self.format
         if block is not None and not _is_block(block):
             raise _wrong("block", "[rows from 1 on, numbers from 1 on or -1 for all]", list(block))
-        if not self.symmetric and not self.format.has_zero_point:
-            raise _wrong("symmetric", f"True for {self.dtype}", False)
-        if self.scale not in SCALES:
-            raise _wrong("scale", f"one of {', '.join(SCALES)}", self.scale)
-        scale, fixed = _FIXED.get(self.layout, (self.scale, block))
-        if self.scale != scale:
-            raise _wrong("scale", f"{scale!r} for {self.layout}", self.scale)
+        if block is not None and block[0] != 1 and self.layout in _ONE_ROW:
+            raise _wrong("block", f"one row{of}", list(block))
+        # Of floats only zero is in the middle, of unsigned integers it never is.
+        both = (True, False) if f.has_zero_point and f.low < 0 else (not f.has_zero_point,)
+        self._check(both, "symmetric", f" for {self.dtype}")
+        scale, fixed = _FIXED.get(self.layout, (None, None))
+        self._check(SCALES if scale is None else (scale,), "scale", of)
         if fixed is not None and block != fixed:
-            raise _wrong("block", f"{list(fixed)} for {self.layout}", block and list(block))
-        tall = block is not None and block[0] != 1
-        if tall and self.layout in ("int-quantized", "pack-quantized"):
-            raise _wrong("block", f"one row for {self.layout}", block)
-        if self.layout == "pack-quantized" and block is None and not self.symmetric:
-            raise _wrong("block", "a channel or a group for zero points in pack-quantized", None)
-        if self.layout == "nvfp4-pack-quantized" and self.activations:
-            raise _wrong("activations", f"False for {self.layout}: they need calibration", True)
+            raise _wrong("block", f"{list(fixed)}{of}", block and list(block))
+        if block is None and self.scale in ("e8m0", "e4m3"):
+            raise _wrong("block", f"two sizes for scales in {self.scale}", None)
+        if block is None and self.layout == "pack-quantized" and not self.symmetric:
+            raise _wrong("block", f"a channel or a group for zero points in {self.layout}", None)
+        if self.scale == "e4m3" and self.dtype != "float4_e2m1fn":
+            raise _wrong("dtype", "float4_e2m1fn for scales in e4m3", self.dtype)
+        if self.scale == "e8m0" and not self.symmetric:
+            raise _wrong("symmetric", "True for scales in e8m0", False)
+        self._check((None, *self._rules()), "scale_rule", f" for {self.dtype}, {self.scale}")
+        self._check(_ACTIVATIONS.get(self.layout, (True, False)), "activations", of)
+
+    def _check(self, choices: Iterable[object], argument: str, of: str) -> None:
+        got = getattr(self, argument)
+        if not any(got == c and type(got) is type(c) for c in choices):
+            raise _wrong(argument, f"{' or '.join(map(str, choices))}{of}", got)
+
+    def _rules(self) -> tuple[str, ...]:
+        """Names of scale rules that the codes and scales can have."""
+        f = self.format
+        if not self.symmetric or self.scale == "e4m3":
+            return ()
+        powers = ("ceil", "floor") if f.has_zero_point else ("ceil", "floor", "even")
+        return powers if self.scale == "e8m0" or not f.has_zero_point else ("half_range", *powers)
 
     @property
     def format(self) -> Format:

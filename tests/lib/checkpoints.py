@@ -1,18 +1,14 @@
-"""Checkpoints for tests: weights stored by their schemes, whole or by tiles, and folders of them."""
+"""Weights for tests, and what a file holds for them by each scheme, whole or by tiles."""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 import quantkit
-from quantkit.checkpoint.config_json import Weight, layer, metadata, quantization_config
 from quantkit.checkpoint.layouts import SCHEMES, WeightScheme
 
 
@@ -30,6 +26,7 @@ ALL = {
     "w8 asymmetric": of("w8", symmetric=False),
     "w8 weights alone": of("w8a8", activations=False),
     "w8 group": of("w8", block=(1, 64)),
+    "w4 with inputs": of("w4", activations=True),
     "w4 channel": of("w4", block=(1, -1)),
     "w4 half range": of("w4", scale_rule="half_range"),
     "w4 asymmetric": of("w4", symmetric=False),
@@ -81,36 +78,3 @@ def tiles(scheme: WeightScheme, n: int, rows: int | None) -> Iterator[tuple[int,
     step = n if rows is None else -(-rows // scheme.rows) * scheme.rows
     for first in range(0, n, step):
         yield first, min(step, n - first)
-
-
-def write(
-    source: Path, folder: Path, choose: Callable[[str, torch.Tensor], WeightScheme | None]
-) -> dict[str, torch.Tensor]:
-    """A quantized copy of a checkpoint's folder: what each layer's weight should be after loading."""
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
-    schemes: dict[str, WeightScheme | None] = {}
-    expected, files = {}, {}
-    for file in sorted(source.glob("*.safetensors")):
-        tensors, weights = {}, {}
-        for name, x in load_file(file).items():
-            s = choose(name, x)
-            if x.dim() == 2 and name.endswith(".weight"):
-                schemes[name] = s
-            if s is None:
-                tensors[name] = x
-                continue
-            assert s.why_not(tuple(x.shape), x.dtype) is None
-            tensors |= stored(s, name, x)
-            weights[name] = Weight(s, tuple(x.shape), x.dtype)
-            expected[layer(name)] = quantkit.dequantize(*quantized(s, x)).to(x.dtype)
-        save_file(tensors, folder / file.name, metadata(weights))
-        files |= dict.fromkeys(tensors, file.name)
-    if len(set(files.values())) > 1:
-        index = {"metadata": {}, "weight_map": files}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = quantization_config(schemes)
-    (folder / "config.json").write_text(json.dumps(config))
-    return expected
