@@ -1,5 +1,6 @@
 """Layouts of checkpoints: tiles, the way back, what is said about them; no other package."""
 
+import hashlib
 import itertools
 import json
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lib.checkpoints import ALL, of, quantized, stored, weight
+from lib.rivals import bell, powers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -141,6 +143,31 @@ def test_zero_points_share_int32s_along_rows():
     zeros = stored(of("w4", block=(1, -1), symmetric=False), NAME, x)[f"{NAME}_zero_point"]
     nibbles = [(word >> 4 * i) % 16 for word in zeros[:, 0].tolist() for i in range(8)]
     assert nibbles == [15 - i for i in range(11)] + [0] * 5
+
+
+# SHA-256 of what files hold for one weight in three dtypes. Other bytes are other checkpoints: files of
+# an earlier version would fail `quantkit verify`.
+DIGESTS = {
+    "w8a8": "af41e1c4211cf351",
+    "w8": "75fe75cd8c606e28",
+    "w4": "fef9d65d0d9af4bc",
+    "fp8": "a9592d0ce1edb37e",
+    "mxfp8": "e0b22a8ce3c8582c",
+    "mxfp4": "06045ef17e94c30b",
+    "nvfp4": "608a35a5d6fac61c",
+    "fp8_block": "3dc6fdf83d90fa17",
+}
+
+
+@pytest.mark.fallback
+@pytest.mark.parametrize("name", SCHEMES)
+def test_bytes_stay_what_they_are(name):
+    digest = hashlib.sha256()
+    for dtype in WEIGHT_DTYPES:
+        x = (bell(1, 256, 384) * powers(2, -9, 0, 256, 384)).to(dtype)
+        for part, t in stored(SCHEMES[name], NAME, x, 128).items():
+            digest.update(part.encode() + t.reshape(-1).view(torch.uint8).numpy().tobytes())
+    assert digest.hexdigest()[:16] == DIGESTS[name]
 
 
 # ---- numbers at the edges ---------------------------------------------------------------------------
