@@ -21,7 +21,7 @@ from .output import Sink
 from .plan import TILE, Item, OutputFile, Plan
 from .source import Buffer, CheckpointError, Region, Source, shown
 
-BUDGET = 96 << 20  # bytes of all buffers
+BUDGET = 64 << 20  # bytes of all tiles under way, before and after
 _ALIGN = 64
 
 # A part's name, a byte inside it, and the tensor whose bytes go there.
@@ -193,11 +193,12 @@ class Converter:
         # The first step of a tensor is the largest one.
         firsts = (next(self._task(item).steps(), None) for item in plan.items)
         largest = max((_bytes_of(step) for step in firsts if step), default=0)
-        count = min(workers + 1, max(2, BUDGET // max(largest, 1)))
+        floats = max((item.tile_bytes for item in plan.items), default=0)
+        count = min(workers + 1, max(2, BUDGET // max(largest + floats, 1)))
         self._free = [Buffer(largest) for _ in range(count)]
-        self._pool = ThreadPoolExecutor(workers)
-        # glibc keeps what threads free: of large tiles hundreds of MB, unless it is told to give it back.
-        large = any(item.weight and item.tile_bytes > TILE for item in plan.items)
+        self._pool = ThreadPoolExecutor(min(workers, count))
+        # glibc keeps what threads free, hundreds of MB of many or large tiles, unless it is told not to.
+        large = floats > TILE or count > 4
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if large else None
 
     def __enter__(self) -> Converter:

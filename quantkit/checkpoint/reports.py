@@ -11,6 +11,7 @@ from .source import shown
 
 WORST = 10
 _HIGH = 110.0  # dB, where bars of exact weights end
+_LABELS = 300  # of more weights a picture names the worst alone
 
 
 def summary(
@@ -86,23 +87,25 @@ def picture(report: Mapping[str, Any]) -> bytes | None:
     from matplotlib.figure import Figure
 
     rows = report["tensors"]
-    names = [shown(row["name"], 60).replace("$", r"\$") for row in rows]
+    bad = {row["name"] for row in worst(report)}
+    named = [i for i, row in enumerate(rows) if len(rows) <= _LABELS or row["name"] in bad]
     columns = (
         ("SQNR, dB", [_HIGH if r["sqnr_db"] is None else r["sqnr_db"] for r in rows]),
         ("greatest error", [r["max_error"] for r in rows]),
         ("saturated, %", [100 * r["saturated"] / max(1, _elements(r)) for r in rows]),
+        ("MB, before and after", [r["bytes_before"] / 1e6 for r in rows]),
     )
-    step = min(0.16, 200 / max(1, len(rows)))  # Agg takes no picture of more than 2^16 pixels
-    figure = Figure(figsize=(12, 1.6 + step * len(rows)), dpi=100)
-    axes = figure.subplots(1, 3, sharey=True)
-    bad = {row["name"] for row in worst(report)}
+    figure = Figure(figsize=(14, 1.6 + 0.16 * min(len(rows), _LABELS)), dpi=100)
+    axes = figure.subplots(1, len(columns), sharey=True)
     colors = ["#c0392b" if row["name"] in bad else "#4c72b0" for row in rows]
     for axis, (title, values) in zip(axes, columns, strict=True):
-        axis.barh(range(len(rows)), values, color=colors)
+        axis.barh(range(len(rows)), values, color=colors if axis is not axes[-1] else "#cccccc")
         axis.set_title(title, fontsize=9)
+        axis.set_xlim(left=0)
         axis.tick_params(labelsize=6)
-    axes[0].set_yticks(range(len(rows)), names)
-    axes[0].invert_yaxis()
+    axes[-1].barh(range(len(rows)), [r["bytes_after"] / 1e6 for r in rows], color=colors)
+    axes[0].set_yticks(named, [shown(rows[i]["name"], 60).replace("$", r"\$") for i in named])
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
     text = f"{report['scheme']}: {totals(report)}. The ten worst are red."
     figure.suptitle(text.replace("$", r"\$"), fontsize=9)
     figure.tight_layout()

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 
 MAX_HEADER = 100_000_000  # bytes, as safetensors has it; of an index and of a copied file too
-_SCRATCH = 8 << 20  # bytes, of tensors whose elements lie apart
+# Bytes that are read at once of tensors whose elements lie apart; few are read anyway.
+_SCRATCH, _NEAR = 8 << 20, 1 << 16
 PICKLED = (".pt", ".pth", ".bin")
 # Weights in formats that are not read here: they would lie beside the quantized ones.
 OTHER_WEIGHTS = (
@@ -354,14 +355,15 @@ class Source:
             memory = memoryview(buffer.bytes)[at : at + region.nbytes]
             pread_into(fd, region.offset, memory, self.files[region.file].name)
         else:
-            self._gather(fd, region, out, Buffer(_SCRATCH))
+            span = _span(region.shape, region.strides) * region.dtype.itemsize
+            self._gather(fd, region, out, Buffer(min(span, _SCRATCH)))
         return out
 
     def _gather(self, fd: int, region: Region, out: torch.Tensor, scratch: Buffer) -> None:
         """By halves, until what lies between a part's first and last element is worth reading."""
         assert region.strides is not None
         span = _span(region.shape, region.strides) * region.dtype.itemsize
-        if span <= 1 << 16 or (span <= _SCRATCH and span <= 4 * region.nbytes):
+        if span <= _NEAR or (span <= _SCRATCH and span <= 4 * region.nbytes):
             name = self.files[region.file].name
             pread_into(fd, region.offset, memoryview(scratch.bytes)[:span], name)
             flat = scratch.tensor[:span].view(region.dtype)

@@ -88,7 +88,8 @@ class State:
 
     def _check_stamp(self) -> None:
         path = self.folder / "stamp.json"
-        if not path.exists():
+        begun = self._several or any(self.folder.glob("*.safetensors.json"))
+        if not path.exists() or not begun:
             write_whole(path, as_json(self._stamp))
             return
         there = read_json(path)
