@@ -6,6 +6,7 @@ At the end a table says which consumer loaded which layout, and what was equal.
 import importlib.metadata
 import importlib.util
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from lib.loaders import RESULTS, Result, llama
 
 
 @pytest.fixture(autouse=True)
-def quiet():
+def quiet(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # a second for each report's plot
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -1,5 +1,7 @@
 """transformers loads what quantkit writes: equal weights, equal outputs, and where not, why."""
 
+import functools
+
 import pytest
 import safetensors.torch
 import torch
@@ -86,6 +88,18 @@ def source(request):
     return request.getfixturevalue(request.param)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Quantized once for both modes."""
+
+    @functools.cache
+    def write_once(source, scheme):
+        folder = tmp_path_factory.mktemp("made") / "q"
+        return folder, write(source, folder, scheme)
+
+    return write_once
+
+
 def said(mode, source, scheme, result):
     model = "MiniLM float32" if source.name == "model" else "Llama bfloat16"
     RESULTS.append(Result(f"transformers, {mode}", model, scheme, result))
@@ -96,24 +110,24 @@ THEIRS = [name for name in ALL if not name.startswith("own")]
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", THEIRS)
-def test_weights_and_outputs_are_equal(name, mode, source, tmp_path):
+def test_weights_and_outputs_are_equal(name, mode, source, made):
     scheme = ALL[name]
-    weights = write(source, tmp_path / "q", scheme)
+    folder, weights = made(source, scheme)
     compressed = mode == "compressed" and scheme.layout != "deepseek"
     if compressed and scheme.layout == "pack-quantized" and not scheme.symmetric:
         with pytest.raises(RuntimeError, match=UNREADABLE):
-            load(tmp_path / "q", mode)
+            load(folder, mode)
         said(mode, source, name, "does not load: it expects zero points that are not packed")
         return
     coded = scheme.scale in ("e8m0", "e4m3")
     dtype = "auto"
     if compressed and coded and source.name == "model":
         with pytest.raises(RuntimeError, match="must have the same dtype"):
-            load(tmp_path / "q", mode)(IDS)
+            load(folder, mode)(IDS)
         said(mode, source, name, "loads, and does not run: weights become bfloat16")
         dtype = torch.bfloat16
     weights = {n: w.to(dtype) if dtype != "auto" else w for n, w in weights.items()}
-    model, reference = load(tmp_path / "q", mode, dtype), holding(source, weights, dtype)
+    model, reference = load(folder, mode, dtype), holding(source, weights, dtype)
     result = "weights and outputs equal"
     if compressed and scheme.activations:
         quantizing_inputs(reference, weights, of_compressed_tensors(scheme))
