@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -226,6 +227,20 @@ def test_pickles(tmp_path):
     refused(path, "is no file that torch.save of torch 1.6 or newer writes")
     torch.jit.script(torch.nn.Linear(2, 2)).save(path)
     refused(path, "is TorchScript")
+    torch.save({"w": torch.ones(3)}, path)
+    for changed, text in (
+        ({"m/byteorder": b"big"}, "its byte order is big"),
+        ({"m/data.pkl": b"\x80\x02" + bytes(99)}, "data.pkl: torch.save writes no such"),
+    ):
+        with zipfile.ZipFile(path) as good, zipfile.ZipFile(tmp_path / "x.pt", "w") as bad:
+            for name in good.namelist():
+                kind = (
+                    zipfile.ZIP_DEFLATED
+                    if name in changed and "pkl" in name
+                    else zipfile.ZIP_STORED
+                )
+                bad.writestr(name, changed.get(name, good.read(name)), kind)
+        refused(tmp_path / "x.pt", text)
     torch.save([torch.ones(3)], path)
     refused(path, "expected a dict of tensors, got list")
     torch.save({"w": 3}, path)

@@ -133,7 +133,8 @@ def _quantize(args: argparse.Namespace) -> int:
             threads=args.threads,
             progress=progress,
         )
-    _show_report(made, args.json)
+    if _first():
+        _show_report(made, args.json)
     return 0
 
 
@@ -165,9 +166,9 @@ def _dequantize(args: argparse.Namespace) -> int:
         made = dequantize(
             args.src, args.dst, restart=args.restart, threads=args.threads, progress=progress
         )
-    if args.json:
+    if args.json and _first():
         _print_json(made)
-    else:
+    elif _first():
         before, after = reports.size(made["bytes_before"]), reports.size(made["bytes_after"])
         print(f"{made['weights']} weights dequantized, {before} -> {after}")
     return 0
@@ -203,6 +204,11 @@ def _info(args: argparse.Namespace) -> int:
 
 
 # ---- what is shown ------------------------------------------------------------------------------------
+
+
+def _first() -> bool:
+    """Of several processes one shows the result."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _print_json(value: object) -> None:

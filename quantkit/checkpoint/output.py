@@ -93,10 +93,6 @@ class Writer:
                 raise full(self.part, self.size) from None
             raise
 
-    def flush(self) -> None:
-        """Bring what was written so far to the disk."""
-        os.fdatasync(self._fd)
-
     def finish(self) -> None:
         os.fsync(self._fd)
         os.close(self._fd)
@@ -192,4 +188,4 @@ def sync_folder(folder: Path) -> None:
 
 
 def as_json(value: object) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

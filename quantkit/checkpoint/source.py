@@ -11,6 +11,7 @@ import math
 import os
 import re
 import stat
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -265,15 +266,7 @@ class Source:
         self, path: Path, info: os.stat_result, index: int, name: str
     ) -> dict[str, Region]:
         """Places of the tensors that torch.load makes of a mapped file, which is not read for it."""
-        try:
-            with zipfile.ZipFile(path) as archive:
-                inside = archive.namelist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-            raise CheckpointError(
-                f"{shown(name)}: is no file that torch.save of torch 1.6 or newer writes"
-            ) from None
-        if any("/code/" in n or n.endswith("/constants.pkl") for n in inside):
-            raise CheckpointError(f"{shown(name)}: is TorchScript: save its state_dict() instead")
+        _check_archive(path, name)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -509,6 +502,30 @@ def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     if 0 in shape:
         return 0
     return 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+
+
+def _check_archive(path: Path, name: str) -> None:
+    """What torch.load would not say in one line, would unpack into memory, or would swap there."""
+    what = shown(name)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(
+                "/code/" in e.filename or e.filename.endswith("/constants.pkl") for e in entries
+            ):
+                raise CheckpointError(f"{what}: is TorchScript: save its state_dict() instead")
+            for e in entries:
+                too_large = e.filename.endswith(".pkl") and e.file_size > MAX_HEADER
+                if e.compress_type != zipfile.ZIP_STORED or too_large:
+                    raise CheckpointError(f"{what}: {shown(e.filename)}: torch.save writes no such")
+                if e.filename.endswith("/byteorder") and e.file_size < 100:
+                    order = archive.read(e).decode("ascii", "replace")
+                    if order != sys.byteorder:
+                        raise CheckpointError(f"{what}: its byte order is {shown(order)}")
+    except (zipfile.BadZipFile, OSError, NotImplementedError):
+        raise CheckpointError(
+            f"{what}: is no file that torch.save of torch 1.6 or newer writes"
+        ) from None
 
 
 def _place_of(t: torch.Tensor, mapped: list[range], size: int, what: str) -> Region:
