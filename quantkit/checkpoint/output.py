@@ -1,0 +1,191 @@
+"""One safetensors file of known layout: written at any place, and whole when it gets its name.
+
+Space is reserved before the first byte, so a full disk is an error and no signal. The file is called
+``NAME.part`` until all of it is on the disk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from .layouts import Part
+from .source import DTYPES, CheckpointError, opened, pread, pread_into, shown
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFull(CheckpointError):
+    """There is no space for what has to be written."""
+
+
+class Layout(NamedTuple):
+    """A file before it has data: its header, where each tensor begins, how many bytes it has."""
+
+    header: bytes
+    places: dict[str, int]
+    size: int
+
+
+def layout_of(parts: Iterable[Part], metadata: Mapping[str, str]) -> Layout:
+    """The layout of these tensors. Larger items come first, so that each is aligned."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    places: dict[str, int] = {}
+    at = 0
+    for part in sorted(parts, key=lambda p: (-p.dtype.itemsize, p.name)):
+        if part.name in places:
+            raise CheckpointError(f"{shown(part.name)}: two tensors would have this name")
+        end = at + math.prod(part.shape) * part.dtype.itemsize
+        header[part.name] = {
+            "dtype": _NAMES[part.dtype],
+            "shape": list(part.shape),
+            "data_offsets": [at, end],
+        }
+        places[part.name], at = at, end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    header_bytes = len(text).to_bytes(8, "little") + text
+    return Layout(header_bytes, {k: start + v for k, v in places.items()}, start + at)
+
+
+class Sink(Protocol):
+    """Where the bytes of an output file go: to a disk, or to a comparison."""
+
+    def put(self, name: str, place: int, t: torch.Tensor) -> None:
+        """Take a contiguous tensor's bytes for a place in the file; name is of the part."""
+        ...
+
+
+class Writer:
+    """A file that is written by ``pwrite``; :meth:`finish` gives it its name."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self.path, self.part, self.size = path, path.with_name(path.name + ".part"), layout.size
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(self.part, flags, 0o666)
+        try:
+            reserve(self._fd, layout.size, self.part)
+            self._write(memoryview(layout.header), 0)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def put(self, name: str, place: int, t: torch.Tensor) -> None:
+        self._write(memory_of(t), place)
+
+    def _write(self, memory: memoryview, place: int) -> None:
+        try:
+            while memory:
+                count = os.pwrite(self._fd, memory, place)
+                memory, place = memory[count:], place + count
+        except OSError as error:
+            if error.errno in _FULL:
+                raise full(self.part, self.size) from None
+            raise
+
+    def finish(self) -> None:
+        os.fsync(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+        os.replace(self.part, self.path)
+        sync_folder(self.path.parent)
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self.part.unlink(missing_ok=True)
+
+
+class Comparer:
+    """A file that should have these bytes already; ``differing`` has the names of those that do not."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self.name = path.name
+        self.differing: dict[str, None] = {}
+        self._fd, info = opened(path)
+        same = info.st_size == layout.size
+        if not same or pread(self._fd, 0, len(layout.header), self.name) != layout.header:
+            os.close(self._fd)
+            raise CheckpointError(f"{shown(path.name)}: its header or its size differs")
+
+    def put(self, name: str, place: int, t: torch.Tensor) -> None:
+        there = torch.empty_like(t)
+        pread_into(self._fd, place, memory_of(there), self.name)
+        if memory_of(there) != memory_of(t):
+            self.differing[name] = None
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def memory_of(t: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, which must outlive them."""
+    kind = ctypes.c_char * (t.numel() * t.element_size())
+    return memoryview(kind.from_address(t.data_ptr())).cast("B") if t.numel() else memoryview(b"")
+
+
+def reserve(fd: int, size: int, path: Path) -> None:
+    """Take the space of a file from the disk, or raise DiskFull."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except (AttributeError, OSError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if code in _FULL:
+            raise full(path, size) from None
+        if code not in (None, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        if free_space(path.parent) < size:
+            raise full(path, size) from None
+        os.ftruncate(fd, size)
+
+
+def full(path: Path, size: int) -> DiskFull:
+    free = free_space(path.parent)
+    return DiskFull(f"{shown(path)}: no space: it needs {size} bytes, {free} are free")
+
+
+def free_space(folder: Path) -> int:
+    info = os.statvfs(folder)
+    return info.f_bavail * info.f_frsize
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A small file, which is there with all its bytes or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno in _FULL:
+            raise full(path, len(data)) from None
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def as_json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,480 @@
+"""What becomes of each tensor, and in which file: from headers alone, alike in every process."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .._version import __version__
+from .config_json import Weight, metadata, quantization_config, weights_in
+from .layouts import SCHEMES, Part, WeightScheme
+from .output import Layout, layout_of
+from .source import CheckpointError, Region, Source, shown
+
+TILE = 4 << 20  # bytes of a weight in one step
+MAX_TILE = 32 << 20  # the same, where rows that belong together are larger
+# First match wins: the reason why a tensor stays as it is.
+KEPT = {
+    "an embedding": ("*embed*", "*_emb.*", "*.emb.*", "*wte*", "*wpe*", "shared.weight"),
+    "a norm": ("*norm*", "*ln_*", "*.ln?.*"),
+    "a router": ("*router*", "*.gate.weight", "*.gate.wg.weight", "*shared_expert_gate*"),
+    "a head": ("*lm_head*", "output.weight"),
+    "a bias": ("*bias*",),
+}  # fmt: skip
+_SIZES = {"": 1, "B": 1} | {
+    f"{prefix}{unit}": base**power
+    for unit, base in (("B", 1000), ("iB", 1024))
+    for power, prefix in enumerate("KMGT", 1)
+}
+
+
+# ---- options ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors whose names match one of the patterns get the scheme; None leaves them as they are."""
+
+    match: tuple[str, ...]
+    scheme: WeightScheme | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that decides about the bytes of a quantized checkpoint; see :func:`options`."""
+
+    scheme: WeightScheme = SCHEMES["w8a8"]
+    rules: tuple[Rule, ...] = ()
+    shard_size: int | None = None
+    allow_nonfinite: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Of JSON's types."""
+        return {
+            "scheme": self.scheme.as_dict(),
+            "rules": [[list(r.match), r.scheme and r.scheme.as_dict()] for r in self.rules],
+            "shard_size": self.shard_size,
+            "allow_nonfinite": self.allow_nonfinite,
+        }
+
+    @staticmethod
+    def of_dict(d: Mapping[str, Any]) -> Options:
+        """The inverse of :meth:`as_dict`."""
+        try:
+            rules = tuple(
+                Rule(tuple(m), None if s is None else WeightScheme(**s)) for m, s in d["rules"]
+            )
+            scheme = WeightScheme(**d["scheme"])
+            return Options(scheme, rules, d["shard_size"], d["allow_nonfinite"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"options: not as quantkit writes them: {shown(error)}") from None
+
+
+def options(
+    scheme: str | Mapping[str, Any] | WeightScheme | None = None,
+    *,
+    config: str | Path | Mapping[str, Any] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    shard_size: str | int | None = None,
+    allow_nonfinite: bool = False,
+) -> Options:
+    """Options from arguments and a TOML file, whose keys have the names of the arguments.
+
+    Args:
+        scheme: of what no rule matches: a name of ``SCHEMES``, or a mapping with such a name as ``base``
+            and fields of WeightScheme that differ. None is "w8a8".
+        config: a TOML file, or what it would hold: ``scheme``, ``include``, ``exclude``, ``shard_size``,
+            ``allow_nonfinite`` and ``rule``, a list of tables with ``match`` and ``scheme`` or ``skip``.
+            Arguments win.
+        include: patterns of tensors that get the scheme, though they are embeddings or the like.
+        exclude: patterns of tensors that stay as they are.
+        shard_size: bytes of an output file at most, such as "2GB"; None keeps the source's division.
+        allow_nonfinite: whether NaN and infinities in a weight are no error.
+
+    A pattern is a glob, or after "re:" a regular expression that matches from the beginning. It is tried
+    on the tensor's name and on that without ".weight". The first match wins: of exclude, include, then
+    the same of the file, then its rules.
+
+    Raises:
+        CheckpointError for an unknown key or name, or a value of another type.
+    """
+    said = _toml(config) if isinstance(config, str | Path) else dict(config or {})
+    known = ("scheme", "include", "exclude", "shard_size", "allow_nonfinite", "rule")
+    _known("config", said, known)
+    base = _scheme(said.get("scheme", "w8a8") if scheme is None else scheme)
+    rules = [*_rules(exclude, None), *_rules(include, base)]
+    rules += _rules(said.get("exclude", ()), None) + _rules(said.get("include", ()), base)
+    tables = said.get("rule", [])
+    if not isinstance(tables, list):
+        raise CheckpointError("rule: expected tables: [[rule]]")
+    for table in tables:
+        _known("rule", table, ("match", "scheme", "skip"))
+        if "match" not in table or ("scheme" in table) == (table.get("skip") is True):
+            raise CheckpointError("rule: expected match, and scheme or skip = true")
+        match = [table["match"]] if isinstance(table["match"], str) else table["match"]
+        patterns = tuple(p for rule in _rules(match, None) for p in rule.match)
+        rules.append(Rule(patterns, _scheme(table["scheme"]) if "scheme" in table else None))
+    size = said.get("shard_size") if shard_size is None else shard_size
+    nonfinite = allow_nonfinite or said.get("allow_nonfinite", False)
+    if not isinstance(nonfinite, bool):
+        raise CheckpointError(f"allow_nonfinite: expected true or false, got {nonfinite!r}")
+    return Options(base, tuple(rules), None if size is None else size_of(size), nonfinite)
+
+
+def _known(what: str, table: Any, keys: Sequence[str]) -> None:
+    if not isinstance(table, Mapping):
+        raise CheckpointError(f"{what}: expected a table, got {shown(table)}")
+    for key in table:
+        if key not in keys:
+            raise CheckpointError(
+                f"{what}: expected one of {', '.join(keys)}, got {shown(repr(key))}"
+            )
+
+
+def _toml(path: str | Path) -> dict[str, Any]:
+    try:
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+    except ImportError:
+        raise CheckpointError(
+            "config: Python 3.10 reads TOML with tomli: pip install tomli"
+        ) from None
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"config: {shown(path)}: {shown(error)}") from None
+
+
+def _scheme(given: object) -> WeightScheme:
+    if isinstance(given, WeightScheme):
+        return given
+    changes: dict[str, Any] = {}
+    if isinstance(given, Mapping):
+        changes = dict(given)
+        given = changes.pop("base", "w8a8")
+        _known("scheme", changes, [f.name for f in fields(WeightScheme)])
+    if not isinstance(given, str) or given not in SCHEMES:
+        raise CheckpointError(
+            f"scheme: expected one of {', '.join(SCHEMES)}, got {shown(repr(given))}"
+        )
+    if not changes:
+        return SCHEMES[given]
+    text = ", ".join(f"{k}={v}" for k, v in sorted(changes.items()) if k != "name")
+    if "block" in changes:
+        words = {"tensor": None, "channel": (1, -1)}
+        block = changes["block"]
+        changes["block"] = words[block] if isinstance(block, str) and block in words else block
+    changes.setdefault("name", f"{given} with {text}")
+    try:
+        return replace(SCHEMES[given], **changes)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"scheme: {shown(error)}") from None
+
+
+def _rules(patterns: Any, scheme: WeightScheme | None) -> list[Rule]:
+    if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+        raise CheckpointError(f"patterns: expected a list, got {shown(repr(patterns))}")
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise CheckpointError(f"patterns: expected strings, got {shown(repr(pattern))}")
+        try:
+            re.compile(pattern[3:] if pattern.startswith("re:") else "")
+        except re.error as error:
+            raise CheckpointError(f"pattern {shown(pattern)}: {shown(error)}") from None
+    return [Rule((pattern,), scheme) for pattern in patterns]
+
+
+def size_of(text: str | int) -> int:
+    """Bytes: an int, or a number with KB, MB, GB, TB, or KiB, MiB, GiB, TiB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B?)", str(text))
+    if found is None or found[2] not in _SIZES or isinstance(text, bool):
+        raise CheckpointError(
+            f"shard_size: expected a size such as 2GB or 500MiB, got {shown(text)}"
+        )
+    size = int(float(found[1]) * _SIZES[found[2]])
+    if size < 1:
+        raise CheckpointError(f"shard_size: expected a byte or more, got {shown(text)}")
+    return size
+
+
+def matches(pattern: str, name: str) -> bool:
+    names = (name, name.removesuffix(".weight"))
+    if pattern.startswith("re:"):
+        return any(re.match(pattern[3:], n) for n in names)
+    return any(fnmatch.fnmatchcase(n, pattern) for n in names)
+
+
+# ---- the plan -----------------------------------------------------------------------------------------
+
+
+class Item(NamedTuple):
+    """A tensor of the model: where it comes from and what a file will hold for it.
+
+    Attributes:
+        inputs: what is read: the tensor, or the parts of a quantized weight in the order of its scheme.
+        weight: how it is, or was, quantized; None: it is copied.
+        parts: what is written.
+        reason: why it is copied.
+        step: rows that are read at once; 0 where it is copied.
+    """
+
+    name: str
+    inputs: tuple[Region, ...]
+    weight: Weight | None
+    parts: tuple[Part, ...]
+    reason: str = ""
+    step: int = 0
+
+    @property
+    def back(self) -> bool:
+        """Whether a quantized weight becomes floats."""
+        return self.weight is not None and len(self.inputs) > 1
+
+    @property
+    def tile_bytes(self) -> int:
+        """Of the floats of a tile."""
+        return 0 if self.weight is None else self.step * _row_bytes(self.weight)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(math.prod(p.shape) * p.dtype.itemsize for p in self.parts)
+
+
+class OutputFile(NamedTuple):
+    name: str
+    items: tuple[Item, ...]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The files of a checkpoint to write.
+
+    Attributes:
+        config: what config.json gets as quantization_config; None for nothing.
+        stamp: what the files follow from, as JSON's types.
+    """
+
+    files: tuple[OutputFile, ...]
+    config: dict[str, Any] | None
+    stamp: dict[str, Any]
+
+    @property
+    def items(self) -> Iterator[Item]:
+        return (item for file in self.files for item in file.items)
+
+    @property
+    def index(self) -> dict[str, Any] | None:
+        """model.safetensors.index.json, where there are several files."""
+        if len(self.files) == 1:
+            return None
+        places = {part.name: f.name for f in self.files for i in f.items for part in i.parts}
+        total = sum(item.bytes_after for item in self.items)
+        return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+
+
+def _row_bytes(weight: Weight) -> int:
+    return weight.shape[1] * weight.dtype.itemsize
+
+
+def step_rows(weight: Weight) -> int:
+    """Rows of a tile; 0 where rows that belong together are too large."""
+    row = _row_bytes(weight)
+    unit = weight.scheme.rows
+    return 0 if unit * row > MAX_TILE else max(unit, TILE // row // unit * unit)
+
+
+def plan_to_quantize(source: Source, options: Options) -> Plan:
+    """What :func:`quantize` does with a source.
+
+    Raises:
+        CheckpointError for a pattern that matches no tensor, or schemes that no file can have together.
+    """
+    if isinstance(source.config.get("quantization_config"), dict):
+        raise CheckpointError(
+            f"{shown(source.path)}: is quantized already: its config.json has quantization_config"
+        )
+    _check_patterns(source, options)
+    items: list[Item] = []
+    for name, region in _in_order(source):
+        scheme, reason = _choice(name, region, options, name in source.shared)
+        if scheme is None:
+            items.append(_copied(name, region, reason))
+            continue
+        weight = Weight(scheme, region.shape, region.dtype)
+        parts = scheme.parts(name, *weight[1:])
+        items.append(Item(name, (region,), weight, parts, step=step_rows(weight)))
+    layers = {
+        i.name: i.weight and i.weight.scheme
+        for i in items
+        if i.weight or (len(i.parts[0].shape) == 2 and i.name.endswith(".weight"))
+    }
+    try:
+        config = quantization_config(layers)
+    except ValueError as error:
+        raise CheckpointError(f"scheme: {error}") from None
+    files = _divided(items, options.shard_size)
+    return Plan(files, config, _stamp("quantize", source, files, options.as_dict()))
+
+
+def plan_to_dequantize(source: Source) -> Plan:
+    """What :func:`dequantize` does with a checkpoint that quantkit wrote."""
+    weights = weights_of(source)
+    if not weights:
+        raise CheckpointError(f"{shown(source.path)}: has no weights that quantkit quantized")
+    items: list[Item] = []
+    taken: set[str] = set()
+    for name, (weight, inputs) in weights.items():
+        part = Part(name, weight.shape, weight.dtype, 1)
+        items.append(Item(name, tuple(inputs.values()), weight, (part,), step=step_rows(weight)))
+        taken |= set(inputs)
+    items += [_copied(n, r, "no codes") for n, r in source.tensors.items() if n not in taken]
+    items.sort(key=lambda item: (item.inputs[0].file, item.inputs[0].offset, item.name))
+    files = _divided(items, None)
+    return Plan(files, None, _stamp("dequantize", source, files, {}))
+
+
+def weights_of(source: Source) -> dict[str, tuple[Weight, dict[str, Region]]]:
+    """The quantized weights of a checkpoint: how, and where their parts lie, by name.
+
+    Raises:
+        CheckpointError where a part is missing, or has another shape or dtype than the file says.
+    """
+    found: dict[str, tuple[Weight, dict[str, Region]]] = {}
+    for file, said in zip(source.files, source.metadata, strict=True):
+        try:
+            weights = weights_in(said)
+        except ValueError as error:
+            raise CheckpointError(f"{shown(file.name)}: {shown(error)}") from None
+        for name, weight in weights.items():
+            what = f"{shown(file.name)}: {shown(name)}"
+            reason = weight.scheme.why_not(weight.shape, weight.dtype)
+            if name in found or reason is not None or not step_rows(weight):
+                raise CheckpointError(f"{what}: is no weight that quantkit wrote: {reason or ''}")
+            inputs = {}
+            for part in weight.scheme.parts(name, weight.shape, weight.dtype):
+                region = source.tensors.get(part.name)
+                if region is None or (region.shape, region.dtype) != (part.shape, part.dtype):
+                    got = "none" if region is None else f"{list(region.shape)} {region.dtype}"
+                    raise CheckpointError(
+                        f"{what}: expected {shown(part.name)} of shape {list(part.shape)} "
+                        f"{part.dtype}, got {got}"
+                    )
+                inputs[part.name] = region
+            found[name] = weight, inputs
+    return found
+
+
+def _in_order(source: Source) -> list[tuple[str, Region]]:
+    """As the tensors lie in their files, so that reads are sequential."""
+    return sorted(source.tensors.items(), key=lambda t: (t[1].file, t[1].offset, t[0]))
+
+
+def _copied(name: str, region: Region, reason: str) -> Item:
+    return Item(name, (region,), None, (Part(name, region.shape, region.dtype, 0),), reason)
+
+
+def _check_patterns(source: Source, options: Options) -> None:
+    for rule in options.rules:
+        for pattern in rule.match:
+            found = [n for n in source.tensors if matches(pattern, n)]
+            if not found:
+                raise CheckpointError(f"pattern {shown(repr(pattern))}: matches no tensor")
+            if rule.scheme is None:
+                continue
+            reasons = [_why_not(source.tensors[n], rule.scheme) for n in found]
+            if None not in reasons:
+                raise CheckpointError(
+                    f"pattern {shown(repr(pattern))}: no tensor of it can be quantized to "
+                    f"{shown(rule.scheme.name)}: {shown(found[0])}: {reasons[0]}"
+                )
+
+
+def _why_not(region: Region, scheme: WeightScheme) -> str | None:
+    reason = scheme.why_not(region.shape, region.dtype)
+    if reason is None and not step_rows(Weight(scheme, region.shape, region.dtype)):
+        return f"{scheme.rows} of its rows are over {MAX_TILE >> 20} MiB"
+    return reason
+
+
+def _choice(
+    name: str, region: Region, options: Options, shared: bool
+) -> tuple[WeightScheme | None, str]:
+    """The scheme of a tensor, or None and the reason why it has none."""
+    for rule in options.rules:
+        if any(matches(pattern, name) for pattern in rule.match):
+            if rule.scheme is None:
+                return None, "excluded"
+            reason = _why_not(region, rule.scheme)
+            return (rule.scheme, "") if reason is None else (None, reason)
+    reason = _why_not(region, options.scheme)
+    if reason is not None:
+        return None, reason
+    for reason, patterns in KEPT.items():
+        if any(fnmatch.fnmatchcase(name.lower(), p) for p in patterns):
+            return None, reason
+    if shared:
+        return None, "tied: it shares memory with another tensor"
+    if not name.endswith(".weight"):
+        return None, "its name does not end with .weight"
+    return options.scheme, ""
+
+
+def _divided(items: Sequence[Item], limit: int | None) -> tuple[OutputFile, ...]:
+    """Files of items: one for each of the source, or of at most so many bytes of tensors."""
+    groups: list[list[Item]] = []
+    size = 0
+    for item in items:
+        new = not groups or (
+            groups[-1][0].inputs[0].file != item.inputs[0].file
+            if limit is None
+            else size + item.bytes_after > limit
+        )
+        if new:
+            groups.append([])
+            size = 0
+        groups[-1].append(item)
+        size += item.bytes_after
+    _check_unique(part.name for item in items for part in item.parts)
+    files = []
+    for i, group in enumerate(groups, 1):
+        name = f"model-{i:05d}-of-{len(groups):05d}" if len(groups) > 1 else "model"
+        quantized = {i.name: i.weight for i in group if i.weight is not None and not i.back}
+        parts = [part for item in group for part in item.parts]
+        layout = layout_of(parts, metadata(quantized))
+        files.append(OutputFile(f"{name}.safetensors", tuple(group), layout))
+    return tuple(files)
+
+
+def _check_unique(names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise CheckpointError(f"{shown(name)}: two tensors would have this name")
+        seen.add(name)
+
+
+def _stamp(
+    what: str, source: Source, files: Sequence[OutputFile], options: dict[str, Any]
+) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(json.dumps([file.name, file.layout.size]).encode() + file.layout.header)
+    return {
+        "what": what,
+        "quantkit": __version__,
+        "source": [[f.name, f.size, f.mtime_ns] for f in source.files],
+        "options": options,
+        "plan": digest.hexdigest(),
+    }

@@ -1,0 +1,418 @@
+"""Whole checkpoints: quantize one, compare it with its source, turn it back, read it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..params import QuantizationParams
+from . import reports
+from .convert import Converter
+from .output import (
+    Comparer,
+    DiskFull,
+    Writer,
+    as_json,
+    free_space,
+    write_whole,
+)  # fmt: skip
+from .plan import (
+    Options,
+    OutputFile,
+    Plan,
+    plan_to_dequantize,
+    plan_to_quantize,
+    weights_of,
+)  # fmt: skip
+from .plan import (
+    options as make_options,
+)
+from .source import Buffer, CheckpointError, Region, Source, shown
+from .state import FOLDER, State, read_json
+
+Path_ = str | os.PathLike[str]
+INDEX = "model.safetensors.index.json"
+
+
+class Event(NamedTuple):
+    """What a run tells while it works.
+
+    Attributes:
+        kind: "plan" (size: bytes to read), "file" (name, which begins), "read" (size: bytes),
+            "done" (name, which is whole), "before" (name, which was whole), "note" (name: a sentence).
+    """
+
+    kind: str
+    name: str = ""
+    size: int = 0
+
+
+Progress = Callable[[Event], None]
+
+
+def _quiet(event: Event) -> None:
+    pass
+
+
+def quantize(
+    src: Path_, dst: Path_, scheme: Any = None, *, restart: bool = False, threads: int | None = None,
+    progress: Progress = _quiet, options: Options | None = None, **keywords: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Quantize the weights of a checkpoint into a new folder, in bounded memory.
+
+    Files that an earlier, ended run has made whole stay. With RANK and WORLD_SIZE in the environment, as
+    torchrun sets them, several processes share the files.
+
+    Args:
+        src: a folder, or a file: see docs/checkpoints.md.
+        dst: a folder that is new, empty, or of an earlier run with the same source and options.
+        scheme, keywords: of :func:`quantkit.checkpoint.options`; or ``options``, made by it.
+        restart: forget what an earlier run left in dst.
+        threads: how many compute; None is torch's number. torch's own are 1 until it returns.
+        progress: called with each Event.
+
+    Returns:
+        The report, as report.json has it.
+
+    Raises:
+        CheckpointError, which says in one line what is wrong. DiskFull is one.
+    """
+    chosen = make_options(scheme, **keywords) if options is None else options
+    with Source(src) as source:
+        plan = plan_to_quantize(source, chosen)
+
+        def last(state: State) -> dict[str, Any]:
+            return _finish_quantized(source, plan, chosen, state, progress)
+
+        return _run(
+            source, Path(dst), plan, restart, threads, progress, last, chosen.allow_nonfinite
+        )
+
+
+def dry_run(
+    src: Path_, dst: Path_, scheme: Any = None, *, options: Options | None = None, **keywords: Any
+) -> tuple[Plan, Source]:
+    """What :func:`quantize` would do; nothing is written.
+
+    Returns:
+        The plan, and the closed source: ``others`` are copied, ``left_out`` are not.
+    """
+    with Source(src) as source:
+        _check_places(source, Path(dst))
+        chosen = make_options(scheme, **keywords) if options is None else options
+        return plan_to_quantize(source, chosen), source
+
+
+def dequantize(
+    src: Path_,
+    dst: Path_,
+    *,
+    restart: bool = False,
+    threads: int | None = None,
+    progress: Progress = _quiet,
+) -> dict[str, Any]:
+    """Turn a checkpoint that :func:`quantize` wrote into floats again, in the dtypes it had.
+
+    Each weight equals ``quantkit.dequantize(q, qparams)``, cast to its dtype. The other arguments and
+    errors are those of :func:`quantize`.
+
+    Returns:
+        Bytes before and after, and how many weights were quantized.
+    """
+    with Source(src) as source:
+        plan = plan_to_dequantize(source)
+
+        def last(state: State) -> dict[str, Any]:
+            made = _others(source)
+            if "config.json" in made:
+                config = {k: v for k, v in source.config.items() if k != "quantization_config"}
+                made["config.json"] = as_json(config)
+                if not config:
+                    del made["config.json"]
+            for name in ("report.json", "report.png"):
+                made.pop(name, None)
+            _write_all(state, plan, made)
+            items = list(plan.items)
+            before, after = _sizes(plan)
+            weights = sum(item.back for item in items)
+            return {"weights": weights, "bytes_before": before, "bytes_after": after}
+
+        return _run(source, Path(dst), plan, restart, threads, progress, last, True)
+
+
+def _run(
+    source: Source, dst: Path, plan: Plan, restart: bool, threads: int | None, progress: Progress,
+    last: Callable[[State], dict[str, Any]], allow_nonfinite: bool,
+) -> dict[str, Any]:  # fmt: skip
+    _check_places(source, dst)
+    rank, world = _ranks()
+    state = State(dst, plan.stamp, world > 1, restart)
+    with state.locked():
+        todo = [file for file in plan.files if state.rows(file.name) is None]
+        _check_space(dst, todo)
+        progress(Event("plan", size=sum(map(_bytes_to_read, todo))))
+        for file in plan.files:
+            if file not in todo:
+                progress(Event("before", file.name))
+        with Converter(source, plan, threads=threads, allow_nonfinite=allow_nonfinite) as converter:
+            # Each process begins elsewhere; then it takes what no one has, then what is not whole.
+            first = len(todo) * rank // world
+            for wait in (False, True):
+                for file in [*todo[first:], *todo[:first]]:
+                    with state.file(file.name, wait) as mine:
+                        if mine and state.rows(file.name) is None:
+                            _convert(converter, file, state, progress)
+        with state.file("last", True):
+            return last(state)
+
+
+def _convert(converter: Converter, file: OutputFile, state: State, progress: Progress) -> None:
+    progress(Event("file", file.name))
+    writer = Writer(state.dst / file.name, file.layout)
+    try:
+        rows = converter.convert(file, writer, lambda n: progress(Event("read", file.name, n)))
+        writer.finish()
+    finally:
+        writer.abandon()
+    state.add(file.name, rows)
+    progress(Event("done", file.name))
+
+
+def _ranks() -> tuple[int, int]:
+    try:
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    except ValueError:
+        rank, world = -1, 0
+    if not 0 <= rank < world:
+        raise CheckpointError("RANK and WORLD_SIZE: expected a rank below the number of processes")
+    return rank, world
+
+
+def _check_places(source: Source, dst: Path) -> None:
+    real, there = source.path.resolve(), dst.resolve()
+    if real == there:
+        raise CheckpointError(f"{shown(dst)}: is the source itself")
+    if there.is_relative_to(real):
+        raise CheckpointError(f"{shown(dst)}: lies inside the source")
+    if dst.exists() and not dst.is_dir():
+        raise CheckpointError(f"{shown(dst)}: is a file, expected a folder")
+
+
+def _check_space(dst: Path, todo: list[OutputFile]) -> None:
+    needed = sum(file.layout.size for file in todo)
+    for file in todo:
+        part = dst / f"{file.name}.part"
+        if part.exists():  # its space is taken already
+            needed -= min(file.layout.size, part.stat().st_blocks * 512)
+    free = free_space(dst)
+    if needed > free:
+        raise DiskFull(f"{shown(dst)}: no space: it needs {needed} bytes, {free} are free")
+
+
+def _bytes_to_read(file: OutputFile) -> int:
+    passes = [
+        2 if i.weight is not None and not i.back and i.weight.scheme.whole else 1
+        for i in file.items
+    ]
+    sizes = [sum(region.nbytes for region in item.inputs) for item in file.items]
+    return sum(p * s for p, s in zip(passes, sizes, strict=True))
+
+
+def _sizes(plan: Plan) -> tuple[int, int]:
+    before = sum(region.nbytes for item in plan.items for region in item.inputs)
+    return before, sum(item.bytes_after for item in plan.items)
+
+
+# ---- what comes last ----------------------------------------------------------------------------------
+
+
+def _others(source: Source) -> dict[str, bytes]:
+    return {name: source.other(name) for name in source.others}
+
+
+def _small_files(source: Source, plan: Plan, chosen: Options, rows: list[Any]) -> dict[str, bytes]:
+    """All files of a quantized checkpoint beside the weights, but the picture."""
+    made = _others(source)
+    made.pop("report.png", None)
+    if plan.config is not None:
+        made["config.json"] = as_json({**source.config, "quantization_config": plan.config})
+    kept = [(item.name, item.reason) for item in plan.items if item.weight is None]
+    made["report.json"] = as_json(reports.summary(rows, kept, chosen.scheme.name, _sizes(plan)))
+    return made
+
+
+def _finish_quantized(
+    source: Source, plan: Plan, chosen: Options, state: State, progress: Progress
+) -> dict[str, Any]:
+    rows = [row for file in plan.files for row in state.rows(file.name) or ()]
+    made = _small_files(source, plan, chosen, rows)
+    report: dict[str, Any] = json.loads(made["report.json"])
+    if not state.complete:
+        picture = reports.picture(report) if rows else None
+        if picture is None and rows:
+            progress(Event("note", "no report.png: matplotlib is not installed"))
+        elif picture is not None:
+            made["report.png"] = picture
+    _write_all(state, plan, made)
+    return report
+
+
+def _write_all(state: State, plan: Plan, made: dict[str, bytes]) -> None:
+    """The small files; config.json last, without which no one takes the folder for a model."""
+    if state.complete:
+        return
+    if plan.index is not None:
+        made[INDEX] = as_json(plan.index)
+    for name in sorted(made, key=lambda n: (n == "config.json", n)):
+        write_whole(state.dst / name, made[name])
+    state.set_complete()
+
+
+# ---- verify, report -----------------------------------------------------------------------------------
+
+
+def verify(
+    src: Path_, dst: Path_, *, threads: int | None = None, progress: Progress = _quiet
+) -> list[str]:
+    """Quantize again, in memory, and compare every byte of dst but the picture.
+
+    The options are those that dst remembers. The figures of report.json are not measured again.
+
+    Returns:
+        What differs: names of tensors and files; empty where dst is what quantize would write.
+
+    Raises:
+        CheckpointError where dst is not complete, or was not made from such a source.
+    """
+    folder = Path(dst)
+    path = folder / FOLDER / "stamp.json"
+    if not path.exists() or not (folder / FOLDER / "complete").exists():
+        raise CheckpointError(f"{shown(folder)}: is no complete checkpoint of quantkit quantize")
+    stamp = read_json(path)
+    if stamp.get("what") != "quantize":
+        raise CheckpointError(f"{shown(folder)}: was made by quantkit {shown(stamp.get('what'))}")
+    chosen = Options.of_dict(stamp.get("options", {}))
+    differing: list[str] = []
+    with Source(src) as source:
+        plan = plan_to_quantize(source, chosen)
+        progress(Event("plan", size=sum(map(_bytes_to_read, plan.files))))
+        with Converter(
+            source, plan, threads=threads, allow_nonfinite=True, measured=False
+        ) as converter:
+            for file in plan.files:
+                progress(Event("file", file.name))
+                try:
+                    comparer = Comparer(folder / file.name, file.layout)
+                except CheckpointError as error:
+                    differing.append(str(error))
+                    continue
+                try:
+                    converter.convert(file, comparer, lambda n: progress(Event("read", size=n)))
+                finally:
+                    comparer.close()
+                differing += sorted(comparer.differing)
+                progress(Event("done", file.name))
+        try:
+            rows = report(folder)["tensors"]
+        except CheckpointError as error:
+            return [*differing, str(error)]
+        expected = _small_files(source, plan, chosen, rows)
+    if plan.index is not None:
+        expected[INDEX] = as_json(plan.index)
+    for name, data in sorted(expected.items()):
+        there = folder / name
+        if not there.is_file() or there.stat().st_size != len(data) or there.read_bytes() != data:
+            differing.append(name)
+    names = {file.name for file in plan.files}
+    differing += [p.name for p in sorted(folder.glob("*.safetensors")) if p.name not in names]
+    return differing
+
+
+def report(dst: Path_) -> dict[str, Any]:
+    """report.json of a quantized checkpoint."""
+    path = Path(dst) / "report.json"
+    if not path.is_file():
+        raise CheckpointError(f"{shown(dst)}: has no report.json")
+    said = read_json(path)
+    rows, kept = said.get("tensors"), said.get("kept")
+    numbers = (said.get("bytes_before"), said.get("bytes_after"))
+    fields = {"name": str, "shape": list, "scheme": str, "saturated": int, "left_out": int}
+    fields |= {"bytes_before": int, "bytes_after": int}
+    good = (
+        isinstance(rows, list) and isinstance(kept, list) and all(type(n) is int for n in numbers)
+    )
+    for row in rows if good and isinstance(rows, list) else ():
+        good = good and isinstance(row, dict)
+        good = good and all(isinstance(row.get(key), kind) for key, kind in fields.items())
+        good = good and isinstance(row.get("sqnr_db"), float | int | None)
+        good = good and isinstance(row.get("max_error"), float | int)
+        good = good and all(type(n) is int for n in row["shape"])
+    if not good:
+        raise CheckpointError(f"{shown(path)}: is no report of quantkit")
+    return said
+
+
+# ---- reading ------------------------------------------------------------------------------------------
+
+
+class Checkpoint(Mapping[str, "torch.Tensor | tuple[torch.Tensor, QuantizationParams]"]):
+    """A checkpoint to read: ``(q, qparams)`` of each quantized weight by its name, else the tensor.
+
+    What is read is copied from the file, one tensor at a time. Files without quantized weights are
+    taken, too.
+
+    Args:
+        path: as for :func:`quantize`.
+
+    Attributes:
+        config: what config.json says.
+        weights: how each quantized weight was quantized: ``scheme``, ``shape`` and ``dtype``.
+
+    Raises:
+        CheckpointError that says in one line what is wrong.
+    """
+
+    def __init__(self, path: Path_) -> None:
+        self._source = Source(path)
+        try:
+            found = weights_of(self._source)
+        except BaseException:
+            self._source.close()
+            raise
+        self.config = self._source.config
+        self.weights = {name: weight for name, (weight, _) in found.items()}
+        self._parts = {name: inputs for name, (_, inputs) in found.items()}
+        parts = {part for inputs in self._parts.values() for part in inputs}
+        self._names = [*self.weights, *(n for n in self._source.tensors if n not in parts)]
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._source.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.weights or name in self._names
+
+    def __getitem__(self, name: str) -> torch.Tensor | tuple[torch.Tensor, QuantizationParams]:
+        weight = self.weights.get(name)
+        if weight is None:
+            if name not in self._names:
+                raise KeyError(name)
+            return self._read(self._source.tensors[name])
+        parts = {part: self._read(region) for part, region in self._parts[name].items()}
+        return weight.scheme.loaded(parts, name, weight.shape, weight.dtype)
+
+    def _read(self, region: Region) -> torch.Tensor:
+        return self._source.read(region, Buffer(region.nbytes))

@@ -1,0 +1,151 @@
+"""What a half-done folder remembers, in DST/.quantkit, so that a run can go on where another one ended.
+
+Files that are whole stay. A lock of the system, which ends with its process, keeps two of them from
+writing one file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .output import as_json, write_whole
+from .source import CheckpointError, shown
+
+FOLDER = ".quantkit"
+
+
+class State:
+    """The folder of a run.
+
+    Args:
+        dst: the folder to write, which is new, empty, or of an earlier run.
+        stamp: what the files follow from: those of another stamp are not mixed with them.
+        several: whether other processes of this run work in the folder too.
+        restart: forget what is there.
+
+    Raises:
+        CheckpointError in one line.
+    """
+
+    def __init__(self, dst: Path, stamp: dict[str, Any], several: bool, restart: bool) -> None:
+        self.dst, self.folder = dst, dst / FOLDER
+        if dst.exists() and not dst.is_dir():
+            raise CheckpointError(f"{shown(dst)}: is a file, expected a folder")
+        if dst.is_dir() and os.listdir(dst) and not self.folder.is_dir():
+            raise CheckpointError(f"{shown(dst)}: has files that quantkit did not write")
+        if several and restart:
+            raise CheckpointError(
+                "--restart: is for one process: several would delete files of each other"
+            )
+        self._stamp = stamp
+        self._restart = restart
+        self._several = several
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder belongs to this run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        how = fcntl.LOCK_SH if self._several else fcntl.LOCK_EX
+        with self._lock("lock", how | fcntl.LOCK_NB) as mine:
+            if not mine:
+                raise CheckpointError(f"{shown(self.dst)}: another process works here")
+            if self._restart:
+                self._forget()
+            with self._lock("stamp.lock", fcntl.LOCK_EX):
+                self._check_stamp()
+            yield
+
+    @contextlib.contextmanager
+    def file(self, name: str, wait: bool) -> Iterator[bool]:
+        """An output file belongs to this process; False where it is another's and wait is False."""
+        how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+        with self._lock(f"{name}.lock", how) as mine:
+            yield mine
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, how: int) -> Iterator[bool]:
+        fd = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(fd, how)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise CheckpointError(
+                        f"{shown(self.dst)}: its file system has no locks: {error.strerror}"
+                    ) from None
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(fd)
+
+    def _check_stamp(self) -> None:
+        path = self.folder / "stamp.json"
+        begun = self._several or any(self.folder.glob("*.safetensors.json"))
+        if not path.exists() or not begun:
+            write_whole(path, as_json(self._stamp))
+            return
+        there = read_json(path)
+        for key, value in self._stamp.items():
+            if there.get(key) != value:
+                words = {
+                    "what": "command",
+                    "source": "source, or it changed",
+                    "quantkit": "version",
+                }
+                raise CheckpointError(
+                    f"{shown(self.dst)}: was begun with another {words.get(key, key)}: "
+                    "delete it, or pass --restart"
+                )
+
+    def _forget(self) -> None:
+        endings = (
+            ".safetensors",
+            ".part",
+            ".index.json",
+            "config.json",
+            "report.json",
+            "report.png",
+        )
+        for path in [*self.dst.iterdir(), *self.folder.iterdir()]:
+            own = path.parent == self.folder and not path.name.endswith("lock")
+            if own or (path.parent == self.dst and path.name.endswith(endings)):
+                path.unlink()
+
+    # ---- what is done -----------------------------------------------------------------------------
+
+    def rows(self, name: str) -> list[dict[str, Any]] | None:
+        """The rows of the report that belong to a whole file; None where it is not whole."""
+        path, file = self.folder / f"{name}.json", self.dst / name
+        if not path.exists() or not file.exists():
+            return None
+        said = read_json(path)
+        return said.get("rows") if said.get("size") == file.stat().st_size else None
+
+    def add(self, name: str, rows: list[dict[str, Any]]) -> None:
+        size = (self.dst / name).stat().st_size
+        write_whole(self.folder / f"{name}.json", as_json({"size": size, "rows": rows}))
+
+    @property
+    def complete(self) -> bool:
+        return (self.folder / "complete").exists()
+
+    def set_complete(self) -> None:
+        write_whole(self.folder / "complete", b"")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{shown(path)}: {shown(error)}") from None
+    if not isinstance(said, dict):
+        raise CheckpointError(f"{shown(path)}: expected a JSON object")
+    return said

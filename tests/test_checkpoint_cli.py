@@ -1,0 +1,281 @@
+"""The command: rules, what is shown, exit codes, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lib.sources import files_of, folder, sparse
+from safetensors.torch import save_file
+
+import quantkit
+from quantkit import checkpoint
+from quantkit.checkpoint import cli, plan, reports
+from quantkit.checkpoint.cli import main
+from quantkit.checkpoint.source import CheckpointError
+
+ROOT = Path(__file__).resolve().parent.parent
+UP = "model.layers.{}.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("cli") / "src", layers=2)
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch, request):
+    if "picture" not in request.node.name:
+        monkeypatch.setattr(reports, "picture", lambda _: None)
+
+
+def schemes(source, **keywords):
+    """The name of the scheme, or the reason why there is none, of each tensor."""
+    made, _ = checkpoint.dry_run(source, source.parent / "none", **keywords)
+    return {i.name: i.weight.scheme.name if i.weight else i.reason for i in made.items}
+
+
+def wrong(text, **keywords):
+    with pytest.raises(CheckpointError) as error:
+        schemes_of = plan.options(**keywords)
+        assert schemes_of
+    assert text in str(error.value) and str(error.value).isprintable(), error.value
+
+
+# ---- rules ----------------------------------------------------------------------------------------
+
+
+def test_defaults(source):
+    found = schemes(source)
+    assert found[UP.format(0)] == found[UP.format(1)] == "w8a8"
+    assert found["model.embed_tokens.weight"] == "an embedding"
+    assert found["lm_head.weight"] == "a head"
+    assert found["model.layers.0.mlp.gate.weight"] == "a router"
+    assert found["model.layers.0.mlp.up_proj.bias"] == "it has 1 dimensions, not 2"
+    assert found["position_ids"] == "its dtype is int64"
+
+
+def test_the_first_rule_that_matches_wins(source, tmp_path):
+    (tmp_path / "rules.toml").write_text("""
+scheme = "w4"
+exclude = ["*.layers.0.mlp.gate"]
+include = ["lm_head"]
+shard_size = "1MB"
+[[rule]]
+match = 're:model\\.layers\\.[01]\\.mlp\\.gate'
+scheme = { base = "w8a8", block = [1, 64], activations = false }
+[[rule]]
+match = ["*.layers.0.*up_proj.weight", "nothing else"]
+scheme = { base = "fp8", block = "tensor", name = "mine" }
+[[rule]]
+match = "*up_proj*"
+scheme = "w8"
+""")
+    with pytest.raises(CheckpointError, match="'nothing else': matches no tensor"):
+        schemes(source, config=tmp_path / "rules.toml")
+    text = (tmp_path / "rules.toml").read_text().replace(', "nothing else"', "")
+    (tmp_path / "rules.toml").write_text(text)
+    found = schemes(source, config=tmp_path / "rules.toml")
+    assert found[UP.format(0)] == "mine" and found[UP.format(1)] == "w8"
+    assert found["model.layers.0.mlp.gate.weight"] == "excluded"
+    assert found["model.layers.1.mlp.gate.weight"] == "w8a8 with activations=False, block=[1, 64]"
+    assert found["lm_head.weight"] == "w4"
+    found = schemes(
+        source, config=tmp_path / "rules.toml", exclude=["lm_head*"], include=["*up_proj*"]
+    )
+    assert found["lm_head.weight"] == "excluded"
+    assert found[UP.format(0)] == found[UP.format(1)] == "w4"
+    checkpoint.quantize(source, tmp_path / "dst", config=tmp_path / "rules.toml")
+    assert checkpoint.verify(source, tmp_path / "dst") == []
+
+
+def test_wrong_options(source, tmp_path):
+    wrong("scheme: expected one of w8a8, ", scheme="w9")
+    wrong("scheme: expected one of name, dtype", scheme={"base": "w8", "bits": 4})
+    wrong("block: expected", scheme={"base": "w8", "block": "rows"})
+    wrong("dtype: expected", scheme={"base": "w8", "dtype": "float8_e4m3fn"})
+    wrong("config: expected one of scheme, include", config={"shcheme": "w8"})
+    wrong("rule: expected one of match, scheme, skip", config={"rule": [{"match": "a", "bits": 4}]})
+    wrong("rule: expected match, and scheme", config={"rule": [{"match": "a"}]})
+    wrong("rule: expected match, and scheme", config={"rule": [{"scheme": "w8", "skip": True}]})
+    wrong("rule: expected tables", config={"rule": {"match": "a"}})
+    wrong("patterns: expected strings", config={"exclude": [3]})
+    wrong("patterns: expected a list", config={"include": "a"})
+    wrong("pattern re:(", exclude=["re:("])
+    wrong("allow_nonfinite: expected true or false", config={"allow_nonfinite": 1})
+    wrong("config: ", config=tmp_path / "none.toml")
+    (tmp_path / "wrong.toml").write_text("scheme = ")
+    wrong("wrong.toml: ", config=tmp_path / "wrong.toml")
+    for size in ("2 gigabytes", "-1GB", "0", "1.2.3GB", "", True, "GB"):
+        wrong("shard_size: expected", shard_size=size)
+    with pytest.raises(
+        CheckpointError, match=r"no tensor of it can be quantized to w8a8: .*\.bias"
+    ):
+        schemes(source, include=["*bias"])
+    with pytest.raises(CheckpointError, match="layout: expected one kind for a checkpoint"):
+        schemes(
+            source, scheme="fp8_block", config={"rule": [{"match": UP.format(0), "scheme": "w8"}]}
+        )
+
+
+def test_sizes():
+    for text, size in ("2GB", 2 * 10**9), ("1.5 KiB", 1536), ("7", 7), (9, 9), ("3MB", 3 * 10**6):
+        assert plan.size_of(text) == size
+
+
+# ---- the command ----------------------------------------------------------------------------------
+
+
+def test_quantize_verify_report_dequantize(source, tmp_path, capsys):
+    dst = tmp_path / "dst"
+    assert main(["quantize", str(source), str(dst), "--scheme", "w8"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].startswith("2 weights quantized, 9 tensors kept, ")
+    assert err.count(": done in ") == 2 and err.endswith(
+        "no report.png: matplotlib is not installed\n"
+    )
+    assert main(["verify", str(source), str(dst)]) == 0
+    assert capsys.readouterr().out == "every byte is the same\n"
+    assert main(["report", str(dst)]) == 0
+    assert UP.format(1) in capsys.readouterr().out
+    assert main(["report", str(dst), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == checkpoint.report(dst)
+    assert main(["dequantize", str(dst), str(tmp_path / "back")]) == 0
+    assert capsys.readouterr().out.startswith("2 weights dequantized, ")
+    assert main(["info", str(dst), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quantized"] == {"w8": 2}
+    (dst / "tokenizer.json").write_text("{}")
+    assert main(["verify", str(source), str(dst)]) == cli.DIFFERS
+    assert capsys.readouterr().out == "differs: tokenizer.json\n"
+    assert main(["verify", str(source), str(dst), "--json"]) == cli.DIFFERS
+    assert json.loads(capsys.readouterr().out) == {"differing": ["tokenizer.json"]}
+
+
+def test_dry_run_lists_all_and_writes_nothing(source, tmp_path, capsys):
+    command = ["quantize", str(source), str(tmp_path / "dst"), "--dry-run"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert f"  {UP.format(0)} [96, 256] bfloat16 w8a8: 49,152 -> 24,768 bytes\n" in out
+    assert "  lm_head.weight [128, 256] bfloat16 kept: a head\n" in out
+    assert "copied: 1_Pooling/config.json\n" in out and "left out: .git/: hidden\n" in out
+    assert main([*command, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert sum(len(file["tensors"]) for file in said["files"]) == 11
+    assert not (tmp_path / "dst").exists()
+
+
+def test_exit_codes(source, tmp_path, capsys, monkeypatch):
+    def error(*arguments):
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as error:
+            code = error.code
+        out, err = capsys.readouterr()
+        assert out == ""
+        return code, err
+
+    code, err = error("quantize", source, source)
+    assert code == cli.REFUSED and err == f"quantkit: error: {source}: is the source itself\n"
+    code, err = error("quantize", source, tmp_path / "dst", "--exclude", "nothing\n")
+    assert code == cli.REFUSED and err.count("\n") == 1 and err.isascii()
+    assert error("quantize", source, tmp_path / "dst", "--scheme", "w9")[0] == cli.REFUSED
+    assert error("quantize", source)[0] == cli.REFUSED
+    assert error("report", source) == (
+        cli.REFUSED, f"quantkit: error: {source}: has no report.json\n",
+    )  # fmt: skip
+    monkeypatch.setattr(checkpoint.run, "free_space", lambda _: 10)
+    code, err = error("quantize", source, tmp_path / "dst")
+    assert code == cli.FULL and err.count("\n") == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(cli, "quantize", lambda *_, **__: (tmp_path / "none" / "file").read_text())
+    code, err = error("quantize", source, tmp_path / "dst")
+    assert code == cli.REFUSED and err.endswith("none/file: No such file or directory\n")
+
+
+def test_report_that_someone_else_wrote(tmp_path, capsys):
+    row = {
+        "name": "a\x1b[31m", "shape": [2, 2], "scheme": "w8", "sqnr_db": None, "max_error": 0.5,
+        "saturated": 0, "left_out": 0, "bytes_before": 1, "bytes_after": 1,
+    }  # fmt: skip
+    good = {"tensors": [row], "kept": [], "bytes_before": 1, "bytes_after": 1}
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(good))
+    assert main(["report", str(tmp_path)]) == 0
+    assert r"a\x1b[31m" in capsys.readouterr().out
+    bad = [{**good, "tensors": [{**row, key: []}]} for key in row if key != "shape"]
+    bad += [
+        {**good, "tensors": [{**row, "shape": ["x"]}]},
+        {**good, "tensors": 3},
+        {**good, "kept": 1},
+    ]
+    bad += [{"tensors": []}, [], {**good, "bytes_before": "x"}]
+    for said in bad:
+        path.write_text(json.dumps(said))
+        assert main(["report", str(tmp_path)]) == cli.REFUSED, said
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_version_and_info(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"quantkit {quantkit.__version__}\n"
+    assert main(["info"]) == 0
+    assert capsys.readouterr().out.startswith(f"quantkit: {quantkit.__version__}\ntorch: ")
+
+
+def test_picture_and_terminal(source, tmp_path):
+    """On a terminal rich shows a bar and tables; names of files are no markup."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("rich")
+    weights = tmp_path / "x.safetensors"
+    save_file(
+        {"[bold]$x$[/].weight": torch.randn(9, 16), "\x1b[31m.weight": torch.randn(4, 4)}, weights
+    )
+    script = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
+    command = [sys.executable, "-c", script, sys.executable, "-m", "quantkit", "quantize"]
+    run = subprocess.run(
+        [*command, weights, tmp_path / "dst"], cwd=ROOT, capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, env={**os.environ, "NO_COLOR": "1", "COLUMNS": "160", "TERM": "xterm"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout
+    assert "[bold]$x$[/].weight" in run.stdout and r"\x1b[31m.weight" in run.stdout
+    assert "\x1b[31m" not in run.stdout
+    assert (tmp_path / "dst" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals(number, code, tmp_path):
+    """One line, a code that says which, and nothing half done; the same command goes on."""
+    path = sparse(tmp_path / "x.safetensors", "BF16", [1 << 19, 4096])
+    dst = tmp_path / "dst"
+    run = subprocess.Popen([sys.executable, "-m", "quantkit", "quantize", path, dst], cwd=ROOT,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    while not list(dst.glob("*.part")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(number)
+    out, err = run.communicate()
+    assert run.returncode == code and out == ""
+    assert err.endswith("ed: the same command goes on from here\n") and err.count("\n") == 1
+    assert files_of(dst) == {}
+
+
+def test_without_numpy(source, tmp_path):
+    """torch alone is enough; and quantkit alone does not import its checkpoints."""
+    code = (
+        "import sys\n"
+        "for name in ('numpy', 'rich', 'matplotlib', 'safetensors'): sys.modules[name] = None\n"
+        "import quantkit\n"
+        "assert 'quantkit.checkpoint' not in sys.modules\n"
+        "from quantkit.checkpoint.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, "quantize", source, tmp_path / "dst"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "no report.png: matplotlib is not installed" in run.stderr

@@ -1,0 +1,442 @@
+"""Quantized checkpoints: the same bytes by any way, whole files or none, and the way back."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lib.checkpoints import quantized
+from lib.sources import files_of, folder, header, sparse, tensors
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import quantkit
+from quantkit import checkpoint
+from quantkit.checkpoint import plan, state
+from quantkit.checkpoint.source import CheckpointError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def refused(text, *arguments, **keywords):
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.quantize(*arguments, **keywords)
+    line = str(error.value)
+    assert text in line and line.isprintable(), line
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_pictures():
+    """They take most of the time; tests/test_checkpoint_cli.py has one."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("quantkit.checkpoint.reports.picture", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("checkpoint") / "src")
+
+
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory):
+    """The source, quantized without any disturbance."""
+    path = tmp_path_factory.mktemp("quantized") / "dst"
+    checkpoint.quantize(source, path)
+    return path
+
+
+# ---- what is written ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", checkpoint.SCHEMES)
+def test_schemes_there_and_back(scheme, source, tmp_path):
+    """Files that safetensors reads hold what one call makes of each weight; all else is copied."""
+    report = checkpoint.quantize(source, tmp_path / "dst", scheme)
+    expected = {name: t for shard in tensors() for name, t in shard.items()}
+    names = {f"model.layers.{i}.mlp.up_proj.weight" for i in range(3)}
+    assert [row["name"] for row in report["tensors"]] == sorted(names)
+    with checkpoint.Checkpoint(tmp_path / "dst") as there:
+        assert set(there) == set(expected)
+        for name, t in expected.items():
+            read = there[name]
+            if name not in names:
+                assert torch.equal(read, t)
+                continue
+            q, params = read
+            q_expected, params_expected = quantized(checkpoint.SCHEMES[scheme], t)
+            assert params == params_expected
+            assert torch.equal(q.view(torch.uint8), q_expected.view(torch.uint8))
+            row = next(row for row in report["tensors"] if row["name"] == name)
+            assert row["sqnr_db"] == round(quantkit.measure(t, params).sqnr_db.item(), 4)
+    checkpoint.dequantize(tmp_path / "dst", tmp_path / "back")
+    found = {}
+    for file in sorted((tmp_path / "back").glob("*.safetensors")):
+        found |= load_file(file)
+    for name, t in expected.items():
+        if name in names:
+            t = quantkit.dequantize(*quantized(checkpoint.SCHEMES[scheme], t), output_dtype=t.dtype)
+        assert torch.equal(found[name], t), name
+    assert checkpoint.verify(source, tmp_path / "dst") == []
+
+
+def test_small_files(source, made):
+    found = files_of(made)
+    shards = {f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)}
+    assert found.keys() == shards | {
+        "config.json", "tokenizer.json", "1_Pooling/config.json", "report.json",
+        "model.safetensors.index.json",
+    }  # fmt: skip
+    config = json.loads(found["config.json"])
+    assert config.pop("quantization_config")["format"] == "int-quantized"
+    assert config == {"model_type": "test", "vocab_size": 128}
+    index = json.loads(found["model.safetensors.index.json"])
+    total = 0
+    for file in shards:
+        with safe_open(made / file, "pt") as opened:
+            assert opened.metadata()["format"] == "pt"
+            assert {n for n, f in index["weight_map"].items() if f == file} == set(opened.keys())
+            total += sum(opened.get_tensor(n).nbytes for n in opened.keys())  # noqa: SIM118
+    assert index["metadata"]["total_size"] == total
+
+
+def test_report(made):
+    report = checkpoint.report(made)
+    assert dict(report["kept"]) | {"model.layers.0.mlp.gate.weight": "a router"} == dict(
+        report["kept"]
+    )
+    reasons = {name.split(".")[-2]: reason for name, reason in report["kept"] if "." in name}
+    assert reasons["embed_tokens"] == "an embedding" and reasons["lm_head"] == "a head"
+    assert all(row["left_out"] == 0 and 40 < row["sqnr_db"] < 50 for row in report["tensors"])
+    assert report["bytes_after"] < report["bytes_before"]
+
+
+def test_pickled_source_is_one_file(tmp_path):
+    e, w = torch.randn(96, 64), torch.randn(64, 96)
+    torch.save(
+        {"a.weight": w.t(), "b.weight": e, "c.weight": e, "bias": e[0].clone()}, tmp_path / "m.pt"
+    )
+    checkpoint.quantize(tmp_path / "m.pt", tmp_path / "dst")
+    found = load_file(tmp_path / "dst" / "model.safetensors")
+    q, _ = quantized(checkpoint.SCHEMES["w8a8"], w.t())
+    assert torch.equal(found["a.weight"], q)
+    assert torch.equal(found["b.weight"], e) and torch.equal(found["c.weight"], e)
+    assert "tied" in dict(checkpoint.report(tmp_path / "dst")["kept"])["b.weight"]
+    assert json.loads((tmp_path / "dst" / "config.json").read_text()).keys() == {
+        "quantization_config"
+    }
+
+
+# ---- the same bytes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "nvfp4", "fp8_block"])
+def test_tiles_and_threads_change_no_byte(scheme, source, tmp_path, monkeypatch):
+    checkpoint.quantize(source, tmp_path / "one", scheme, threads=1)
+    expected = files_of(tmp_path / "one")
+    for tile, threads in (5000, 1), (40_000, 3), (1, 2):
+        monkeypatch.setattr(plan, "TILE", tile)
+        monkeypatch.setattr("quantkit.checkpoint.convert.TILE", max(tile, 100))
+        path = tmp_path / str(tile)
+        checkpoint.quantize(source, path, scheme, threads=threads)
+        assert files_of(path) == expected
+        assert checkpoint.verify(source, path, threads=threads) == []
+        checkpoint.dequantize(path, tmp_path / f"{tile}-back", threads=threads)
+    monkeypatch.undo()
+    checkpoint.dequantize(tmp_path / "one", tmp_path / "back")
+    assert files_of(tmp_path / "back") == files_of(tmp_path / "5000-back")
+    assert files_of(tmp_path / "back") == files_of(tmp_path / "1-back")
+
+
+def test_shard_size(source, made, tmp_path):
+    checkpoint.quantize(source, tmp_path / "dst", shard_size="60KB")
+    files = sorted((tmp_path / "dst").glob("*.safetensors"))
+    assert len(files) == 4 and files[0].name == "model-00001-of-00004.safetensors"
+    found, expected = {}, {}
+    for file in files:
+        tensors_of = load_file(file)
+        found |= tensors_of
+        assert len(tensors_of) == 1 or sum(t.nbytes for t in tensors_of.values()) <= 60_000
+    for file in made.glob("*.safetensors"):
+        expected |= load_file(file)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[n], expected[n]) for n in found)
+    checkpoint.quantize(source, tmp_path / "whole", shard_size="1GB")
+    assert (tmp_path / "whole" / "model.safetensors").exists()
+    assert not (tmp_path / "whole" / "model.safetensors.index.json").exists()
+
+
+def quantize_in_process(*arguments, **environment):
+    command = [sys.executable, "-m", "quantkit", "quantize", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_killed_in_a_file_and_resumed_by_two_processes(source, made, tmp_path):
+    """The first process dies in the middle of the second file, as if by kill -9."""
+    dst = tmp_path / "dst"
+    script = (
+        "import os, sys\n"
+        "from quantkit import checkpoint\n"
+        "from quantkit.checkpoint.output import Writer\n"
+        "put, seen = Writer.put, []\n"
+        "def dying(self, name, place, t):\n"
+        "    seen.append(self)\n"
+        "    if len(set(map(id, seen))) == 2:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    put(self, name, place, t)\n"
+        "Writer.put = dying\n"
+        "checkpoint.quantize(*sys.argv[1:])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, source, dst], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    assert [p.name for p in dst.glob("*.safetensors")] == ["model-00001-of-00003.safetensors"]
+    assert len(list(dst.glob("*.part"))) == 1 and not (dst / "config.json").exists()
+    first = (dst / "model-00001-of-00003.safetensors").stat()
+    runs = [quantize_in_process(source, dst, RANK=str(r), WORLD_SIZE="2") for r in range(2)]
+    for run in runs:
+        out, err = run.communicate()
+        assert run.returncode == 0, out + err
+        assert "model-00001-of-00003.safetensors: was done before" in err
+    assert (dst / "model-00001-of-00003.safetensors").stat() == first
+    (dst / "report.png").unlink(missing_ok=True)
+    assert files_of(dst) == files_of(made)
+    assert not list(dst.glob("*.part"))
+
+
+def test_done_before(source, tmp_path):
+    events = []
+    checkpoint.quantize(source, tmp_path / "dst")
+    before = {p: p.stat() for p in (tmp_path / "dst").iterdir() if p.is_file()}
+    report = checkpoint.quantize(source, tmp_path / "dst", progress=events.append)
+    assert {event.kind for event in events} == {"plan", "before"}
+    assert {p: p.stat() for p in before} == before
+    assert report == checkpoint.report(tmp_path / "dst")
+
+
+def test_no_collective_is_needed_and_ranks_are_checked(source, made, tmp_path, monkeypatch):
+    """One of two processes does all, where the other never comes."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    checkpoint.quantize(source, tmp_path / "dst")
+    assert files_of(tmp_path / "dst") == files_of(made)
+    refused("is for one process", source, tmp_path / "dst", restart=True)
+    for rank in ("2", "-1", "x"):
+        monkeypatch.setenv("RANK", rank)
+        refused("expected a rank below the number", source, tmp_path / "other")
+
+
+# ---- what is refused ------------------------------------------------------------------------------
+
+
+def test_places(source, tmp_path):
+    before = files_of(source)
+    refused("is the source itself", source, source)
+    refused("is the source itself", source, source / ".." / "src")
+    refused("lies inside the source", source, source / "quantized")
+    (tmp_path / "file").write_text("")
+    refused("is a file, expected a folder", source, tmp_path / "file")
+    (tmp_path / "link").symlink_to(source)
+    refused("is the source itself", source, tmp_path / "link")
+    refused("has files that quantkit did not write", source, tmp_path)
+    assert files_of(source) == before and len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "empty").mkdir()
+    checkpoint.quantize(source, tmp_path / "empty")
+
+
+def test_another_plan_and_restart(tmp_path):
+    source, dst = folder(tmp_path / "src", layers=1), tmp_path / "dst"
+    checkpoint.quantize(source, dst)
+    refused("was begun with another options", source, dst, "w4")
+    checkpoint.quantize(source, dst, "fp8", restart=True)
+    checkpoint.quantize(source, tmp_path / "fp8", "fp8")
+    assert files_of(dst) == files_of(tmp_path / "fp8")
+    os.utime(source / "model-00001-of-00001.safetensors", (1, 1))
+    refused("was begun with another source, or it changed", source, dst, "fp8")
+    with pytest.raises(CheckpointError, match="was begun with another command"):
+        checkpoint.dequantize(tmp_path / "fp8", dst)
+
+
+def test_lock(source, tmp_path, monkeypatch):
+    """A second run is refused while one works; ranks of a run are no second run."""
+    dst = tmp_path / "dst"
+    stamp = plan.plan_to_quantize(checkpoint.run.Source(source), checkpoint.options()).stamp
+    with state.State(dst, stamp, several=False, restart=False).locked():
+        refused("another process works here", source, dst)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        refused("another process works here", source, dst)
+    with state.State(dst, stamp, several=True, restart=False).locked():
+        checkpoint.quantize(source, dst)
+        monkeypatch.delenv("WORLD_SIZE")
+        refused("another process works here", source, dst)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "nvfp4", "mxfp8"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_not_finite(scheme, value, tmp_path):
+    w = torch.randn(200, 256)
+    w[150, 7] = w[199, 0] = value
+    save_file({"w.weight": w}, tmp_path / "x.safetensors")
+    text = f"w.weight: has {value} in row 150, column 7; --allow-nonfinite takes it"
+    refused(text, tmp_path / "x.safetensors", tmp_path / "dst", scheme)
+    assert not list((tmp_path / "dst").glob("model*"))
+    report = checkpoint.quantize(
+        tmp_path / "x.safetensors", tmp_path / "taken", scheme, allow_nonfinite=True
+    )
+    assert report["tensors"][0]["left_out"] > 0
+
+
+def test_source_that_shrinks(tmp_path):
+    path = sparse(tmp_path / "x.safetensors", "F32", [2000, 4096])
+    seen = []
+
+    def shrink(event):
+        seen.append(event)
+        if event.kind == "read":
+            os.truncate(path, 1_000_000)
+
+    refused("x.safetensors: it ", path, tmp_path / "dst", progress=shrink)  # shrank, or changed
+    assert any(event.kind == "read" for event in seen)
+    assert not list((tmp_path / "dst").glob("model*"))
+
+
+def test_full_disk(source, tmp_path, monkeypatch):
+    """A disk that says at the start that it is full, and one that says so in the middle."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("posix_fallocate", "pwrite"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, name, full)
+            refused("no space: it needs ", source, tmp_path / name)
+        assert not list((tmp_path / name).glob("model*"))
+        checkpoint.quantize(source, tmp_path / name)
+        assert checkpoint.verify(source, tmp_path / name) == []
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.run, "free_space", lambda _: 100_000)
+        refused("no space: it needs ", source, tmp_path / "third")
+
+
+# ---- verify, dequantize ---------------------------------------------------------------------------
+
+
+def test_verify_finds_every_change(source, made, tmp_path):
+    dst = tmp_path / "dst"
+    shutil.copytree(made, dst)
+    assert checkpoint.verify(source, dst) == []
+
+    def flipped(name, place):
+        data = bytearray((dst / name).read_bytes())
+        data[place] ^= 1
+        (dst / name).write_bytes(data)
+
+    shard = "model-00002-of-00003.safetensors"
+    names = load_file(dst / shard).keys()
+    size = (dst / shard).stat().st_size
+    for place in (size - 1, size // 2, size - 2000):
+        flipped(shard, place)
+        (found,) = checkpoint.verify(source, dst)
+        assert found in names
+        flipped(shard, place)
+    flipped(shard, 30)
+    assert checkpoint.verify(source, dst) == [f"{shard}: its header or its size differs"]
+    flipped(shard, 30)
+    for name in ("config.json", "tokenizer.json", "model.safetensors.index.json"):
+        flipped(name, 3)
+        assert checkpoint.verify(source, dst) == [name]
+        flipped(name, 3)
+    (dst / "extra.safetensors").write_bytes(b"")
+    (dst / "tokenizer.json").unlink()
+    assert checkpoint.verify(source, dst) == ["tokenizer.json", "extra.safetensors"]
+    (dst / ".quantkit" / "complete").unlink()
+    with pytest.raises(CheckpointError, match="is no complete checkpoint"):
+        checkpoint.verify(source, dst)
+
+
+def test_dequantize_takes_what_quantkit_wrote(source, made, tmp_path):
+    with pytest.raises(CheckpointError, match="has no weights that quantkit quantized"):
+        checkpoint.dequantize(source, tmp_path / "dst")
+    refused("is quantized already", made, tmp_path / "dst")
+    checkpoint.dequantize(made, tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config == {"model_type": "test", "vocab_size": 128}
+
+
+def test_metadata_that_lies(made, tmp_path):
+    shard = "model-00001-of-00003.safetensors"
+    with safe_open(made / shard, "pt") as opened:
+        said = opened.metadata()
+    good = load_file(made / shard)
+    name = "model.layers.0.mlp.up_proj.weight"
+    for change in (
+        lambda: good.pop(f"{name}_scale"),
+        lambda: good.__setitem__(f"{name}_scale", torch.ones(3)),
+        lambda: said.__setitem__("quantkit", "{}"),
+        lambda: said.__setitem__("quantkit", "[" * 99999),
+    ):
+        change()
+        save_file(good, tmp_path / "x.safetensors", said)
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.Checkpoint(tmp_path / "x.safetensors")
+        assert str(error.value).isprintable()
+
+
+# ---- memory ---------------------------------------------------------------------------------------
+
+
+def peak(*arguments):
+    """MB of anonymous memory that the command had at most."""
+    run = subprocess.Popen([sys.executable, "-m", "quantkit", *map(str, arguments)], cwd=ROOT,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    most = 0
+    while run.poll() is None:
+        try:
+            text = Path(f"/proc/{run.pid}/status").read_text()
+        except OSError:
+            break
+        found = [line.split()[1] for line in text.splitlines() if line.startswith("RssAnon")]
+        most = max([most, *map(int, found)])
+        time.sleep(0.005)
+    assert run.wait() == 0, run.stderr.read()
+    return most / 1000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+@pytest.mark.parametrize(
+    "scheme, dtype, shape",
+    [
+        ("w8a8", "F32", [16384, 4096]),
+        pytest.param("w4", "BF16", [131072, 4096], marks=pytest.mark.full),
+        pytest.param("nvfp4", "F32", [64, 4 << 20], marks=pytest.mark.full),
+        pytest.param("fp8_block", "F32", [512, 65536], marks=pytest.mark.full),
+    ],
+)
+def test_memory(scheme, dtype, shape, tmp_path):
+    """At most 400 MB, imports included, of tensors of 0.3 to 1 GB and of rows of 16 MB."""
+    path = sparse(tmp_path / "x.safetensors", dtype, shape)
+    assert peak("quantize", path, tmp_path / "dst", "--scheme", scheme) < 400
+    if shape[0] < 1000:
+        assert peak("dequantize", tmp_path / "dst", tmp_path / "back") < 400
+
+
+def test_rows_that_are_too_large_are_kept(tmp_path):
+    path = sparse(tmp_path / "x.safetensors", "F32", [2, 9 << 20])
+    made, _ = checkpoint.dry_run(path, tmp_path / "dst")
+    assert [item.reason for item in made.items] == ["1 of its rows are over 32 MiB"]
+
+
+def test_names_are_escaped(tmp_path):
+    name = "a\x1b[31m\nb.weight"
+    data = {name: {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
+    (tmp_path / "x.safetensors").write_bytes(header(data, 12) + b"\x00\x00\xc0\x7f")
+    refused(r"a\x1b[31m\nb.weight: has nan in row 1", tmp_path / "x.safetensors", tmp_path / "dst")
