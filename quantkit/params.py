@@ -143,7 +143,9 @@ def same(a: Any, b: Any) -> bool:
     one, other = pair
     if (one.dtype, one.shape, one.device) != (other.dtype, other.shape, other.device):
         return False
-    bits = [t.detach().resolve_neg().reshape(-1).contiguous().view(torch.uint8) for t in pair]
+    # A copy has the strides of its shape; a size of 1 may have any, which a view of bytes refuses.
+    copies = (t.detach().clone(memory_format=torch.contiguous_format) for t in pair)
+    bits = [t.resolve_neg().reshape(-1).view(torch.uint8) for t in copies]
     return torch.equal(*bits)
 
 

@@ -58,6 +58,7 @@ def test_equal_by_contents():
             assert (a == b) is (i == j) and (a != b) is (i != j)
     # Strides do not count, and a number is its 0-dim float64 tensor.
     assert made(torch.ones(3, 2)) == made(torch.ones(2, 3).t()) == made(torch.ones(3, 4)[:, ::2])
+    assert made(torch.ones(1, 1).as_strided((1, 1), (1, 2))) == made(torch.ones(1, 1))
     assert made(torch.complex(one, -one).conj().imag) == made(one)
     assert made(bits(0x7FC00001)) == made(bits(0x7FC00001))
     assert made(1) == made(1.0) == made(one.double()) == made(np.float32(1)) != made(one)
