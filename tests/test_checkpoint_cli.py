@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 import quantkit
 from quantkit import checkpoint
-from quantkit.checkpoint import cli, plan, reports
+from quantkit.checkpoint import cli, reports, rules
 from quantkit.checkpoint.cli import main
-from quantkit.checkpoint.source import CheckpointError
+from quantkit.checkpoint.files import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
 UP = "model.layers.{}.mlp.up_proj.weight"
@@ -42,7 +42,7 @@ def schemes(source, **keywords):
 
 def wrong(text, **keywords):
     with pytest.raises(CheckpointError) as error:
-        schemes_of = plan.options(**keywords)
+        schemes_of = checkpoint.options(**keywords)
         assert schemes_of
     assert text in str(error.value) and str(error.value).isprintable(), error.value
 
@@ -125,7 +125,7 @@ def test_wrong_options(source, tmp_path):
 
 def test_sizes():
     for text, size in ("2GB", 2 * 10**9), ("1.5 KiB", 1536), ("7", 7), (9, 9), ("3MB", 3 * 10**6):
-        assert plan.size_of(text) == size
+        assert rules.size_of(text) == size
 
 
 # ---- the command ----------------------------------------------------------------------------------

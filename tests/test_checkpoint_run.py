@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import quantkit
 from quantkit import checkpoint
 from quantkit.checkpoint import plan, state
-from quantkit.checkpoint.source import CheckpointError
+from quantkit.checkpoint.files import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,8 @@ from lib.sources import entry, folder, header, index, sparse, tensors
 from safetensors.torch import save, save_file
 
 from quantkit import checkpoint
-from quantkit.checkpoint.source import Buffer, CheckpointError, Source, shown
+from quantkit.checkpoint.files import DTYPES, Buffer, CheckpointError, shown
+from quantkit.checkpoint.source import Source
 
 GOOD = {"w": entry("F32", [4, 8])}
 
@@ -69,7 +70,6 @@ def test_cache_of_links(tmp_path):
 
 
 def test_every_dtype_is_copied(tmp_path):
-    from quantkit.checkpoint.source import DTYPES
 
     made = {name: torch.arange(64, dtype=torch.uint8).view(dtype) for name, dtype in DTYPES.items()}
     made["BOOL"] = torch.tensor([True, False])

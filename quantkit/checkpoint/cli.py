@@ -21,11 +21,13 @@ import torch
 from .._load import backend
 from .._version import __version__
 from . import reports
+from .files import CheckpointError, shown
 from .layouts import SCHEMES
 from .output import DiskFull
-from .plan import Plan, options
+from .plan import Plan
+from .rules import options
 from .run import Checkpoint, Event, Progress, dequantize, dry_run, quantize, report, verify
-from .source import CheckpointError, Source, shown
+from .source import Source
 
 DIFFERS, REFUSED, FULL = 1, 2, 3  # exit codes; 130 and 143 are those of signals
 

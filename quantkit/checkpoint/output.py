@@ -17,8 +17,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from .files import DTYPES, CheckpointError, opened, pread, pread_into, shown
 from .layouts import Part
-from .source import DTYPES, CheckpointError, opened, pread, pread_into, shown
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._version import __version__
-from .source import shown
+from .files import shown
 
 WORST = 10
 _HIGH = 110.0  # dB, where bars of exact weights end

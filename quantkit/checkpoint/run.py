@@ -13,26 +13,12 @@ import torch
 from ..params import QuantizationParams
 from . import reports
 from .convert import Converter
-from .output import (
-    Comparer,
-    DiskFull,
-    Writer,
-    as_json,
-    free_space,
-    write_whole,
-)  # fmt: skip
-from .plan import (
-    Options,
-    OutputFile,
-    Plan,
-    plan_to_dequantize,
-    plan_to_quantize,
-    weights_of,
-)  # fmt: skip
-from .plan import (
-    options as make_options,
-)
-from .source import Buffer, CheckpointError, Region, Source, shown
+from .files import Buffer, CheckpointError, Region, shown
+from .output import Comparer, DiskFull, Writer, as_json, free_space, write_whole
+from .plan import OutputFile, Plan, plan_to_dequantize, plan_to_quantize, weights_of
+from .rules import Options
+from .rules import options as make_options
+from .source import Source
 from .state import FOLDER, State, read_json
 
 Path_ = str | os.PathLike[str]
@@ -232,7 +218,7 @@ def _sizes(plan: Plan) -> tuple[int, int]:
 
 
 def _others(source: Source) -> dict[str, bytes]:
-    return {name: source.other(name) for name in source.others}
+    return {name: source.small(name) for name in source.others}
 
 
 def _small_files(source: Source, plan: Plan, chosen: Options, rows: list[Any]) -> dict[str, bytes]:

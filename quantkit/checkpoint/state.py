@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .files import CheckpointError, shown
 from .output import as_json, write_whole
-from .source import CheckpointError, shown
 
 FOLDER = ".quantkit"
 
