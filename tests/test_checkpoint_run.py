@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lib.checkpoints import quantized
+from lib.checkpoints import ALL, quantized
 from lib.sources import files_of, folder, header, sparse, tensors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -85,6 +85,28 @@ def test_schemes_there_and_back(scheme, source, tmp_path):
             t = quantkit.dequantize(*quantized(checkpoint.SCHEMES[scheme], t), output_dtype=t.dtype)
         assert torch.equal(found[name], t), name
     assert checkpoint.verify(source, tmp_path / "dst") == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", [name for name in ALL if name not in checkpoint.SCHEMES])
+def test_what_rules_make_of_schemes(name, tmp_path):
+    """Through files, and tiles of some rows, each is what one call makes of the weight."""
+    source = folder(tmp_path / "src", layers=1, rows=256)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plan, "TILE", 20_000)
+        checkpoint.quantize(source, tmp_path / "dst", ALL[name])
+        assert checkpoint.verify(source, tmp_path / "dst") == []
+        checkpoint.dequantize(tmp_path / "dst", tmp_path / "back")
+    weight = "model.layers.0.mlp.up_proj.weight"
+    x = tensors(1, 256)[0][weight]
+    expected = quantized(ALL[name], x)
+    with checkpoint.Checkpoint(tmp_path / "dst") as there:
+        q, params = there[weight]
+        assert there.weights[weight].scheme == ALL[name]
+    assert params == expected[1]
+    assert torch.equal(q.view(torch.uint8), expected[0].view(torch.uint8))
+    with checkpoint.Checkpoint(tmp_path / "back") as back:
+        assert torch.equal(back[weight], quantkit.dequantize(*expected, output_dtype=x.dtype))
 
 
 def test_small_files(source, made):
