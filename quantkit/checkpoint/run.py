@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,28 +148,64 @@ def _run(
         for file in plan.files:
             if file not in todo:
                 progress(Event("before", file.name))
-        with Converter(source, plan, threads=threads, allow_nonfinite=allow_nonfinite) as converter:
+        with (
+            Converter(source, plan, threads=threads, allow_nonfinite=allow_nonfinite) as converter,
+            _Finisher(state, progress) as finisher,
+        ):
             # Each process begins elsewhere; then it takes what no one has, then what is not whole.
             first = len(todo) * rank // world
             for wait in (False, True):
                 for file in [*todo[first:], *todo[:first]]:
-                    with state.file(file.name, wait) as mine:
-                        if mine and state.rows(file.name) is None:
-                            _convert(converter, file, state, progress)
+                    with contextlib.ExitStack() as held:
+                        mine = held.enter_context(state.file(file.name, wait))
+                        if not mine or state.rows(file.name) is not None:
+                            continue
+                        progress(Event("file", file.name))
+                        writer = Writer(dst / file.name, file.layout)
+                        held.callback(writer.abandon)
+                        rows = converter.convert(file, writer, functools.partial(_read, progress))
+                        finisher.take(file.name, writer, rows, held)
+            finisher.take_none()
         with state.file("last", True):
             return last(state)
 
 
-def _convert(converter: Converter, file: OutputFile, state: State, progress: Progress) -> None:
-    progress(Event("file", file.name))
-    writer = Writer(state.dst / file.name, file.layout)
-    try:
-        rows = converter.convert(file, writer, lambda n: progress(Event("read", file.name, n)))
-        writer.finish()
-    finally:
-        writer.abandon()
-    state.add(file.name, rows)
-    progress(Event("done", file.name))
+def _read(progress: Progress, size: int) -> None:
+    progress(Event("read", size=size))
+
+
+class _Finisher:
+    """Brings a file to the disk and gives it its name, while the next one is made."""
+
+    def __init__(self, state: State, progress: Progress) -> None:
+        self._state, self._progress = state, progress
+        self._pool = ThreadPoolExecutor(1)
+        self._running: tuple[str, Future[None]] | None = None
+
+    def __enter__(self) -> _Finisher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def take(self, name: str, writer: Writer, rows: list[Any], held: contextlib.ExitStack) -> None:
+        """held: what is given back when the file is whole, or cannot be."""
+        self.take_none()
+        self._running = name, self._pool.submit(self._finish, name, writer, rows, held.pop_all())
+
+    def take_none(self) -> None:
+        """Wait for the last file."""
+        if self._running is not None:
+            (name, future), self._running = self._running, None
+            future.result()
+            self._progress(Event("done", name))
+
+    def _finish(
+        self, name: str, writer: Writer, rows: list[Any], held: contextlib.ExitStack
+    ) -> None:
+        with held:
+            writer.finish()
+            self._state.add(name, rows)
 
 
 def _ranks() -> tuple[int, int]:
@@ -298,7 +337,7 @@ def verify(
                     differing.append(str(error))
                     continue
                 try:
-                    converter.convert(file, comparer, lambda n: progress(Event("read", size=n)))
+                    converter.convert(file, comparer, functools.partial(_read, progress))
                 finally:
                     comparer.close()
                 differing += sorted(comparer.differing)
