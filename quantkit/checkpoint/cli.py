@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        return _failed(f"{shown(error.filename or '')}: {error.strerror or error}", REFUSED)
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{where}{error.strerror or error}", REFUSED)
     except KeyboardInterrupt:
         return _failed("interrupted: the same command goes on from here", 128 + signal.SIGINT)
     except _Stopped:

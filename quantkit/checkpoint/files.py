@@ -118,13 +118,13 @@ def pread_into(fd: int, offset: int, memory: memoryview, name: str) -> None:
         memory, offset = memory[count:], offset + count
 
 
-def pread(fd: int, offset: int, size: int, name: str) -> bytes:
+def pread(fd: int, offset: int, size: int, name: str) -> bytearray:
     data = bytearray(size)
     pread_into(fd, offset, memoryview(data), name)
-    return bytes(data)
+    return data
 
 
-def parsed(data: bytes, name: str) -> dict[str, Any]:
+def parsed(data: bytes | bytearray, name: str) -> dict[str, Any]:
     """A JSON object; a name that comes twice in one is an error."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

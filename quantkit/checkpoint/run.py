@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,15 +117,9 @@ def dequantize(
         plan = plan_to_dequantize(source)
 
         def last(state: State) -> dict[str, Any]:
-            made = _others(source)
-            if "config.json" in made:
-                config = {k: v for k, v in source.config.items() if k != "quantization_config"}
-                made["config.json"] = as_json(config)
-                if not config:
-                    del made["config.json"]
-            for name in ("report.json", "report.png"):
-                made.pop(name, None)
-            _write_all(state, plan, made)
+            config = {k: v for k, v in source.config.items() if k != "quantization_config"}
+            made = {"config.json": as_json(config)} if config else {}
+            _write_all(source, state, plan, made)
             items = list(plan.items)
             before, after = _sizes(plan)
             weights = sum(item.back for item in items)
@@ -256,18 +250,21 @@ def _sizes(plan: Plan) -> tuple[int, int]:
 # ---- what comes last ----------------------------------------------------------------------------------
 
 
-def _others(source: Source) -> dict[str, bytes]:
-    return {name: source.small(name) for name in source.others}
+# Files of ours, which are made anew whatever a source has under these names.
+_OWN = ("config.json", "report.json", "report.png")
 
 
 def _small_files(source: Source, plan: Plan, chosen: Options, rows: list[Any]) -> dict[str, bytes]:
-    """All files of a quantized checkpoint beside the weights, but the picture."""
-    made = _others(source)
-    made.pop("report.png", None)
+    """What a quantized checkpoint has beside the weights, what is copied, and the picture."""
+    config = dict(source.config)
     if plan.config is not None:
-        made["config.json"] = as_json({**source.config, "quantization_config": plan.config})
+        config["quantization_config"] = plan.config
     kept = [(item.name, item.reason) for item in plan.items if item.weight is None]
-    made["report.json"] = as_json(reports.summary(rows, kept, chosen.scheme.name, _sizes(plan)))
+    made = {"report.json": as_json(reports.summary(rows, kept, chosen.scheme.name, _sizes(plan)))}
+    if config:
+        made["config.json"] = as_json(config)
+    if plan.index is not None:
+        made[INDEX] = as_json(plan.index)
     return made
 
 
@@ -283,14 +280,17 @@ def _finish_quantized(
             progress(Event("note", "no report.png: matplotlib is not installed"))
         elif picture is not None:
             made["report.png"] = picture
-    _write_all(state, plan, made)
+    _write_all(source, state, plan, made)
     return report
 
 
-def _write_all(state: State, plan: Plan, made: dict[str, bytes]) -> None:
+def _write_all(source: Source, state: State, plan: Plan, made: dict[str, bytes]) -> None:
     """The small files; config.json last, without which no one takes the folder for a model."""
     if state.complete:
         return
+    for name in source.others:
+        if name not in _OWN:
+            write_whole(state.dst / name, source.chunks(name))
     if plan.index is not None:
         made[INDEX] = as_json(plan.index)
     for name in sorted(made, key=lambda n: (n == "config.json", n)):
@@ -346,16 +346,20 @@ def verify(
             rows = report(folder)["tensors"]
         except CheckpointError as error:
             return [*differing, str(error)]
-        expected = _small_files(source, plan, chosen, rows)
-    if plan.index is not None:
-        expected[INDEX] = as_json(plan.index)
-    for name, data in sorted(expected.items()):
-        there = folder / name
-        if not there.is_file() or there.stat().st_size != len(data) or there.read_bytes() != data:
-            differing.append(name)
+        small: dict[str, Iterable[bytes]] = {n: source.chunks(n) for n in source.others}
+        small = {n: chunks for n, chunks in small.items() if n not in _OWN}
+        small |= {n: (data,) for n, data in _small_files(source, plan, chosen, rows).items()}
+        differing += [n for n, chunks in sorted(small.items()) if not _same(folder / n, chunks)]
     names = {file.name for file in plan.files}
     differing += [p.name for p in sorted(folder.glob("*.safetensors")) if p.name not in names]
     return differing
+
+
+def _same(path: Path, chunks: Iterable[bytes]) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return all(file.read(len(chunk)) == chunk for chunk in chunks) and not file.read(1)
 
 
 def report(dst: Path_) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from .pickled import read_archive
 
 # Bytes that are read at once of tensors whose elements lie apart; few are read anyway.
 _SCRATCH, _NEAR = 8 << 20, 1 << 16
+_CHUNK = 1 << 20  # bytes, of small files
 PICKLED = (".pt", ".pth", ".bin")
 # Weights in formats that are not read here: they would lie beside the quantized ones.
 OTHER_WEIGHTS = (
@@ -156,12 +157,17 @@ class Source:
 
     def small(self, name: str) -> bytes:
         """What a small file of the folder holds."""
+        return b"".join(self.chunks(name))
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The same, a part at a time."""
         assert self.folder is not None
         fd, info = opened(self._inside(self.folder, name))
         try:
             if info.st_size > MAX_HEADER:
                 raise CheckpointError(f"{shown(name)}: has {info.st_size} bytes, over {MAX_HEADER}")
-            return pread(fd, 0, info.st_size, name)
+            for place in range(0, info.st_size, _CHUNK):
+                yield bytes(pread(fd, place, min(_CHUNK, info.st_size - place), name))
         finally:
             os.close(fd)
 
