@@ -69,6 +69,25 @@ def test_cache_of_links(tmp_path):
     assert (tmp_path / "dst" / "tokenizer.json").read_text() == '{"version": "1.0"}'
 
 
+def test_which_files_of_a_folder_are_read(tmp_path):
+    """An index before one file, safetensors before .bin, the usual name before others."""
+
+    def files():
+        with Source(tmp_path) as source:
+            return [file.name for file in source.files]
+
+    torch.save({"a": torch.ones(2)}, tmp_path / "one.bin")
+    torch.save({"b": torch.ones(2)}, tmp_path / "two.bin")
+    said = {"weight_map": {"a": "one.bin", "b": "two.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(said))
+    assert files() == ["one.bin", "two.bin"]
+    for name in ("other.safetensors", "model.safetensors"):
+        save_file({"c": torch.ones(2)}, tmp_path / name)
+        assert files() == [name]
+    index(tmp_path, {"c": "other.safetensors"})
+    assert files() == ["other.safetensors"]
+
+
 def test_every_dtype_is_copied(tmp_path):
 
     made = {name: torch.arange(64, dtype=torch.uint8).view(dtype) for name, dtype in DTYPES.items()}

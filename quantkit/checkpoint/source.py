@@ -116,14 +116,15 @@ class Source:
     def _files_of_folder(self, folder: Path) -> dict[str, set[str] | None]:
         """The files of weights, each with the names that the index gives it; None without an index."""
         here = sorted(os.listdir(folder))
-        for ending in (".safetensors", ".bin"):
+        for ending, endings in ((".safetensors", (".safetensors",)), (".bin", PICKLED)):
             indexes = [n for n in here if n.endswith(ending + ".index.json")]
             usual = [n for n in indexes if n.startswith(("model.", "pytorch_model."))]
             if len(usual or indexes) > 1:
-                raise CheckpointError(f"{shown(folder)}: expected one index, found {indexes}")
+                raise CheckpointError(
+                    f"{shown(folder)}: expected one index, found {shown(', '.join(indexes))}"
+                )
             if indexes:
                 return self._shards(folder, (usual or indexes)[0], ending)
-        for endings in ((".safetensors",), PICKLED):
             found = [n for n in here if n.endswith(endings)]
             usual = [n for n in found if n in ("model.safetensors", "pytorch_model.bin")]
             if len(usual or found) > 1:
