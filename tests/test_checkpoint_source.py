@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import shutil
 import zipfile
 
@@ -269,6 +270,30 @@ def test_pickles(tmp_path):
     torch.save({"w": torch.ones(3000)}, path)
     path.write_bytes(path.read_bytes()[:-500])
     refused(path, "is no file that torch.save")
+
+
+def test_bytes_that_are_not_as_they_were(tmp_path):
+    """Any change of a file is read as it is, or refused in one line."""
+    chosen = random.Random(int(os.environ["QUANTKIT_SEED"]))
+    made = {"a.weight": torch.randn(8, 16), "b": torch.arange(5)}
+    torch.save({"state_dict": {**made, "c": torch.ones(3, 4).t()}}, tmp_path / "m.pt")
+    files = {
+        "x.safetensors": save(made, {"quantkit": "{}"}),
+        "x.pt": (tmp_path / "m.pt").read_bytes(),
+    }
+    for name in ["x.safetensors"] * 400 + ["x.pt"] * 100:
+        data = bytearray(files[name])
+        for _ in range(chosen.choice((1, 1, 3))):
+            at = chosen.randrange(min(len(data), 300) if "safe" in name else len(data))
+            piece = chosen.choice(
+                (b"", b'"', b"{", b"-1", b"1e400", bytes([chosen.randrange(256)]))
+            )
+            data[at : at + chosen.randrange(3)] = piece
+        (tmp_path / name).write_bytes(data)
+        try:
+            read_all(tmp_path / name)
+        except CheckpointError as error:
+            assert str(error).isprintable() and len(str(error)) < 500
 
 
 def test_source_that_changes_while_it_is_read(tmp_path):

@@ -6,6 +6,7 @@ torch.load says which tensors there are; their bytes are read from their places,
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import sys
 import warnings
@@ -46,7 +47,9 @@ def read_archive(path: Path, size: int, index: int, name: str) -> Archive:
     except Exception as error:  # torch's loader raises what its unpickler meets
         text = str(error).strip() or type(error).__name__
         found = re.search(r"nsupported (?:global: )?GLOBAL (\S+)", text)
-        reason = f"it asks for {found[1]}, which is no weight" if found else text.splitlines()[0]
+        reason = text.splitlines()[0]
+        if found or isinstance(error, pickle.UnpicklingError):  # torch advises to trust the file
+            reason = f"it asks for {found[1]}, which is no weight" if found else "a broken pickle"
         raise CheckpointError(f"{shown(name)}: {shown(reason)}") from None
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
@@ -87,7 +90,9 @@ def _check_archive(path: Path, name: str) -> None:
                     order = archive.read(e).decode("ascii", "replace")
                     if order != sys.byteorder:
                         raise CheckpointError(f"{what}: its byte order is {shown(order)}")
-    except (zipfile.BadZipFile, OSError, NotImplementedError):
+    except CheckpointError:
+        raise
+    except Exception:  # zipfile raises what it meets
         raise CheckpointError(
             f"{what}: is no file that torch.save of torch 1.6 or newer writes"
         ) from None
