@@ -98,6 +98,8 @@ def test_wrong_options(source, tmp_path):
     wrong("scheme: expected one of w8a8, ", scheme="w9")
     wrong("scheme: expected one of name, dtype", scheme={"base": "w8", "bits": 4})
     wrong("block: expected", scheme={"base": "w8", "block": "rows"})
+    wrong("name: expected a str", scheme={"base": "w8", "name": ["a"]})
+    wrong("scheme: ", scheme={"base": "w8", "block": 3})
     wrong("dtype: expected", scheme={"base": "w8", "dtype": "float8_e4m3fn"})
     wrong("config: expected one of scheme, include", config={"shcheme": "w8"})
     wrong("rule: expected one of match, scheme, skip", config={"rule": [{"match": "a", "bits": 4}]})

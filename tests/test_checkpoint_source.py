@@ -55,7 +55,7 @@ def test_folder_with_an_index(tmp_path):
         assert source.config["vocab_size"] == 128
 
 
-def test_cache_of_links(tmp_path):
+def test_cache_of_links(tmp_path, monkeypatch):
     """The layout of Hugging Face's cache: links to files that are called by their hashes."""
     path = tmp_path / "models--a--b" / "snapshots" / "0123"
     folder(path)
@@ -65,6 +65,7 @@ def test_cache_of_links(tmp_path):
         if file.is_file():
             file.rename(blobs / str(i))
             file.symlink_to(f"../../blobs/{i}")
+    monkeypatch.setattr("quantkit.checkpoint.reports.picture", lambda _: None)
     checkpoint.quantize(path, tmp_path / "dst")
     assert not any(p.is_symlink() for p in (tmp_path / "dst").rglob("*"))
     assert (tmp_path / "dst" / "tokenizer.json").read_text() == '{"version": "1.0"}'
