@@ -255,8 +255,12 @@ def test_signals(number, code, tmp_path):
     """One line, a code that says which, and nothing half done; the same command goes on."""
     path = sparse(tmp_path / "x.safetensors", "BF16", [1 << 19, 4096])
     dst = tmp_path / "dst"
-    run = subprocess.Popen([sys.executable, "-m", "quantkit", "quantize", path, dst], cwd=ROOT,
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    run = subprocess.Popen(
+        [sys.executable, "-m", "quantkit", "quantize", path, dst], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell that runs the tests in its background has them ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while not list(dst.glob("*.part")):
         assert run.poll() is None
         time.sleep(0.01)
