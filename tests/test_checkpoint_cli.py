@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 import quantkit
 from quantkit import checkpoint
-from quantkit.checkpoint import cli, plan, reports
+from quantkit.checkpoint import cli, reports, rules
 from quantkit.checkpoint.cli import main
-from quantkit.checkpoint.source import CheckpointError
+from quantkit.checkpoint.files import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
 UP = "model.layers.{}.mlp.up_proj.weight"
@@ -42,7 +42,7 @@ def schemes(source, **keywords):
 
 def wrong(text, **keywords):
     with pytest.raises(CheckpointError) as error:
-        schemes_of = plan.options(**keywords)
+        schemes_of = checkpoint.options(**keywords)
         assert schemes_of
     assert text in str(error.value) and str(error.value).isprintable(), error.value
 
@@ -98,6 +98,8 @@ def test_wrong_options(source, tmp_path):
     wrong("scheme: expected one of w8a8, ", scheme="w9")
     wrong("scheme: expected one of name, dtype", scheme={"base": "w8", "bits": 4})
     wrong("block: expected", scheme={"base": "w8", "block": "rows"})
+    wrong("name: expected a str", scheme={"base": "w8", "name": ["a"]})
+    wrong("scheme: ", scheme={"base": "w8", "block": 3})
     wrong("dtype: expected", scheme={"base": "w8", "dtype": "float8_e4m3fn"})
     wrong("config: expected one of scheme, include", config={"shcheme": "w8"})
     wrong("rule: expected one of match, scheme, skip", config={"rule": [{"match": "a", "bits": 4}]})
@@ -125,7 +127,7 @@ def test_wrong_options(source, tmp_path):
 
 def test_sizes():
     for text, size in ("2GB", 2 * 10**9), ("1.5 KiB", 1536), ("7", 7), (9, 9), ("3MB", 3 * 10**6):
-        assert plan.size_of(text) == size
+        assert rules.size_of(text) == size
 
 
 # ---- the command ----------------------------------------------------------------------------------
@@ -253,8 +255,12 @@ def test_signals(number, code, tmp_path):
     """One line, a code that says which, and nothing half done; the same command goes on."""
     path = sparse(tmp_path / "x.safetensors", "BF16", [1 << 19, 4096])
     dst = tmp_path / "dst"
-    run = subprocess.Popen([sys.executable, "-m", "quantkit", "quantize", path, dst], cwd=ROOT,
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    run = subprocess.Popen(
+        [sys.executable, "-m", "quantkit", "quantize", path, dst], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell that runs the tests in its background has them ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while not list(dst.glob("*.part")):
         assert run.poll() is None
         time.sleep(0.01)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import shutil
 import zipfile
 
@@ -12,7 +13,8 @@ from lib.sources import entry, folder, header, index, sparse, tensors
 from safetensors.torch import save, save_file
 
 from quantkit import checkpoint
-from quantkit.checkpoint.source import Buffer, CheckpointError, Source, shown
+from quantkit.checkpoint.files import DTYPES, Buffer, CheckpointError, shown
+from quantkit.checkpoint.source import Source
 
 GOOD = {"w": entry("F32", [4, 8])}
 
@@ -53,7 +55,7 @@ def test_folder_with_an_index(tmp_path):
         assert source.config["vocab_size"] == 128
 
 
-def test_cache_of_links(tmp_path):
+def test_cache_of_links(tmp_path, monkeypatch):
     """The layout of Hugging Face's cache: links to files that are called by their hashes."""
     path = tmp_path / "models--a--b" / "snapshots" / "0123"
     folder(path)
@@ -63,13 +65,32 @@ def test_cache_of_links(tmp_path):
         if file.is_file():
             file.rename(blobs / str(i))
             file.symlink_to(f"../../blobs/{i}")
+    monkeypatch.setattr("quantkit.checkpoint.reports.picture", lambda _: None)
     checkpoint.quantize(path, tmp_path / "dst")
     assert not any(p.is_symlink() for p in (tmp_path / "dst").rglob("*"))
     assert (tmp_path / "dst" / "tokenizer.json").read_text() == '{"version": "1.0"}'
 
 
+def test_which_files_of_a_folder_are_read(tmp_path):
+    """An index before one file, safetensors before .bin, the usual name before others."""
+
+    def files():
+        with Source(tmp_path) as source:
+            return [file.name for file in source.files]
+
+    torch.save({"a": torch.ones(2)}, tmp_path / "one.bin")
+    torch.save({"b": torch.ones(2)}, tmp_path / "two.bin")
+    said = {"weight_map": {"a": "one.bin", "b": "two.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(said))
+    assert files() == ["one.bin", "two.bin"]
+    for name in ("other.safetensors", "model.safetensors"):
+        save_file({"c": torch.ones(2)}, tmp_path / name)
+        assert files() == [name]
+    index(tmp_path, {"c": "other.safetensors"})
+    assert files() == ["other.safetensors"]
+
+
 def test_every_dtype_is_copied(tmp_path):
-    from quantkit.checkpoint.source import DTYPES
 
     made = {name: torch.arange(64, dtype=torch.uint8).view(dtype) for name, dtype in DTYPES.items()}
     made["BOOL"] = torch.tensor([True, False])
@@ -250,6 +271,30 @@ def test_pickles(tmp_path):
     torch.save({"w": torch.ones(3000)}, path)
     path.write_bytes(path.read_bytes()[:-500])
     refused(path, "is no file that torch.save")
+
+
+def test_bytes_that_are_not_as_they_were(tmp_path):
+    """Any change of a file is read as it is, or refused in one line."""
+    chosen = random.Random(int(os.environ["QUANTKIT_SEED"]))
+    made = {"a.weight": torch.randn(8, 16), "b": torch.arange(5)}
+    torch.save({"state_dict": {**made, "c": torch.ones(3, 4).t()}}, tmp_path / "m.pt")
+    files = {
+        "x.safetensors": save(made, {"quantkit": "{}"}),
+        "x.pt": (tmp_path / "m.pt").read_bytes(),
+    }
+    for name in ["x.safetensors"] * 400 + ["x.pt"] * 100:
+        data = bytearray(files[name])
+        for _ in range(chosen.choice((1, 1, 3))):
+            at = chosen.randrange(min(len(data), 300) if "safe" in name else len(data))
+            piece = chosen.choice(
+                (b"", b'"', b"{", b"-1", b"1e400", bytes([chosen.randrange(256)]))
+            )
+            data[at : at + chosen.randrange(3)] = piece
+        (tmp_path / name).write_bytes(data)
+        try:
+            read_all(tmp_path / name)
+        except CheckpointError as error:
+            assert str(error).isprintable() and len(str(error)) < 500
 
 
 def test_source_that_changes_while_it_is_read(tmp_path):

@@ -1,10 +1,11 @@
 """Whole checkpoints: quantized file by file, in layouts that other programs load."""
 
+from .files import CheckpointError
 from .layouts import SCHEMES, WeightScheme
 from .output import DiskFull
-from .plan import Options, Plan, options
+from .plan import Plan
+from .rules import Options, options
 from .run import Checkpoint, Event, dequantize, dry_run, quantize, report, verify
-from .source import CheckpointError
 
 __all__ = [
     "SCHEMES",

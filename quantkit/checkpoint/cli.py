@@ -21,11 +21,13 @@ import torch
 from .._load import backend
 from .._version import __version__
 from . import reports
+from .files import CheckpointError, shown
 from .layouts import SCHEMES
 from .output import DiskFull
-from .plan import Plan, options
+from .plan import Plan
+from .rules import options
 from .run import Checkpoint, Event, Progress, dequantize, dry_run, quantize, report, verify
-from .source import CheckpointError, Source, shown
+from .source import Source
 
 DIFFERS, REFUSED, FULL = 1, 2, 3  # exit codes; 130 and 143 are those of signals
 
@@ -58,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        return _failed(f"{shown(error.filename or '')}: {error.strerror or error}", REFUSED)
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{where}{error.strerror or error}", REFUSED)
     except KeyboardInterrupt:
         return _failed("interrupted: the same command goes on from here", 128 + signal.SIGINT)
     except _Stopped:

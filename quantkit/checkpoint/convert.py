@@ -17,9 +17,10 @@ import torch
 
 from ..ops import aminmax, dequantize_tensor, measure_limbs
 from ..sums import join_measures
+from .files import Buffer, CheckpointError, Region, shown
 from .output import Sink
 from .plan import TILE, Item, OutputFile, Plan
-from .source import Buffer, CheckpointError, Region, Source, shown
+from .source import Source
 
 BUDGET = 64 << 20  # bytes of all tiles under way, before and after
 _ALIGN = 64

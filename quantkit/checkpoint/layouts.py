@@ -121,6 +121,8 @@ class WeightScheme:
     def __post_init__(self) -> None:
         block = None if self.block is None else tuple(self.block)
         object.__setattr__(self, "block", block)
+        if not isinstance(self.name, str):
+            raise _wrong("name", "a str", self.name)
         self._check(LAYOUTS, "layout", "")
         of = f" for {self.layout}"
         self._check(LAYOUTS[self.layout], "dtype", of)

@@ -17,8 +17,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from .files import DTYPES, CheckpointError, opened, pread, pread_into, shown
 from .layouts import Part
-from .source import DTYPES, CheckpointError, opened, pread, pread_into, shown
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -161,20 +161,22 @@ def free_space(folder: Path) -> int:
     return info.f_bavail * info.f_frsize
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes | Iterable[bytes]) -> None:
     """A small file, which is there with all its bytes or not at all."""
+    chunks = (data,) if isinstance(data, bytes) else data
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(part, "wb") as file:
-            file.write(data)
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         if error.errno in _FULL:
-            raise full(path, len(data)) from None
+            raise DiskFull(f"{shown(path)}: no space: {error.strerror}") from None
         raise
     sync_folder(path.parent)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._version import __version__
-from .source import shown
+from .files import shown
 
 WORST = 10
 _HIGH = 110.0  # dB, where bars of exact weights end
@@ -108,7 +108,10 @@ def picture(report: Mapping[str, Any]) -> bytes | None:
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     text = f"{report['scheme']}: {totals(report)}. The ten worst are red."
     figure.suptitle(text.replace("$", r"\$"), fontsize=9)
-    figure.tight_layout()
+    height = 0.16 * min(len(rows), _LABELS) + 1.6
+    figure.subplots_adjust(
+        left=0.2, right=0.98, wspace=0.1, top=1 - 0.6 / height, bottom=0.4 / height
+    )
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

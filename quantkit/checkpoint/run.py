@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,26 +16,12 @@ import torch
 from ..params import QuantizationParams
 from . import reports
 from .convert import Converter
-from .output import (
-    Comparer,
-    DiskFull,
-    Writer,
-    as_json,
-    free_space,
-    write_whole,
-)  # fmt: skip
-from .plan import (
-    Options,
-    OutputFile,
-    Plan,
-    plan_to_dequantize,
-    plan_to_quantize,
-    weights_of,
-)  # fmt: skip
-from .plan import (
-    options as make_options,
-)
-from .source import Buffer, CheckpointError, Region, Source, shown
+from .files import Buffer, CheckpointError, Region, shown
+from .output import Comparer, DiskFull, Writer, as_json, free_space, write_whole
+from .plan import OutputFile, Plan, plan_to_dequantize, plan_to_quantize, weights_of
+from .rules import Options
+from .rules import options as make_options
+from .source import Source
 from .state import FOLDER, State, read_json
 
 Path_ = str | os.PathLike[str]
@@ -128,15 +117,9 @@ def dequantize(
         plan = plan_to_dequantize(source)
 
         def last(state: State) -> dict[str, Any]:
-            made = _others(source)
-            if "config.json" in made:
-                config = {k: v for k, v in source.config.items() if k != "quantization_config"}
-                made["config.json"] = as_json(config)
-                if not config:
-                    del made["config.json"]
-            for name in ("report.json", "report.png"):
-                made.pop(name, None)
-            _write_all(state, plan, made)
+            config = {k: v for k, v in source.config.items() if k != "quantization_config"}
+            made = {"config.json": as_json(config)} if config else {}
+            _write_all(source, state, plan, made)
             items = list(plan.items)
             before, after = _sizes(plan)
             weights = sum(item.back for item in items)
@@ -159,28 +142,64 @@ def _run(
         for file in plan.files:
             if file not in todo:
                 progress(Event("before", file.name))
-        with Converter(source, plan, threads=threads, allow_nonfinite=allow_nonfinite) as converter:
+        with (
+            Converter(source, plan, threads=threads, allow_nonfinite=allow_nonfinite) as converter,
+            _Finisher(state, progress) as finisher,
+        ):
             # Each process begins elsewhere; then it takes what no one has, then what is not whole.
             first = len(todo) * rank // world
             for wait in (False, True):
                 for file in [*todo[first:], *todo[:first]]:
-                    with state.file(file.name, wait) as mine:
-                        if mine and state.rows(file.name) is None:
-                            _convert(converter, file, state, progress)
+                    with contextlib.ExitStack() as held:
+                        mine = held.enter_context(state.file(file.name, wait))
+                        if not mine or state.rows(file.name) is not None:
+                            continue
+                        progress(Event("file", file.name))
+                        writer = Writer(dst / file.name, file.layout)
+                        held.callback(writer.abandon)
+                        rows = converter.convert(file, writer, functools.partial(_read, progress))
+                        finisher.take(file.name, writer, rows, held)
+            finisher.take_none()
         with state.file("last", True):
             return last(state)
 
 
-def _convert(converter: Converter, file: OutputFile, state: State, progress: Progress) -> None:
-    progress(Event("file", file.name))
-    writer = Writer(state.dst / file.name, file.layout)
-    try:
-        rows = converter.convert(file, writer, lambda n: progress(Event("read", file.name, n)))
-        writer.finish()
-    finally:
-        writer.abandon()
-    state.add(file.name, rows)
-    progress(Event("done", file.name))
+def _read(progress: Progress, size: int) -> None:
+    progress(Event("read", size=size))
+
+
+class _Finisher:
+    """Brings a file to the disk and gives it its name, while the next one is made."""
+
+    def __init__(self, state: State, progress: Progress) -> None:
+        self._state, self._progress = state, progress
+        self._pool = ThreadPoolExecutor(1)
+        self._running: tuple[str, Future[None]] | None = None
+
+    def __enter__(self) -> _Finisher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def take(self, name: str, writer: Writer, rows: list[Any], held: contextlib.ExitStack) -> None:
+        """held: what is given back when the file is whole, or cannot be."""
+        self.take_none()
+        self._running = name, self._pool.submit(self._finish, name, writer, rows, held.pop_all())
+
+    def take_none(self) -> None:
+        """Wait for the last file."""
+        if self._running is not None:
+            (name, future), self._running = self._running, None
+            future.result()
+            self._progress(Event("done", name))
+
+    def _finish(
+        self, name: str, writer: Writer, rows: list[Any], held: contextlib.ExitStack
+    ) -> None:
+        with held:
+            writer.finish()
+            self._state.add(name, rows)
 
 
 def _ranks() -> tuple[int, int]:
@@ -231,18 +250,21 @@ def _sizes(plan: Plan) -> tuple[int, int]:
 # ---- what comes last ----------------------------------------------------------------------------------
 
 
-def _others(source: Source) -> dict[str, bytes]:
-    return {name: source.other(name) for name in source.others}
+# Files of ours, which are made anew whatever a source has under these names.
+_OWN = ("config.json", "report.json", "report.png")
 
 
 def _small_files(source: Source, plan: Plan, chosen: Options, rows: list[Any]) -> dict[str, bytes]:
-    """All files of a quantized checkpoint beside the weights, but the picture."""
-    made = _others(source)
-    made.pop("report.png", None)
+    """What a quantized checkpoint has beside the weights, what is copied, and the picture."""
+    config = dict(source.config)
     if plan.config is not None:
-        made["config.json"] = as_json({**source.config, "quantization_config": plan.config})
+        config["quantization_config"] = plan.config
     kept = [(item.name, item.reason) for item in plan.items if item.weight is None]
-    made["report.json"] = as_json(reports.summary(rows, kept, chosen.scheme.name, _sizes(plan)))
+    made = {"report.json": as_json(reports.summary(rows, kept, chosen.scheme.name, _sizes(plan)))}
+    if config:
+        made["config.json"] = as_json(config)
+    if plan.index is not None:
+        made[INDEX] = as_json(plan.index)
     return made
 
 
@@ -258,14 +280,17 @@ def _finish_quantized(
             progress(Event("note", "no report.png: matplotlib is not installed"))
         elif picture is not None:
             made["report.png"] = picture
-    _write_all(state, plan, made)
+    _write_all(source, state, plan, made)
     return report
 
 
-def _write_all(state: State, plan: Plan, made: dict[str, bytes]) -> None:
+def _write_all(source: Source, state: State, plan: Plan, made: dict[str, bytes]) -> None:
     """The small files; config.json last, without which no one takes the folder for a model."""
     if state.complete:
         return
+    for name in source.others:
+        if name not in _OWN:
+            write_whole(state.dst / name, source.chunks(name))
     if plan.index is not None:
         made[INDEX] = as_json(plan.index)
     for name in sorted(made, key=lambda n: (n == "config.json", n)):
@@ -312,7 +337,7 @@ def verify(
                     differing.append(str(error))
                     continue
                 try:
-                    converter.convert(file, comparer, lambda n: progress(Event("read", size=n)))
+                    converter.convert(file, comparer, functools.partial(_read, progress))
                 finally:
                     comparer.close()
                 differing += sorted(comparer.differing)
@@ -321,16 +346,20 @@ def verify(
             rows = report(folder)["tensors"]
         except CheckpointError as error:
             return [*differing, str(error)]
-        expected = _small_files(source, plan, chosen, rows)
-    if plan.index is not None:
-        expected[INDEX] = as_json(plan.index)
-    for name, data in sorted(expected.items()):
-        there = folder / name
-        if not there.is_file() or there.stat().st_size != len(data) or there.read_bytes() != data:
-            differing.append(name)
+        small: dict[str, Iterable[bytes]] = {n: source.chunks(n) for n in source.others}
+        small = {n: chunks for n, chunks in small.items() if n not in _OWN}
+        small |= {n: (data,) for n, data in _small_files(source, plan, chosen, rows).items()}
+        differing += [n for n, chunks in sorted(small.items()) if not _same(folder / n, chunks)]
     names = {file.name for file in plan.files}
     differing += [p.name for p in sorted(folder.glob("*.safetensors")) if p.name not in names]
     return differing
+
+
+def _same(path: Path, chunks: Iterable[bytes]) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return all(file.read(len(chunk)) == chunk for chunk in chunks) and not file.read(1)
 
 
 def report(dst: Path_) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .files import CheckpointError, shown
 from .output import as_json, write_whole
-from .source import CheckpointError, shown
 
 FOLDER = ".quantkit"
 
@@ -36,8 +36,6 @@ class State:
 
     def __init__(self, dst: Path, stamp: dict[str, Any], several: bool, restart: bool) -> None:
         self.dst, self.folder = dst, dst / FOLDER
-        if dst.exists() and not dst.is_dir():
-            raise CheckpointError(f"{shown(dst)}: is a file, expected a folder")
         if dst.is_dir() and os.listdir(dst) and not self.folder.is_dir():
             raise CheckpointError(f"{shown(dst)}: has files that quantkit did not write")
         if several and restart:
@@ -90,30 +88,23 @@ class State:
         path = self.folder / "stamp.json"
         begun = self._several or any(self.folder.glob("*.safetensors.json"))
         if not path.exists() or not begun:
+            for part in () if self._several else self.dst.glob("*.part"):
+                part.unlink()  # of a plan that no one goes on with
             write_whole(path, as_json(self._stamp))
             return
         there = read_json(path)
         for key, value in self._stamp.items():
             if there.get(key) != value:
-                words = {
-                    "what": "command",
-                    "source": "source, or it changed",
-                    "quantkit": "version",
-                }
+                words = {"what": "command", "quantkit": "version"}
+                words["source"] = "source, or it changed"
                 raise CheckpointError(
                     f"{shown(self.dst)}: was begun with another {words.get(key, key)}: "
                     "delete it, or pass --restart"
                 )
 
     def _forget(self) -> None:
-        endings = (
-            ".safetensors",
-            ".part",
-            ".index.json",
-            "config.json",
-            "report.json",
-            "report.png",
-        )
+        names = ("config.json", "report.json", "report.png")
+        endings = (".safetensors", ".part", ".index.json", *names)
         for path in [*self.dst.iterdir(), *self.folder.iterdir()]:
             own = path.parent == self.folder and not path.name.endswith("lock")
             if own or (path.parent == self.dst and path.name.endswith(endings)):

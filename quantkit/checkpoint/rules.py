@@ -1,0 +1,196 @@
+"""What a user asks for: a scheme, and rules by the names of tensors, of arguments and a TOML file."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .files import CheckpointError, shown
+from .layouts import SCHEMES, WeightScheme
+
+_SIZES = {"": 1, "B": 1} | {
+    f"{prefix}{unit}": base**power
+    for unit, base in (("B", 1000), ("iB", 1024))
+    for power, prefix in enumerate("KMGT", 1)
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors whose names match one of the patterns get the scheme; None leaves them as they are."""
+
+    match: tuple[str, ...]
+    scheme: WeightScheme | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that decides about the bytes of a quantized checkpoint; see :func:`options`."""
+
+    scheme: WeightScheme = SCHEMES["w8a8"]
+    rules: tuple[Rule, ...] = ()
+    shard_size: int | None = None
+    allow_nonfinite: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Of JSON's types."""
+        return {
+            "scheme": self.scheme.as_dict(),
+            "rules": [[list(r.match), r.scheme and r.scheme.as_dict()] for r in self.rules],
+            "shard_size": self.shard_size,
+            "allow_nonfinite": self.allow_nonfinite,
+        }
+
+    @staticmethod
+    def of_dict(d: Mapping[str, Any]) -> Options:
+        """The inverse of :meth:`as_dict`."""
+        try:
+            rules = tuple(
+                Rule(tuple(m), None if s is None else WeightScheme(**s)) for m, s in d["rules"]
+            )
+            scheme = WeightScheme(**d["scheme"])
+            return Options(scheme, rules, d["shard_size"], d["allow_nonfinite"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"options: not as quantkit writes them: {shown(error)}") from None
+
+
+def options(
+    scheme: str | Mapping[str, Any] | WeightScheme | None = None,
+    *,
+    config: str | Path | Mapping[str, Any] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    shard_size: str | int | None = None,
+    allow_nonfinite: bool = False,
+) -> Options:
+    """Options from arguments and a TOML file, whose keys have the names of the arguments.
+
+    Args:
+        scheme: of what no rule matches: a name of ``SCHEMES``, or a mapping with such a name as ``base``
+            and fields of WeightScheme that differ. None is "w8a8".
+        config: a TOML file, or what it would hold: ``scheme``, ``include``, ``exclude``, ``shard_size``,
+            ``allow_nonfinite`` and ``rule``, a list of tables with ``match`` and ``scheme`` or ``skip``.
+            Arguments win.
+        include: patterns of tensors that get the scheme, though they are embeddings or the like.
+        exclude: patterns of tensors that stay as they are.
+        shard_size: bytes of an output file at most, such as "2GB"; None keeps the source's division.
+        allow_nonfinite: whether NaN and infinities in a weight are no error.
+
+    A pattern is a glob, or after "re:" a regular expression that matches from the beginning. It is tried
+    on the tensor's name and on that without ".weight". The first match wins: of exclude, include, then
+    the same of the file, then its rules.
+
+    Raises:
+        CheckpointError for an unknown key or name, or a value of another type.
+    """
+    said = _toml(config) if isinstance(config, str | Path) else dict(config or {})
+    known = ("scheme", "include", "exclude", "shard_size", "allow_nonfinite", "rule")
+    _known("config", said, known)
+    base = _scheme(said.get("scheme", "w8a8") if scheme is None else scheme)
+    rules = [*_rules(exclude, None), *_rules(include, base)]
+    rules += _rules(said.get("exclude", ()), None) + _rules(said.get("include", ()), base)
+    tables = said.get("rule", [])
+    if not isinstance(tables, list):
+        raise CheckpointError("rule: expected tables: [[rule]]")
+    for table in tables:
+        _known("rule", table, ("match", "scheme", "skip"))
+        if "match" not in table or ("scheme" in table) == (table.get("skip") is True):
+            raise CheckpointError("rule: expected match, and scheme or skip = true")
+        match = [table["match"]] if isinstance(table["match"], str) else table["match"]
+        patterns = tuple(p for rule in _rules(match, None) for p in rule.match)
+        rules.append(Rule(patterns, _scheme(table["scheme"]) if "scheme" in table else None))
+    size = said.get("shard_size") if shard_size is None else shard_size
+    nonfinite = allow_nonfinite or said.get("allow_nonfinite", False)
+    if not isinstance(nonfinite, bool):
+        raise CheckpointError(f"allow_nonfinite: expected true or false, got {nonfinite!r}")
+    return Options(base, tuple(rules), None if size is None else size_of(size), nonfinite)
+
+
+def _known(what: str, table: Any, keys: Sequence[str]) -> None:
+    if not isinstance(table, Mapping):
+        raise CheckpointError(f"{what}: expected a table, got {shown(table)}")
+    for key in table:
+        if key not in keys:
+            raise CheckpointError(
+                f"{what}: expected one of {', '.join(keys)}, got {shown(repr(key))}"
+            )
+
+
+def _toml(path: str | Path) -> dict[str, Any]:
+    try:
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+    except ImportError:
+        raise CheckpointError(
+            "config: Python 3.10 reads TOML with tomli: pip install tomli"
+        ) from None
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"config: {shown(path)}: {shown(error)}") from None
+
+
+def _scheme(given: object) -> WeightScheme:
+    if isinstance(given, WeightScheme):
+        return given
+    changes: dict[str, Any] = {}
+    if isinstance(given, Mapping):
+        changes = dict(given)
+        given = changes.pop("base", "w8a8")
+        _known("scheme", changes, [f.name for f in fields(WeightScheme)])
+    if not isinstance(given, str) or given not in SCHEMES:
+        raise CheckpointError(
+            f"scheme: expected one of {', '.join(SCHEMES)}, got {shown(repr(given))}"
+        )
+    if not changes:
+        return SCHEMES[given]
+    text = ", ".join(f"{k}={v}" for k, v in sorted(changes.items()) if k != "name")
+    if "block" in changes:
+        words = {"tensor": None, "channel": (1, -1)}
+        block = changes["block"]
+        changes["block"] = words[block] if isinstance(block, str) and block in words else block
+    changes.setdefault("name", f"{given} with {text}")
+    try:
+        return replace(SCHEMES[given], **changes)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"scheme: {shown(error)}") from None
+
+
+def _rules(patterns: Any, scheme: WeightScheme | None) -> list[Rule]:
+    if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+        raise CheckpointError(f"patterns: expected a list, got {shown(repr(patterns))}")
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise CheckpointError(f"patterns: expected strings, got {shown(repr(pattern))}")
+        try:
+            re.compile(pattern[3:] if pattern.startswith("re:") else "")
+        except re.error as error:
+            raise CheckpointError(f"pattern {shown(pattern)}: {shown(error)}") from None
+    return [Rule((pattern,), scheme) for pattern in patterns]
+
+
+def size_of(text: str | int) -> int:
+    """Bytes: an int, or a number with KB, MB, GB, TB, or KiB, MiB, GiB, TiB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B?)", str(text))
+    if found is None or found[2] not in _SIZES or isinstance(text, bool):
+        raise CheckpointError(
+            f"shard_size: expected a size such as 2GB or 500MiB, got {shown(text)}"
+        )
+    size = int(float(found[1]) * _SIZES[found[2]])
+    if size < 1:
+        raise CheckpointError(f"shard_size: expected a byte or more, got {shown(text)}")
+    return size
+
+
+def matches(pattern: str, name: str) -> bool:
+    names = (name, name.removesuffix(".weight"))
+    if pattern.startswith("re:"):
+        return any(re.match(pattern[3:], n) for n in names)
+    return any(fnmatch.fnmatchcase(n, pattern) for n in names)
