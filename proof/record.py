@@ -102,12 +102,11 @@ def record_chosen(x, blocks, code, low, high, out=None):
         check("quantize_dequantize", *args, code, out=out)
 
 
-def record_sums_and_draws(x, blocks, scale, zero_point, turn):
+def record_sums_and_draws(x, blocks, scale, zero_point, turn, over):
     """Sums of errors, and codes that are drawn: of a whole tensor and of a part by turns."""
     f = FORMATS[turn % len(FORMATS)]
     limits = f.low, f.high
     *args, options = given_arguments(x, scale, zero_point, f, limits, turn, block_size=blocks)
-    over = (None, blocks, [2] * x.dim())[turn % 3]
     check("measure_limbs", *args, kept=False, over=over, **options)
     whole = [n + 3 for n in x.shape]
     index = list(quantkit.shard_index(whole, [turn % 4] * x.dim())) if turn % 2 else None
@@ -136,7 +135,8 @@ def record_layouts(every):
         out = next(outs)
         record_given(x, grad, scale, zero_point, code, low, high, out)
         record_chosen(x, blocks, code, low, high, out)
-        record_sums_and_draws(x, blocks, scale, zero_point, seed)
+        over = (None, blocks, [2] * len(shape))[seed % 3]
+        record_sums_and_draws(x, blocks, scale, zero_point, seed, over)
         if seed % 3 == 1:
             x = STRIDES[layout](
                 (values(shape, torch.float32, seed).abs() * 20).clamp(max=120).to(next(integers))
@@ -147,12 +147,13 @@ def record_layouts(every):
 
 def record_large(every):
     # Of the short form, still every way in which threads share the work.
-    for (shape, blocks), dtype in list(itertools.product(LARGE, FLOATS))[:: min(every, 3)]:
+    all_of_them = list(enumerate(itertools.product(LARGE, FLOATS)))
+    for i, ((shape, blocks), dtype) in all_of_them[:: min(every, 3)]:
         x = values(shape, dtype, seed=len(shape))
         scale, zero_point = given(shape, blocks, dtype)
         grad = values(shape, dtype, seed=len(shape) + 1)
         record_given(x, grad, scale, zero_point, torch.int16, -300, 400)
-        record_sums_and_draws(x, blocks, scale, zero_point, len(shape))
+        record_sums_and_draws(x, blocks, scale, zero_point, i, (None, blocks)[i % 2])
         for code, limits in CODES.items():
             record_chosen(x, blocks, code, *limits)
 
