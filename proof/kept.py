@@ -59,6 +59,8 @@ WORDS = {
         f"{dtype}, {choice_words(choice)}, numbers {begin} to {end - 1}, one in {s.PAIR_STRIDE}"
     ),
     "format_samples": format_words,
+    "format_draws": format_words,
+    "format_sums": format_words,
     "format_scales": scale_words,
     "format_codes": lambda name, batch: f"{name}, scales of float32, sets {batch}",
     "format_chosen": lambda name: f"{name}, parameters chosen from half precision and float32",
@@ -95,7 +97,10 @@ def found(tasks, done):
             for isa, digest in result["hashes"].items():
                 backend = f"{isa} of {task.args[0]}"
                 yield Found(
-                    f"recorded: memory that kernels wrote, masks too{some}", None, backend, digest
+                    f"recorded: memory that kernels wrote, sums too{some}",
+                    None,
+                    backend,
+                    digest,
                 )
 
 

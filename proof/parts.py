@@ -67,6 +67,8 @@ def samples(short):
         yield from sweep("codes", s.CODE_NAMES, s.FLOAT_NAMES, (0,), **own)
         yield from sweep("extents", CHOICES, range(len(s.EXPONENTS)), (0,), (32,), **own)
         yield from sweep("format_samples", FORMAT_SETS, **own)
+        yield from sweep("format_draws", FORMAT_SETS, **own)
+        yield from sweep("format_sums", FORMAT_SETS, **own)
         yield from sweep("format_codes", FORMATS, (0,), **own)
         yield from sweep("format_scales", range(len(s.SCALE_SETS)), **own)
         yield from sweep("format_chosen", FORMATS, **own)

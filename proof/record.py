@@ -13,12 +13,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import torch
 import xxhash
-from lib.cases import CODES, FLOATS, GRANULARITIES, STRIDES, assert_same, given, values
+from lib.cases import (
+    CODES,
+    FLOATS,
+    GRANULARITIES,
+    STRIDES,
+    assert_same,
+    given,
+    given_arguments,
+    values,
+)
 from lib.generated import check_results, dense
 from sweeps import add_results
 
 import quantkit
 from quantkit._checks import REAL_DTYPES
+from quantkit.formats import FORMATS
 from quantkit.operators import OPERATORS
 
 # Not those of the tests: short.json has the hashes of these calls.
@@ -55,13 +65,13 @@ ZERO_POINTS = (0.0, 3.0, -128.0, 0.3, 200.5, float("nan"), float("-inf"))
 digest = xxhash.xxh3_128()  # of the operators' results, whichever kernels they call
 
 
-def check(name, *args, out=None, kept=True):
+def check(name, *args, out=None, kept=True, **options):
     """One call, and another into outputs of the layout `out`; what the reference returns.
 
     Operators that contract 1 had not are not kept: the hash has those of short.json.
     """
-    expected = OPERATORS[name].reference(*args)
-    check_results(name, args, {}, expected, out)
+    expected = OPERATORS[name].reference(*args, **options)
+    check_results(name, args, options, expected, out)
     if kept:
         add_results(digest, expected)
     return expected
@@ -92,6 +102,22 @@ def record_chosen(x, blocks, code, low, high, out=None):
         check("quantize_dequantize", *args, code, out=out)
 
 
+def record_sums_and_draws(x, blocks, scale, zero_point, turn, over):
+    """Sums of errors, and codes that are drawn: of a whole tensor and of a part by turns."""
+    f = FORMATS[turn % len(FORMATS)]
+    limits = f.low, f.high
+    *args, options = given_arguments(x, scale, zero_point, f, limits, turn, block_size=blocks)
+    check("measure_limbs", *args, kept=False, over=over, **options)
+    whole = [n + 3 for n in x.shape]
+    index = list(quantkit.shard_index(whole, [turn % 4] * x.dim())) if turn % 2 else None
+    drawn = {"seed": torch.tensor([2**40 + turn, -turn]), "index": index}
+    check("_fake_quantize_masked.format", *args, kept=False, **options, **drawn)
+    if x.shape[-1] % f.per_byte == 0:
+        chosen = (x, blocks, *limits, 1e-5, f.low < 0, f.name)
+        check("quantize.format", *args, kept=False, **options, **drawn)
+        check("quantize_dequantize.format", *chosen, kept=False, **drawn)
+
+
 def record_layouts(every):
     codes = itertools.cycle(CODES.items())
     narrow = itertools.cycle((False, False, True))
@@ -109,6 +135,8 @@ def record_layouts(every):
         out = next(outs)
         record_given(x, grad, scale, zero_point, code, low, high, out)
         record_chosen(x, blocks, code, low, high, out)
+        over = (None, blocks, [2] * len(shape))[seed % 3]
+        record_sums_and_draws(x, blocks, scale, zero_point, seed, over)
         if seed % 3 == 1:
             x = STRIDES[layout](
                 (values(shape, torch.float32, seed).abs() * 20).clamp(max=120).to(next(integers))
@@ -119,11 +147,13 @@ def record_layouts(every):
 
 def record_large(every):
     # Of the short form, still every way in which threads share the work.
-    for (shape, blocks), dtype in list(itertools.product(LARGE, FLOATS))[:: min(every, 3)]:
+    all_of_them = list(enumerate(itertools.product(LARGE, FLOATS)))
+    for i, ((shape, blocks), dtype) in all_of_them[:: min(every, 3)]:
         x = values(shape, dtype, seed=len(shape))
         scale, zero_point = given(shape, blocks, dtype)
         grad = values(shape, dtype, seed=len(shape) + 1)
         record_given(x, grad, scale, zero_point, torch.int16, -300, 400)
+        record_sums_and_draws(x, blocks, scale, zero_point, i, (None, blocks)[i % 2])
         for code, limits in CODES.items():
             record_chosen(x, blocks, code, *limits)
 

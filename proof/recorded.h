@@ -11,38 +11,46 @@
 namespace quantkit {
 namespace recorded {
 
-enum class Kind : int32_t { elementwise, dynamic };
+enum class Kind : int32_t { elementwise, dynamic, measure };
 
 // The file begins with these; a driver whose structs are laid out otherwise refuses it.
-constexpr int64_t kHeader[] = {0x32304b51, sizeof(Elementwise), sizeof(Dynamic), sizeof(Dim)};
+constexpr int64_t kHeader[] = {0x33304b51,      sizeof(Elementwise), sizeof(Dynamic),
+                               sizeof(Measure), sizeof(Measured),    sizeof(Dim)};
 
 struct Call {
   Kind kind;
   Elementwise elementwise{};
   Dynamic dynamic{};
+  Measure measure{};
   Layout layout{};
 
   explicit Call(Kind kind_) : kind(kind_) {}
   explicit Call(const Elementwise& e)
       : kind(Kind::elementwise), elementwise(e), layout(*e.layout) {}
   explicit Call(const Dynamic& d) : kind(Kind::dynamic), dynamic(d), layout(*d.elements.layout) {}
+  explicit Call(const Measure& m) : kind(Kind::measure), measure(m), layout(*m.elements.layout) {}
 
-  Elementwise& elements() { return kind == Kind::dynamic ? dynamic.elements : elementwise; }
+  Elementwise& elements() {
+    return kind == Kind::dynamic   ? dynamic.elements
+           : kind == Kind::measure ? measure.elements
+                                   : elementwise;
+  }
 };
 
 // A pointer of a call: where it stands, what it points to and along which steps. `count` elements
-// in memory are `per` of those that the layout counts.
+// in memory are `per` of those that the layout counts, or of the only one.
 struct Field {
   const void** pointer;
   Type type;
   Operand operand;
   bool written;
   int64_t count = 1, per = 1;
+  bool only = false;
 
   // The bytes from the pointer on.
   int64_t bytes(const Layout& layout) const {
-    int64_t last = layout.offset[operand];
-    for (int32_t k = 0; k < layout.count; ++k)
+    int64_t last = only ? 0 : layout.offset[operand];
+    for (int32_t k = 0; k < layout.count && !only; ++k)
       last += (layout.dims[k].size - 1) * layout.dims[k].stride[operand];
     return ((last + 1) * count + per - 1) / per * size_of(type);
   }
@@ -60,7 +68,10 @@ inline Type stored_type(Format format) {
   });
 }
 
-inline const void** at(void*& pointer) { return const_cast<const void**>(&pointer); }
+template <class T>
+const void** at(T*& pointer) {
+  return reinterpret_cast<const void**>(const_cast<const T**>(&pointer));
+}
 
 inline std::vector<Field> fields_of(Call& call) {
   Elementwise& e = call.elements();
@@ -89,8 +100,12 @@ inline std::vector<Field> fields_of(Call& call) {
     fields.push_back({at(d.zero_point), d.p_type, kZeroPoint, true});
     const bool coded = d.scheme.stored != Stored::number;
     fields.push_back({at(d.stored), coded ? Type::u8 : Type::f32, kScale, true});
-    fields.push_back({&d.global.data, d.global.type, d.each_global ? kScale : kState, false});
+    fields.push_back({&d.global.data, d.global.type, kScale, false, 1, 1, !d.each_global});
   }
+  fields.push_back({at(e.seed), Type::i64, kIndex, false, 2, 1, true});
+  if (call.kind == Kind::measure)
+    fields.push_back(
+        {at(call.measure.blocks), Type::i64, kState, true, sizeof(Measured) / sizeof(int64_t)});
   return fields;
 }
 
@@ -132,6 +147,7 @@ template <class F>
 void parts_of(Call& call, F f) {
   if (call.kind == Kind::elementwise) f(&call.elementwise, sizeof(Elementwise));
   if (call.kind == Kind::dynamic) f(&call.dynamic, sizeof(Dynamic));
+  if (call.kind == Kind::measure) f(&call.measure, sizeof(Measure));
   Layout& layout = call.layout;
   f(&layout.count, sizeof(layout.count));
   f(&layout.numel, sizeof(layout.numel));

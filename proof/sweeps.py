@@ -347,6 +347,107 @@ def format_chosen(name):
     return covered.report()
 
 
+# ---- random draws, and sums of errors -----------------------------------------------------------------
+
+
+def draws_of(seed, stream, n):
+    """16 bits for each of n places from 0 on: Philox4x32-10 by numpy, not quantkit's."""
+    low = 2**32 - 1
+    counter = np.arange((n + 7) // 8, dtype=np.uint64)
+    a, b = counter & low, counter >> 32
+    c, d = np.full_like(a, stream & low), np.full_like(a, stream >> 32 & low)
+    k, m = seed & low, seed >> 32 & low
+    for _ in range(10):
+        p, r = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
+        a, b, c, d = r >> 32 ^ b ^ np.uint64(k), r & low, p >> 32 ^ d ^ np.uint64(m), p & low
+        k, m = k + 0x9E3779B9 & low, m + 0xBB67AE85 & low
+    words = np.stack([a, b, c, d], 1)
+    return np.stack([words & 0xFFFF, words >> 16], 2).reshape(-1)[:n]
+
+
+def drawn_numbers(v, f, u):
+    """What v becomes, in float64: one of its two neighbours among all numbers of the format."""
+    v = np.clip(v.numpy().astype(np.float64), f.low, f.high)
+    nan, size = np.isnan(v), np.abs(np.nan_to_num(v))
+    if f.has_zero_point:
+        below = np.floor(size)
+        above = below + 1
+    else:
+        every = np.arange(2 ** (f.bits - 1), dtype=np.uint8).view(getattr(ml_dtypes, f.name))
+        every = every.astype(np.float64)
+        every = np.append(every[every <= f.high], np.inf)
+        at = np.searchsorted(every, size, "right")
+        below, above = every[at - 1], every[at]
+    made = np.copysign(np.where((size - below) / (above - below) > u, above, below), v)
+    return np.where(nan, np.nan if f.bits == 8 and not f.has_zero_point else 0.0, made)
+
+
+def format_draws(which):
+    """Codes of corners and strides of the floats, drawn, against all neighbours in the format."""
+    covered = Covered("format_draws", which)
+    name, scale, zero_point, _, _ = FORMAT_SETS[which]
+    f, scale = OF_NAME[name], scalar(scale)
+    zero_point = None if zero_point is None else scalar(zero_point)
+    for i, x in enumerate([*corner_floats(), *map(strided_floats, range(2))]):
+        x = x.view(-1, COLUMNS)
+        words = (which << 40) + i, -1 - which
+        u = (2 * draws_of(*words, x.numel()).astype(np.float64) + 1) / 2**17
+        for shape in parameter_shapes(x):
+            s = scale.expand(shape).contiguous()
+            z = None if zero_point is None else zero_point.expand(shape).contiguous()
+            given = (x, s, z, f.low, f.high, name)
+            drawn = {"seed": torch.tensor(words)}
+            q = covered.call("quantize.format", *given, **drawn)
+            _, mask = covered.call("_fake_quantize_masked.format", *given, **drawn)
+            v = x / as_scale(s) if z is None else x / as_scale(s) + z
+            right, found = drawn_numbers(v, f, u.reshape(x.shape)), as_numbers(q, f).numpy()
+            assert np.array_equal(found, right, equal_nan=True), "other codes"
+            if not f.has_zero_point:
+                signs = [np.signbit(t[~np.isnan(t)]) for t in (found, right)]
+                assert np.array_equal(*signs), "other signs"
+            assert torch.equal(mask, (v >= f.low) & (v <= f.high)), "another mask"
+            covered.inputs += x.numel()
+    return covered.report()
+
+
+def whole_sum(t):
+    """2^298 times the sum of t², of finite float32 t: a Python int, an exponent at a time."""
+    bits = t.numpy().view(np.uint32).astype(np.int64) & 0x7FFFFFFF
+    total = 0
+    for field in np.unique(bits >> 23).tolist():
+        fraction = bits[bits >> 23 == field] & 0x7FFFFF
+        square = (fraction + (2**23 if field else 0)) ** 2
+        some = (int((square >> 24).sum()) << 24) + int((square & 0xFFFFFF).sum())
+        total += some << 2 * max(field - 1, 0)
+    return total
+
+
+def format_sums(which):
+    """Errors of corners and strides of the floats: their sums in Python's integers."""
+    covered = Covered("format_sums", which)
+    name, scale, zero_point, round_first, _ = FORMAT_SETS[which]
+    f, scale = OF_NAME[name], scalar(scale)
+    z = None if zero_point is None else scalar(zero_point)
+    for i, x in enumerate([*corner_floats(), *map(strided_floats, range(2))]):
+        x = x.view(-1, COLUMNS)
+        given = (x, scale, z, f.low, f.high, name)
+        q = OPERATORS["quantize.format"].reference(*given, round_first=round_first)
+        e = OPERATORS["dequantize.format"].reference(q, scale, z, name) - x
+        kept = e.isfinite()
+        right = [whole_sum(x[kept]), whole_sum(e[kept])]
+        most = e[kept].abs().amax() if kept.any() else torch.tensor(0.0)
+        for over in (None, [1, -1], [i + 1, 3]):
+            options = {"round_first": round_first, "over": over}
+            limbs, greatest, counts = covered.call("measure_limbs", *given, **options)
+            sums = limbs.reshape(-1, 2, limbs.shape[-1]).sum(0).tolist()
+            assert [sum(n << 32 * k for k, n in enumerate(d)) for d in sums] == right, "other sums"
+            assert greatest.amax() == most, "another greatest error"
+            assert counts.reshape(-1, 2).sum(0)[1] == (~kept).sum(), "others left out"
+            covered.call("measure", *given, **options)
+            covered.inputs += x.numel()
+    return covered.report()
+
+
 # ---- scales of every float32 ------------------------------------------------------------------------
 
 # Format, rule, dtype of scale, global_scale: what is chosen for a block of one element.

@@ -71,9 +71,9 @@ def test_recorded_calls_have_keys():
     }
     assert list(kept.found([record, driver, valgrind], done)) == [
         Found("recorded: results of operators", None, "cuda_emu", "1"),
-        Found("recorded: memory that kernels wrote, masks too", None, "avx2 of g++", "2"),
+        Found("recorded: memory that kernels wrote, sums too", None, "avx2 of g++", "2"),
         Found(
-            "recorded: memory that kernels wrote, masks too, one call in 23",
+            "recorded: memory that kernels wrote, sums too, one call in 23",
             None,
             "avx2 of valgrind",
             "3",

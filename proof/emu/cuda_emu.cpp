@@ -136,7 +136,7 @@ Elementwise by_turns(const Elementwise& elements) {
 const char* run_by_turns(const Elementwise& elements, void*) {
   const Elementwise e = by_turns(elements);
   const auto run = [&] { return run_elementwise(e, &stream_of_call); };
-  return e.seed == nullptr ? recorded::record(elements, run) : run();  // a record has no seeds
+  return recorded::record(elements, run);
 }
 
 int64_t scratch_bytes_by_turns(const Dynamic& d) {
@@ -145,11 +145,12 @@ int64_t scratch_bytes_by_turns(const Dynamic& d) {
 }
 const char* run_dynamic_on_stream(const Dynamic& d, void* scratch, void*) {
   const auto run = [&] { return run_dynamic(d, scratch, &stream_of_call); };
-  return d.elements.seed == nullptr ? recorded::record(d, run) : run();
+  return recorded::record(d, run);
 }
 
 const char* measure_by_turns(const Measure& m, void*) {
-  return run_measure({by_turns(m.elements), m.blocks}, &stream_of_call);
+  const auto run = [&] { return run_measure({by_turns(m.elements), m.blocks}, &stream_of_call); };
+  return recorded::record(m, run);
 }
 const char* finish_on_stream(const Measured* measured, int64_t count, const MeasuredOut& out,
                              void*) {
