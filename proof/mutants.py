@@ -40,6 +40,8 @@ FORMATTED = ("tests/test_format_kernels.py",)
 FORMATTED_OUT = OUT
 EMULATED_FORMATS = ("tests/test_format_kernels.py", "-k", "cuda_emu")
 MEASURES = ("tests/test_measure.py",)
+LINEAR_LAYERS = ("tests/test_linear.py",)
+LEARNED = ("tests/test_learnable.py",)
 EMULATED_MEASURES = ("tests/test_measure.py", "-k", "cuda_emu")
 STOCHASTIC = ("tests/test_stochastic.py",)
 EMULATED_STOCHASTIC = ("tests/test_stochastic.py", "-k", "cuda_emu")
@@ -97,6 +99,7 @@ CHUNKS = "csrc/cpu/chunks.h"
 LOOPS = "csrc/cpu/kernels.h"
 SQUARES = "csrc/cpu/errors.h"
 PRODUCTS = "csrc/cpu/products.h"
+LINEAR, DOTS = "csrc/cpu/linear.h", "csrc/cpu/dots.h"
 PARALLEL = "csrc/cpu/parallel.cpp"
 OPS = "csrc/ops/ops.h"
 TYPES = "csrc/ops/ops.cpp"
@@ -572,6 +575,20 @@ MUTANTS = (
     Mutant("what a lower sum takes from the upper lost", SQUARES, "    sums[0] += sums[1] >> kPartBits;", "", MEASURES),
     Mutant("what lies far below the greatest lost", SQUARES, "    if (others == 0) return;", "    return;", MEASURES),
     Mutant("what is left out is not counted", SQUARES, "    left_out += keep + 1;\n", "", MEASURES),
+    Mutant("an offset of 127 in products of bytes", LINEAR, "by[k] = 128;", "by[k] = 127;", LINEAR_LAYERS),
+    Mutant("columns beyond a block lost", LINEAR, "from < l.depth; from += kDepth", "from < kDepth; from += kDepth",
+           LINEAR_LAYERS),
+    Mutant("both scales multiplied first", "csrc/numerics/affine.h", "float(sum) * x_scale * scale",
+           "float(sum) * (x_scale * scale)", LINEAR_LAYERS),
+    Mutant("the tail of a row of bytes lost", DOTS, "  if (k < n) add(", "  if (false) add(", LINEAR_LAYERS),
+    Mutant("the padding of products not cleared", "csrc/ops/linear.cpp", "if (rows * columns != n) clear(",
+           "if (false) clear(", LINEAR_LAYERS),
+    Mutant("a learned scale's sum in one part", "quantkit/sums.py", "while largest := _largest(terms):",
+           "if largest := _largest(terms):", LEARNED),
+    Mutant("a learned scale's sum rounded twice", "quantkit/sums.py", "rounded(carried(torch.where(negative, -digits, digits)), dtype)",
+           "rounded(carried(torch.where(negative, -digits, digits))).to(dtype)", LEARNED),
+    Mutant("infinite terms of a learned scale added", "quantkit/reference.py", "torch.where(self.kept, terms, 0.0)",
+           "terms", LEARNED),
     Mutant("parts joined without carries", "quantkit/sums.py", "rounded(carried(limbs))", "rounded(limbs)", MEASURES),
     Mutant("missing barrier before the sums", MEASURE, "  __syncthreads();\n  Measured* const m",
            "  Measured* const m", EMULATED_MEASURES),

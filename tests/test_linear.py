@@ -101,6 +101,18 @@ def test_numbers_that_are_not_finite():
 
 
 @pytest.mark.usefixtures("backend")
+def test_memory_that_is_not_cleared():
+    """torch fills fresh memory in this mode: what is between the numbers must not count."""
+    x, q, scale = values((3, 13), torch.float32), codes(5, 13), torch.ones(())
+    expected = layer(x, q, scale)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_same(quantkit.linear_w8a8(x, q, scale), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("backend")
 def test_nothing_to_do():
     scale = torch.ones(())
     for tokens, outputs in (((0,), 3), ((2, 0), 3), ((2,), 0)):
