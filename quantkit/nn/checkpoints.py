@@ -75,12 +75,7 @@ def load_checkpoint_(
                 done[parent] = new
                 continue
             if leaf == "weight" and isinstance(layer, QuantizedLayer):
-                float_layer = layer._skeleton()
-                weight_device = layer.weight.device
-                if weight_device.type != "meta":
-                    float_layer.weight = nn.Parameter(
-                        torch.empty_like(float_layer.weight, device=weight_device)
-                    )
+                float_layer = layer._skeleton(layer.weight.device)
                 _put(layers, layer, float_layer)
                 layer = float_layer
             _copy(layer, leaf, value, moved)

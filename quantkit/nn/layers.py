@@ -232,9 +232,9 @@ class QuantizedLayer(nn.Module):
             layer.bias = nn.Parameter(self.bias.detach()) if frozen else self.bias
         return layer.train(self.training)
 
-    def _skeleton(self) -> nn.Module:
-        """The float layer with a weight without memory."""
-        empty = torch.empty(self.shape, dtype=self.dtype, device="meta")
+    def _skeleton(self, device: torch.device | str = "meta") -> nn.Module:
+        """The float layer with a weight that says nothing."""
+        empty = torch.empty(self.shape, dtype=self.dtype, device=device)
         return self._float(nn.Parameter(empty))
 
     # ---- as a module ----------------------------------------------------------------------------------
@@ -475,9 +475,8 @@ def _decoded(q: torch.Tensor, p: QuantizationParams, dtype: torch.dtype) -> torc
 def _dtype_for(x: torch.Tensor) -> torch.dtype:
     """The dtype that torch's own product takes: x's, or that of autocast."""
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
+    there = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if there and x.dtype != torch.float64 else x.dtype
 
 
 def _takes(name: str, held: torch.dtype, given: torch.dtype) -> bool:

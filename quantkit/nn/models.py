@@ -110,10 +110,10 @@ def _places(model: nn.Module, classes: Any) -> Iterator[Place]:
             f"model: expected a module with layers inside, got {type(model).__name__}; {call} "
             "the layer by itself"
         )
-    for name, parent in model.named_modules(remove_duplicate=False):
-        for leaf, layer in parent._modules.items():  # named_children() leaves duplicates out
-            if layer is not None and fits(layer):
-                yield f"{name}.{leaf}" if name else leaf, parent, leaf, layer
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if fits(layer):
+            parent, _, leaf = name.rpartition(".")
+            yield name, model.get_submodule(parent), leaf, layer
 
 
 def _replaced(places: list[Place], new: Mapping[nn.Module, nn.Module]) -> dict[str, nn.Module]:
@@ -129,6 +129,10 @@ def _replaced(places: list[Place], new: Mapping[nn.Module, nn.Module]) -> dict[s
 
 
 def _rules(rules: Any) -> Iterator[tuple[str, Scheme | None]]:
+    if not isinstance(rules, Sequence):
+        raise TypeError(
+            f"scheme: expected a name, keywords or pairs of a pattern and a scheme, got {rules!r:.80}"
+        )
     for rule in rules:
         if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[0], str)):
             raise TypeError(f"scheme: expected pairs of a pattern and a scheme, got {rule!r:.80}")
