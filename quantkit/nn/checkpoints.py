@@ -61,7 +61,7 @@ def load_checkpoint_(
                     f"load_checkpoint_: missing {_some(missing)}; unexpected {_some(unexpected)}"
                 )
         done: dict[str, nn.Module] = {}
-        moved: dict[int, nn.Parameter] = {}
+        moved: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
         for name in there:
             parent, _, leaf = name.rpartition(".")
             if name not in expected:
@@ -83,7 +83,7 @@ def load_checkpoint_(
         for module in model.modules():
             for leaf, p in module.named_parameters(recurse=False):
                 if p is not None and id(p) in moved:
-                    setattr(module, leaf, moved[id(p)])
+                    setattr(module, leaf, moved[id(p)][1])
         return done
 
 
@@ -148,7 +148,8 @@ def _copy(layer: nn.Module, leaf: str, value: torch.Tensor, moved: dict[int, nn.
         with torch.no_grad():
             old.copy_(value)
     elif isinstance(old, nn.Parameter):
-        moved[id(old)] = nn.Parameter(value.to(old.dtype), requires_grad=old.requires_grad)
-        setattr(layer, leaf, moved[id(old)])
+        new = nn.Parameter(value.to(old.dtype), requires_grad=old.requires_grad)
+        moved[id(old)] = old, new  # both: the id of what is gone may be another's
+        setattr(layer, leaf, new)
     else:
         setattr(layer, leaf, value.to(old.dtype))
