@@ -1,7 +1,7 @@
 """quantkit: fused quantize and dequantize kernels that return, bit for bit, what a readable pure-torch
 reference (``quantkit.reference``) returns."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import reference
 from ._load import backend
@@ -28,6 +28,7 @@ from .schemes import SCHEMES
 from .sums import Measured, join_measures
 
 if TYPE_CHECKING:
+    from . import nn as nn
     from .nn import dequantize_model_, quantize_model_
 
 __all__ = [
@@ -59,15 +60,18 @@ __all__ = [
 # Names of quantkit.nn, which is imported when one of them is asked for.
 _OF_NN = ("dequantize_model_", "quantize_model_")
 
+if not TYPE_CHECKING:  # so that type checkers flag a name that is not there
 
-def __getattr__(name: str) -> Any:
-    if name in _OF_NN or name == "nn":
-        import importlib
+    def __getattr__(name):
+        if name in _OF_NN or name == "nn":
+            import importlib
 
-        module = importlib.import_module(".nn", __name__)
-        return module if name == "nn" else getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            module = importlib.import_module(".nn", __name__)
+            return module if name == "nn" else getattr(module, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *_OF_NN, "nn"})
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_OF_NN, "nn"})
+del TYPE_CHECKING
