@@ -138,7 +138,10 @@ def _quantized(
         raise type(error)(f"{name} ({type(layer).__name__}): {error}") from None
 
 
-def _copy(layer: nn.Module, leaf: str, value: torch.Tensor, moved: dict[int, nn.Parameter]) -> None:
+def _copy(
+    layer: nn.Module, leaf: str, value: torch.Tensor,
+    moved: dict[int, tuple[nn.Parameter, nn.Parameter]],
+) -> None:  # fmt: skip
     old: Any = getattr(layer, leaf)
     if old.shape != value.shape:
         raise ValueError(
