@@ -189,6 +189,21 @@ def test_torchs_own_transformer_takes_the_layers():
         assert_same(encoder(x), other(x))
 
 
+def test_torchs_own_transformer_takes_a_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    torch.save(nn.ModuleDict({"a": layer}).state_dict(), tmp_path / "model.pt")
+    checkpoint.quantize(tmp_path / "model.pt", tmp_path / "out", "w8a8", exclude=["*out_proj"])
+    m = nn.ModuleDict({"a": copy.deepcopy(layer)})
+    assert set(load_checkpoint_(m, tmp_path / "out")) == {"a.linear1", "a.linear2"}
+    layer.activation_relu_or_gelu = 0
+    for name in ("linear1", "linear2"):
+        layer.get_submodule(name).weight.data = m["a"].get_submodule(name).dequantized()
+    x = torch.randn(2, 3, 16)
+    with torch.no_grad():
+        assert_same(m["a"](x), layer(x))
+
+
 # ---- checkpoints ------------------------------------------------------------------------------------
 
 

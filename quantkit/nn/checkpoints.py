@@ -12,6 +12,7 @@ from torch import nn
 from ..checkpoint import Checkpoint
 from ..params import QuantizationParams
 from .layers import LAYERS, QuantizedLayer, QuantLinear
+from .models import put
 
 
 def load_checkpoint_(
@@ -102,7 +103,7 @@ def _put(layers: dict[str, nn.Module], old: nn.Module, new: nn.Module) -> None:
     for name, module in list(layers.items()):
         if module is old:
             parent, _, leaf = name.rpartition(".")
-            setattr(layers[parent], leaf, new)
+            put(layers[parent], leaf, new)
             layers[name] = new
 
 

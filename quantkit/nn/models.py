@@ -120,12 +120,17 @@ def _replaced(places: list[Place], new: Mapping[nn.Module, nn.Module]) -> dict[s
     done = {}
     for name, parent, leaf, layer in places:
         if layer in new:
-            setattr(parent, leaf, new[layer])
+            put(parent, leaf, new[layer])
             done[name] = new[layer]
-            if isinstance(parent, nn.TransformerEncoderLayer):
-                # Its way without forward() of its layers would take codes for weights.
-                parent.activation_relu_or_gelu = 0
     return done
+
+
+def put(parent: nn.Module, leaf: str, layer: nn.Module) -> None:
+    """A layer in the place of another."""
+    setattr(parent, leaf, layer)
+    if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(layer, QuantizedLayer):
+        # Its way without forward() of its layers would take codes for weights.
+        parent.activation_relu_or_gelu = 0
 
 
 def _rules(rules: Any) -> Iterator[tuple[str, Scheme | None]]:
