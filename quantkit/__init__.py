@@ -1,6 +1,8 @@
 """quantkit: fused quantize and dequantize kernels that return, bit for bit, what a readable pure-torch
 reference (``quantkit.reference``) returns."""
 
+from typing import TYPE_CHECKING
+
 from . import reference
 from ._load import backend
 from ._version import __version__ as __version__
@@ -25,6 +27,10 @@ from .philox import shard_index
 from .schemes import SCHEMES
 from .sums import Measured, join_measures
 
+if TYPE_CHECKING:
+    from . import nn as nn
+    from .nn import dequantize_model_, quantize_model_
+
 __all__ = [
     "SCHEMES",
     "Measured",
@@ -32,6 +38,7 @@ __all__ = [
     "aminmax",
     "backend",
     "dequantize",
+    "dequantize_model_",
     "dequantize_tensor",
     "dynamic_quantize",
     "explain",
@@ -44,7 +51,27 @@ __all__ = [
     "measure_limbs",
     "quantize",
     "quantize_dequant",
+    "quantize_model_",
     "quantize_tensor",
     "reference",
     "shard_index",
 ]
+
+# Names of quantkit.nn, which is imported when one of them is asked for.
+_OF_NN = ("dequantize_model_", "quantize_model_")
+
+if not TYPE_CHECKING:  # so that type checkers flag a name that is not there
+
+    def __getattr__(name):
+        if name in _OF_NN or name == "nn":
+            import importlib
+
+            module = importlib.import_module(".nn", __name__)
+            return module if name == "nn" else getattr(module, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *_OF_NN, "nn"})
+
+
+del TYPE_CHECKING

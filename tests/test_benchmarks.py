@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import ab, builds, cells, compare, measures, report, rivals, stochastic
+from benchmarks import ab, builds, cells, compare, linear, measures, report, rivals, stochastic
 from benchmarks.cases import Case, Job, differing
 from quantkit import quantize_tensor
 
@@ -381,6 +381,26 @@ def test_stochastic_rounding_by_hand_makes_the_same_neighbours(scheme):
     ours = torch.stack(calls)
     for a, b in ((by_hand, ours), (ours, by_hand)):
         assert ((b >= a.amin(0)) & (b <= a.amax(0))).float().mean() > 0.98
+
+
+# ---- linear layers ------------------------------------------------------------------------------------
+
+
+def test_linear_layers_stand_beside_float32_and_others(tmp_path, capsys):
+    tiny = ["--shapes", "16x64", "--tokens", "1,3", "--threads", "1", "--seconds", "0"]
+    arguments = [*tiny, "--skip", "torchao", "--json", str(tmp_path / "run.json")]
+    assert linear.main(arguments) == 0
+    found = json.loads((tmp_path / "run.json").read_text())["cells"]
+    assert [c["tokens"] for c in found] == [1, 3]
+    for cell in found:
+        names = {n for n in linear.CONTESTANTS if not n.startswith("torchao")}
+        assert {*cell["contestants"], *cell["absent"]} == names
+        assert 30 < cell["sqnr_db"]["W8A8"] < cell["sqnr_db"][linear.FLOAT]
+        assert cell["sqnr_db"]["weight only, int8"] > cell["sqnr_db"]["weight only, int4"]
+    assert "times faster than float32" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        linear.main(["--tokens", "0"])
+    assert "expected numbers such as 1,16,256, got '0'" in capsys.readouterr().err
 
 
 # ---- the pages that quote a run ---------------------------------------------------------------------

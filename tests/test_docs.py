@@ -39,7 +39,7 @@ def test_every_public_name_is_in_all_and_on_one_page():
         for name, value in vars(quantkit).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
-    assert public | {"reference"} == set(quantkit.__all__)
+    assert public | {"reference", *quantkit._OF_NN} == set(quantkit.__all__)
     headings = re.findall(
         r"^## quantkit\.(\w+)$", "\n".join(p.read_text() for p in PAGES), re.MULTILINE
     )

@@ -6,7 +6,7 @@ from typing import assert_type
 import torch
 
 import quantkit
-from quantkit import QuantizationParams, reference
+from quantkit import QuantizationParams, nn, reference
 
 
 def functions(x: torch.Tensor, blocks: Sequence[int]) -> torch.Tensor:
@@ -97,6 +97,18 @@ def at_random(x: torch.Tensor, p: QuantizationParams) -> torch.Tensor:
     q, p = quantkit.quantize(x_hat, "fp8_tensor", seed=(7, 2), index=index)
     y = assert_type(quantkit.fake_quantize(x, p, seed=3), torch.Tensor)
     return quantkit.dequantize(q, p) - y
+
+
+def models(model: torch.nn.Module, layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    done = quantkit.quantize_model_(model, "int8_channel", activations="int8", exclude=["*head"])
+    assert_type(done, dict[str, torch.nn.Module])
+    quantkit.quantize_model_(model, {"dtype": "int4", "block_size": [64]}, include=("embed",))
+    quantkit.quantize_model_(model, [("*down", "mxfp8"), ("*up", {"dtype": "int8"}), ("*", None)])
+    assert_type(quantkit.dequantize_model_(model), dict[str, torch.nn.Module])
+    mine = assert_type(nn.QuantLinear.from_float(layer, "int8_token", "int8"), nn.QuantLinear)
+    nn.load_checkpoint_(model, "folder", activations="int8", strict=False)
+    assert_type(mine.qparams, QuantizationParams)
+    return assert_type(quantkit.dequantize(mine.codes, mine.qparams), torch.Tensor)
 
 
 def parameters() -> QuantizationParams:
