@@ -1,6 +1,8 @@
 """quantkit: fused quantize and dequantize kernels that return, bit for bit, what a readable pure-torch
 reference (``quantkit.reference``) returns."""
 
+import typing
+
 from . import reference
 from ._load import backend
 from ._version import __version__ as __version__
@@ -42,9 +44,30 @@ __all__ = [
     "linear_w8a8",
     "measure",
     "measure_limbs",
+    "observe",
     "quantize",
     "quantize_dequant",
     "quantize_tensor",
     "reference",
     "shard_index",
 ]
+
+# What is imported when it is asked for: names, and the modules that have them; modules themselves.
+_LATER = {"observe": "observers", "observers": None}
+
+if typing.TYPE_CHECKING:
+    from . import observers as observers
+    from .observers import observe as observe
+else:
+
+    def __getattr__(name):
+        import importlib
+
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f".{_LATER[name] or name}", __name__)
+        globals()[name] = value = getattr(module, name) if _LATER[name] else module
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *_LATER})
