@@ -1,7 +1,7 @@
 """quantkit: fused quantize and dequantize kernels that return, bit for bit, what a readable pure-torch
 reference (``quantkit.reference``) returns."""
 
-from typing import TYPE_CHECKING
+import typing
 
 from . import reference
 from ._load import backend
@@ -27,10 +27,6 @@ from .philox import shard_index
 from .schemes import SCHEMES
 from .sums import Measured, join_measures
 
-if TYPE_CHECKING:
-    from . import nn as nn
-    from .nn import dequantize_model_, quantize_model_
-
 __all__ = [
     "SCHEMES",
     "Measured",
@@ -49,6 +45,7 @@ __all__ = [
     "linear_w8a8",
     "measure",
     "measure_limbs",
+    "observe",
     "quantize",
     "quantize_dequant",
     "quantize_model_",
@@ -57,21 +54,28 @@ __all__ = [
     "shard_index",
 ]
 
-# Names of quantkit.nn, which is imported when one of them is asked for.
-_OF_NN = ("dequantize_model_", "quantize_model_")
+# What is imported when it is asked for: names, and the modules that have them; modules themselves.
+_LATER = {
+    "dequantize_model_": "nn", "nn": None, "observe": "observers", "observers": None,
+    "quantize_model_": "nn",
+}  # fmt: skip
 
-if not TYPE_CHECKING:  # so that type checkers flag a name that is not there
+if typing.TYPE_CHECKING:
+    from . import nn as nn
+    from . import observers as observers
+    from .nn import dequantize_model_ as dequantize_model_
+    from .nn import quantize_model_ as quantize_model_
+    from .observers import observe as observe
+else:
 
     def __getattr__(name):
-        if name in _OF_NN or name == "nn":
-            import importlib
+        import importlib
 
-            module = importlib.import_module(".nn", __name__)
-            return module if name == "nn" else getattr(module, name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f".{_LATER[name] or name}", __name__)
+        globals()[name] = value = getattr(module, name) if _LATER[name] else module
+        return value
 
     def __dir__():
-        return sorted({*globals(), *_OF_NN, "nn"})
-
-
-del TYPE_CHECKING
+        return sorted({*globals(), *_LATER})

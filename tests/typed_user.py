@@ -143,6 +143,16 @@ def reference_functions(x: torch.Tensor) -> torch.Tensor:
     return reference.dequantize_tensor(q, p)
 
 
+def calibrated(model: torch.nn.Module, x: torch.Tensor) -> dict[str, QuantizationParams]:
+    with quantkit.observe(model, include="re:.*proj", granularity="tensor") as stats:
+        model(x)
+    assert_type(stats, quantkit.observers.Stats)
+    observer = assert_type(stats["up_proj"], quantkit.observers.Observer)
+    assert_type(observer.qparams("mse", sym=False, dtype=torch.uint8), QuantizationParams)
+    assert_type(stats.merge(stats).input_scales("percentile"), dict[str, torch.Tensor])
+    return assert_type(stats.qparams(), dict[str, QuantizationParams])
+
+
 def backend() -> str:
     b = quantkit.backend()
     assert_type(b.extension, bool)

@@ -1,0 +1,676 @@
+"""Calibration: what the inputs of layers look like, over any loop, in a state that has no order.
+
+The state of a layer is its extremes, and counts of its numbers by the upper 16 bits of float32. Maxima of
+integers and sums of integers have no order. So batches, restarts and ranks give the same bits in any
+order. docs/calibration.md has the formulas.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import math
+import re
+import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import _checks, ops
+from .formats import FLOAT_DTYPES
+from .params import QuantizationParams
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["METHODS", "MovingAverage", "Observer", "Stats", "observe"]
+
+METHODS = ("minmax", "percentile", "mse")
+GRANULARITIES = ("tensor", "channel", "token", "group")
+_BINS = 1 << 16
+_HALF = _BINS // 2
+_INFINITE = 0x7F80  # the bins of magnitudes from here on have no finite number
+_NORMAL = 0x80  # those below have no normal one
+_CHUNK = 1 << 22  # elements that are counted at a time
+_CLIPS = 100  # ranges that the search of the mean squared error tries, each 1/128 smaller
+
+
+def _keys(numbers: torch.Tensor) -> torch.Tensor:
+    """int32 that sort as float32 do, -0.0 below 0.0; of keys the bits of the numbers."""
+    bits = numbers.view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _numbers(keys: torch.Tensor) -> torch.Tensor:
+    return _keys(keys).view(torch.float32)
+
+
+def _packed(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Two rows of integers whose maximum joins extremes."""
+    return torch.stack([~_keys(low), _keys(high)])
+
+
+def _upper_edge(negative: torch.Tensor, positive: torch.Tensor, k: int) -> float:
+    """The greatest number of the bin that has the k-th smallest number, from 1 on."""
+    in_order = torch.cat([negative.flip(0), positive]).cumsum(0)
+    i = int(torch.searchsorted(in_order, k))
+    if i >= _HALF:
+        return _float((i - _HALF) << 16 | 0xFFFF)
+    return -_float((_HALF - 1 - i) << 16)
+
+
+def _float(bits: int) -> float:
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+
+
+class Observer:
+    """What one layer's inputs, or any tensors, looked like.
+
+    Args:
+        granularity: what shares a scale: "tensor"; "channel", each index of ``channel_dim``; "token",
+            each index of the dimension before the last; "group", ``group_size`` neighbours of the last
+            dimension.
+        group_size: for "group".
+        channel_dim: for "channel": -1 for linear layers, 1 for convolutions.
+        counts: whether numbers are counted, which "percentile" and "mse" need: 512 KiB for each scale.
+            None counts for "tensor" alone.
+    """
+
+    extremes: torch.Tensor  # int32 (2, scales): of the minimum and the maximum, joined by maxima
+    counts: torch.Tensor  # int64 (scales, 65536), or (0, 65536)
+    seen: torch.Tensor  # int64 (4,): finite numbers, NaNs, positive and negative infinities
+
+    def __init__(
+        self, granularity: str = "tensor", *, group_size: int | None = None, channel_dim: int = -1,
+        counts: bool | None = None,
+    ) -> None:  # fmt: skip
+        if granularity not in GRANULARITIES:
+            expected = f"one of {', '.join(GRANULARITIES)}"
+            raise _checks.wrong(ValueError, "granularity", expected, _checks.shown(granularity))
+        if (group_size is None) is (granularity == "group") or (
+            group_size is not None and _checks.integer("group_size", group_size) < 1
+        ):
+            expected = 'a positive number with granularity="group", and none without'
+            raise _checks.wrong(ValueError, "group_size", expected, _checks.shown(group_size))
+        self.granularity, self.group_size = granularity, group_size
+        self.channel_dim = _checks.integer("channel_dim", channel_dim)
+        self.has_counts = granularity == "tensor" if counts is None else bool(counts)
+        self.size, self.rank = 0, 0  # of the dimension that has several scales; of the tensors
+        self._allocate(0, torch.device("cpu"))
+
+    def __repr__(self) -> str:
+        finite, nan, above, below = self.seen.tolist()
+        text = f"Observer({self.granularity}, {finite} numbers"
+        if nan or above or below:
+            text += f", {nan} NaN, {above + below} infinite"
+        return f"{text})"
+
+    @property
+    def min(self) -> torch.Tensor:
+        """The least finite number for each scale, float32: inf where there was none."""
+        return self._shaped(_numbers(~self.extremes[0]))
+
+    @property
+    def max(self) -> torch.Tensor:
+        """The greatest finite number for each scale, float32: -inf where there was none."""
+        return self._shaped(_numbers(self.extremes[1]))
+
+    @torch.no_grad()
+    def update(self, x: torch.Tensor) -> None:
+        """Take x into account. Without elements it changes nothing."""
+        if not isinstance(x, torch.Tensor) or x.dtype not in FLOAT_DTYPES:
+            found = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+            raise _checks.wrong(TypeError, "x", "a tensor of floats", found)
+        if x.numel() == 0:
+            return
+        x = x.detach()
+        if x.dtype == torch.float64:
+            x = x.to(
+                torch.float32
+            )  # rounding keeps the order, so extremes are those of the numbers
+        dim = self._dim(x.dim())
+        size = 1 if dim is None else x.shape[dim]
+        self._check_size(size)
+        if not self.size:
+            self.size = size
+            self._allocate(self._scales(), x.device)
+        self.rank = max(self.rank, x.dim())
+        extremes, seen = self._extremes(x, dim)
+        device = self.extremes.device
+        self.extremes = torch.maximum(self.extremes, extremes.to(device))
+        self.seen = self.seen + seen.to(device)
+        if self.has_counts:
+            self.counts += self._counted(x, dim).to(device)
+
+    def merge(self, other: Observer) -> Observer:
+        """Join what another one has seen, and return self."""
+        if type(other) is not type(self) or self._form() != other._form():
+            raise ValueError(f"merge: {self!r} and {other!r} observe differently")
+        if other.size:
+            self._check_size(other.size)
+            if not self.size:
+                self.size = other.size
+                self._allocate(self._scales(), other.extremes.device)
+            device = self.extremes.device
+            self.extremes = torch.maximum(self.extremes, other.extremes.to(device))
+            self.counts = self.counts + other.counts.to(device)
+            self.seen = self.seen + other.seen.to(device)
+            self.rank = max(self.rank, other.rank)
+        return self
+
+    def all_reduce(self, group: Any = None) -> Observer:
+        """Join what all ranks have seen, on each of them, and return self. Call it once, at the end."""
+        import torch.distributed as dist
+
+        device = _device_of(group)
+        sizes = torch.tensor([self.size, -self.size if self.size else -(2**62), self.rank])
+        sizes = sizes.to(device)
+        dist.all_reduce(sizes, dist.ReduceOp.MAX, group)
+        greatest, least, rank = sizes.tolist()
+        if greatest == 0:
+            return self
+        if greatest != -least:
+            raise ValueError(f"all_reduce: ranks saw {-least} and {greatest} {self.granularity}s")
+        self.rank = rank
+        if not self.size:
+            self.size = greatest
+            self._allocate(self._scales(), torch.device("cpu"))
+        for name, op in (("extremes", "MAX"), ("counts", "SUM"), ("seen", "SUM")):
+            state = getattr(self, name)
+            joined = state.to(device, copy=True)
+            if joined.numel():
+                dist.all_reduce(joined, getattr(dist.ReduceOp, op), group)
+            setattr(self, name, joined.to(state.device))
+        return self
+
+    def qparams(
+        self, method: str = "minmax", *, dtype: torch.dtype | str = torch.int8, sym: bool = True,
+        include_zero: bool = True, percentile: float = 99.99, q_min: int | None = None,
+        q_max: int | None = None, eps: float | None = None, scale_rule: str | None = None,
+        round_first: bool = False, allow_nonfinite: bool = False, rank: int | None = None,
+    ) -> QuantizationParams:  # fmt: skip
+        """Choose static parameters, by float32 steps.
+
+        Args:
+            method: "minmax" has the bits of parameters chosen from all inputs side by side. "percentile"
+                clips the rest; "mse" clips where the mean squared error is least, of 100 ranges.
+            dtype, sym, q_min, q_max, eps, scale_rule, round_first: as for :func:`dynamic_quantize`.
+            include_zero: whether asymmetric ranges hold 0.
+            percentile: of the numbers to keep inside; asymmetric ranges leave out half of the rest on
+                each side.
+            allow_nonfinite: leave out NaNs and infinities that were seen, which are an error otherwise.
+            rank: of the tensors to quantize, where it is not the greatest that was seen.
+        """
+        low, high = self.range(
+            method, dtype=dtype, sym=sym, include_zero=include_zero, percentile=percentile, q_min=q_min,
+            q_max=q_max, eps=eps, scale_rule=scale_rule, allow_nonfinite=allow_nonfinite,
+        )  # fmt: skip
+        p = _chosen(
+            torch.stack([low, high]), [-1, 1], dtype=dtype, sym=sym, include_zero=include_zero,
+            q_min=q_min, q_max=q_max, eps=eps, scale_rule=scale_rule, round_first=round_first,
+        )  # fmt: skip
+        rank = self.rank if rank is None else rank
+        p.scale = self._shaped(p.scale, rank)
+        p.zero_point = p.zero_point if p.zero_point.dim() == 0 else self._shaped(p.zero_point, rank)
+        p.block_size = self._block_size(rank)
+        return p
+
+    def range(
+        self, method: str = "minmax", *, percentile: float = 99.99, allow_nonfinite: bool = False,
+        **options: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """The limits that the parameters come from, float32, one for each scale."""
+        if method not in METHODS:
+            expected = f"one of {', '.join(METHODS)}"
+            raise _checks.wrong(ValueError, "method", expected, _checks.shown(method))
+        finite, nan, above, below = self.seen.tolist()
+        if (nan or above or below) and not allow_nonfinite:
+            raise ValueError(
+                f"inputs had {nan} NaN and {above + below} infinite numbers: find out why, or pass "
+                "allow_nonfinite=True to leave them out"
+            )
+        if not finite:
+            raise ValueError("no number was seen: did the model run, uncompiled, inside observe()?")
+        low, high = _numbers(~self.extremes[0]), _numbers(self.extremes[1])
+        seen = low <= high
+        low, high = torch.where(seen, low, 0.0), torch.where(seen, high, 0.0)
+        if method == "minmax":
+            return low, high
+        if not self.has_counts:
+            raise ValueError(f"method {method!r} needs counts=True")
+        part = Fraction(str(percentile)) / 100
+        if not 0 < part <= 1:
+            expected = "a number above 0, up to 100"
+            raise _checks.wrong(ValueError, "percentile", expected, _checks.shown(percentile))
+        pairs: list[Sequence[float]] = []
+        for counts, *limits in zip(self.counts.cpu(), low.tolist(), high.tolist(), strict=True):
+            if not counts.any():
+                pairs.append(limits)
+            elif method == "percentile":
+                pairs.append(_percentile(counts, limits, part, options.get("sym", True)))
+            else:
+                pairs.append(_least_error(counts, limits, options))
+        chosen = torch.tensor(pairs, dtype=torch.float32, device=low.device)
+        return chosen[:, 0], chosen[:, 1]
+
+    # ---- the state in files ----
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Tensors of integers, which torch.save and safetensors take."""
+        form = [GRANULARITIES.index(self.granularity), self.group_size or 0, self.channel_dim]
+        form += [int(self.has_counts), self.size, self.rank]
+        state = {"form": torch.tensor(form), "extremes": self.extremes, "seen": self.seen}
+        if self.has_counts:
+            state["counts"] = self.counts
+        return {name: t.detach().cpu().clone() for name, t in state.items()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, torch.Tensor], **options: Any) -> Self:
+        """The observer again; options are those that the state does not hold: momentum."""
+        form = state["form"].tolist()
+        if len(form) != 6 or not 0 <= form[0] < len(GRANULARITIES):
+            raise ValueError(f"form: expected that of an Observer, got {_checks.shown(form)}")
+        options |= {"group_size": form[1] or None, "channel_dim": form[2]}
+        options |= {"counts": bool(form[3])} if cls is Observer else {}
+        made = cls(GRANULARITIES[form[0]], **options)
+        made.size, made.rank = form[4:]
+        scales = made._scales() if made.size > 0 else 0
+        shapes = {"extremes": (2, scales), "seen": (4,)}
+        if made.has_counts:
+            shapes["counts"] = (scales, _BINS)
+        for name, shape in shapes.items():
+            dtype = torch.int32 if name == "extremes" else torch.int64
+            t = state[name]
+            if t.shape != shape or t.dtype != dtype:
+                found = f"{t.dtype} {tuple(t.shape)}"
+                raise _checks.wrong(ValueError, name, f"{dtype} {shape}", found)
+            setattr(made, name, t.clone())
+        return made
+
+    # ---- within ----
+
+    def _form(self) -> tuple[Any, ...]:
+        return self.granularity, self.group_size, self.channel_dim, self.has_counts
+
+    def _allocate(self, scales: int, device: torch.device) -> None:
+        none = torch.full((scales,), math.inf, device=device)
+        self.extremes = _packed(none, -none)
+        rows = scales if self.has_counts else 0
+        self.counts = torch.zeros((rows, _BINS), dtype=torch.int64, device=device)
+        self.seen = torch.zeros(4, dtype=torch.int64, device=device)
+
+    def _scales(self) -> int:
+        return -(-self.size // (self.group_size or 1))
+
+    def _check_size(self, size: int) -> None:
+        if self.size and size != self.size:
+            raise ValueError(
+                f"granularity {self.granularity!r} needs the same number in every batch: expected "
+                f"{self.size}, got {size}"
+            )
+
+    def _dim(self, rank: int) -> int | None:
+        """The dimension that has several scales."""
+        if self.granularity == "tensor":
+            return None
+        dims = {"channel": self.channel_dim, "token": -2, "group": -1}
+        dim = dims[self.granularity]
+        if not -rank <= dim < rank:
+            raise ValueError(
+                f"granularity {self.granularity!r} needs dimension {dim} of rank {rank}"
+            )
+        return dim % rank
+
+    def _block_size(self, rank: int) -> tuple[int, ...] | None:
+        dim = self._dim(rank)
+        if dim is None:
+            return None
+        return tuple(self.group_size or 1 if d == dim else -1 for d in range(rank))
+
+    def _shaped(self, row: torch.Tensor, rank: int | None = None) -> torch.Tensor:
+        """One number for each scale, as a tensor of this rank is quantized by them."""
+        rank = self.rank if rank is None else rank
+        dim = self._dim(rank) if self.size else None
+        if dim is None:
+            return row.reshape(()) if self.size else row
+        return row.reshape([-1 if d == dim else 1 for d in range(rank)])
+
+    def _extremes(self, x: torch.Tensor, dim: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of the finite numbers of x, packed, and what was seen."""
+        blocks = self._block_size(x.dim())
+        low, high = (t.float().flatten() for t in ops.aminmax(x, block_size=blocks))
+        lost = torch.zeros(3, dtype=torch.int64, device=x.device)
+        if not bool((low.isfinite() & high.isfinite()).all()):
+            is_finite = x.isfinite()
+            low = ops.aminmax(torch.where(is_finite, x, math.inf), block_size=blocks)[0]
+            high = ops.aminmax(torch.where(is_finite, x, -math.inf), block_size=blocks)[1]
+            low, high = low.float().flatten(), high.float().flatten()
+            lost = torch.stack([x.isnan().sum(), (x == math.inf).sum(), (x == -math.inf).sum()])
+        finite = x.numel() - lost.sum()
+        return _packed(low, high), torch.cat([finite.view(1), lost])
+
+    def _counted(self, x: torch.Tensor, dim: int | None) -> torch.Tensor:
+        columns = x.reshape(-1, 1) if dim is None else x.movedim(dim, -1).reshape(-1, self.size)
+        scales = self._scales()
+        first = torch.arange(self.size, device=x.device) // (self.group_size or 1) * _BINS + _HALF
+        counts = torch.zeros(scales * _BINS, dtype=torch.int64, device=x.device)
+        for rows in columns.split(max(1, _CHUNK // self.size)):
+            bins = (rows.float().contiguous().view(torch.int32) >> 16) + first
+            counts += torch.bincount(bins.flatten(), minlength=scales * _BINS)
+        halves = counts.view(scales, 2, _HALF)
+        halves[..., _INFINITE:] = 0
+        return halves.view(scales, _BINS)
+
+
+def _chosen(pair: torch.Tensor, blocks: Sequence[int], **options: Any) -> QuantizationParams:
+    sym, include_zero = options.pop("sym"), options.pop("include_zero")
+    given = {"block_size": blocks, "compute_dtype": torch.float32, **options}
+    if sym:
+        return ops.get_symmetric_qparams(pair, **given)
+    if given.pop("scale_rule") is not None:
+        raise ValueError("scale_rule: expected None with sym=False")
+    return ops.get_asymmetric_qparams(pair, include_zero=include_zero, **given)
+
+
+def _percentile(
+    counts: torch.Tensor, limits: Sequence[float], part: Fraction, sym: bool
+) -> Sequence[float]:
+    """The range that holds this part of the numbers, to the width of a bin, within the extremes."""
+    low, high = limits
+    negative, positive = counts[:_HALF], counts[_HALF:]
+    n = int(counts.sum())
+    if sym:
+        magnitudes = negative + positive
+        limit = _upper_edge(torch.zeros_like(magnitudes), magnitudes, math.ceil(n * part))
+        limit = min(limit, max(abs(low), abs(high)))
+        return -limit, limit
+    k = math.ceil(n * (1 + part) / 2)
+    at_most = _upper_edge(negative, positive, k)
+    at_least = -_upper_edge(positive, negative, k)
+    return max(at_least, low), min(at_most, high)
+
+
+def _least_error(
+    counts: torch.Tensor, limits: Sequence[float], options: Mapping[str, Any]
+) -> Sequence[float]:
+    """Of the extremes times 128/128, 127/128 … those that give the least sum of squared errors.
+
+    A bin counts as its middle. Products are single steps of float64 and sums are rounded once
+    (math.fsum), so that no machine differs. Of equal sums the widest range is taken.
+    """
+    bins = counts.nonzero().flatten()
+    magnitude = torch.where(bins < _HALF, bins, bins - _HALF)
+    middle = torch.where(magnitude < _NORMAL, 0, magnitude << 16 | 0x8000)
+    numbers = middle.to(torch.int32).view(torch.float32)
+    numbers = torch.where(bins < _HALF, -numbers, numbers).clamp(*limits)
+    clips = (128 - torch.arange(_CLIPS, dtype=torch.float64)) / 128
+    pairs = (clips[:, None] * torch.tensor(limits, dtype=torch.float64)).to(torch.float32)
+    p = _chosen(pairs, [1, -1], round_first=False, **options)
+    there = numbers.expand(_CLIPS, -1)
+    errors = (ops.fake_quantize(there, p).double() - there.double()).square() * counts[
+        bins
+    ].double()
+    sums = [math.fsum(row) for row in errors.tolist()]
+    return pairs[sums.index(min(sums))].tolist()
+
+
+class MovingAverage(Observer):
+    """Extremes that move towards each batch's, for the ranges of quantization-aware training.
+
+    Weights change while it trains, so old batches must fade. The order of batches then shows in the
+    result, and two averages cannot be merged: for calibration take an :class:`Observer`.
+    """
+
+    def __init__(
+        self, granularity: str = "tensor", *, momentum: float = 0.01, group_size: int | None = None,
+        channel_dim: int = -1,
+    ) -> None:  # fmt: skip
+        super().__init__(granularity, group_size=group_size, channel_dim=channel_dim, counts=False)
+        if not 0 < _checks.real("momentum", momentum) <= 1:
+            expected = "a number above 0, up to 1"
+            raise _checks.wrong(ValueError, "momentum", expected, _checks.shown(momentum))
+        self.momentum = float(momentum)
+
+    @torch.no_grad()
+    def update(self, x: torch.Tensor, group: Any = None, all_ranks: bool = False) -> None:
+        """Move towards the extremes of x; with all_ranks, of all ranks of the group, the same on each."""
+        batch = Observer(
+            self.granularity, group_size=self.group_size, channel_dim=self.channel_dim, counts=False
+        )
+        batch.update(x)
+        if all_ranks:
+            batch.all_reduce(group)
+        if not batch.size:
+            return
+        self._check_size(batch.size)
+        device = batch.extremes.device
+        if not self.size:
+            self.size = batch.size
+            self._allocate(self._scales(), device)
+        self.rank = max(self.rank, batch.rank)
+        moved = []
+        for row in (0, 1):
+            old, new = (_unpacked(o.extremes.to(device), row) for o in (self, batch))
+            step = torch.where(old.isfinite(), old + (new - old) * self.momentum, new)
+            moved.append(torch.where(new.isfinite(), step, old))
+        self.extremes = _packed(*moved)
+        self.seen = self.seen.to(device) + batch.seen
+
+    def merge(self, other: Observer) -> Observer:
+        raise ValueError("merge: moving averages depend on the order of batches")
+
+    def all_reduce(self, group: Any = None) -> Observer:
+        raise ValueError("all_reduce: pass all_ranks=True to update() instead")
+
+
+def _unpacked(extremes: torch.Tensor, row: int) -> torch.Tensor:
+    return _numbers(~extremes[0] if row == 0 else extremes[1])
+
+
+def _device_of(group: Any) -> torch.device:
+    import torch.distributed as dist
+
+    on_gpus = "nccl" in dist.get_backend(group)
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpus else torch.device("cpu")
+
+
+class Stats(Mapping[str, Observer]):
+    """What :func:`observe` has seen: an :class:`Observer` for the name of each layer."""
+
+    def __init__(self, observers: Mapping[str, Observer]) -> None:
+        self._observers = dict(observers)
+        self._lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> Observer:
+        return self._observers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._observers)
+
+    def __len__(self) -> int:
+        return len(self._observers)
+
+    def __repr__(self) -> str:
+        return f"Stats of {len(self)} layers"
+
+    def update(self, name: str, x: torch.Tensor) -> None:
+        """Take x into account for a layer; threads may call it."""
+        with self._lock:
+            try:
+                self._observers[name].update(x)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"input of {name!r}: {error}") from None
+
+    def merge(self, other: Stats) -> Stats:
+        """Join what other Stats of the same layers have seen, and return self."""
+        if set(self) != set(other):
+            raise ValueError(f"merge: layers differ: {_some(set(self) ^ set(other))}")
+        for name, observer in self.items():
+            observer.merge(other[name])
+        return self
+
+    def all_reduce(self, group: Any = None) -> Stats:
+        """Join what all ranks have seen, on each of them, and return self. Call it once, at the end."""
+        import torch.distributed as dist
+
+        form = str([(name, o._form()) for name, o in sorted(self.items())]).encode()
+        check = torch.tensor([zlib.crc32(form), -zlib.crc32(form)], device=_device_of(group))
+        dist.all_reduce(check, dist.ReduceOp.MAX, group)
+        if int(check.sum()) != 0:
+            raise ValueError("all_reduce: ranks observe different layers, or differently")
+        for _, observer in sorted(self.items()):
+            observer.all_reduce(group)
+        return self
+
+    def qparams(self, method: str = "minmax", **options: Any) -> dict[str, QuantizationParams]:
+        """The parameters of each layer: see :meth:`Observer.qparams`."""
+        chosen = {}
+        for name, observer in self.items():
+            try:
+                chosen[name] = observer.qparams(method, **options)
+            except ValueError as error:
+                raise ValueError(f"{name!r}: {error}") from None
+        return chosen
+
+    def input_scales(self, method: str = "minmax", **options: Any) -> dict[str, torch.Tensor]:
+        """``NAME.input_scale``, and with sym=False ``NAME.input_zero_point``, each of shape (1,).
+
+        These are the names of compressed-tensors' checkpoints, whose layers have one static scale.
+        """
+        tensors = {}
+        for name, p in self.qparams(method, **options).items():
+            if p.scale.dim():
+                raise ValueError(f'{name!r}: input_scale needs granularity="tensor"')
+            prefix = f"{name}." if name else ""
+            tensors[f"{prefix}input_scale"] = p.scale.cpu().reshape(1)
+            if not options.get("sym", True):
+                zero_point = p.zero_point.cpu().reshape(1).to(p.dtype or torch.int8)
+                tensors[f"{prefix}input_zero_point"] = zero_point
+        return tensors
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Tensors of integers by ``layer.what``, which torch.save and safetensors take."""
+        return {f"{n}.{key}": t for n, o in self.items() for key, t in o.state_dict().items()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, torch.Tensor]) -> Stats:
+        layers: dict[str, dict[str, torch.Tensor]] = {}
+        for key, t in state.items():
+            name, _, what = key.rpartition(".")
+            layers.setdefault(name, {})[what] = t
+        return cls({name: Observer.from_state_dict(layer) for name, layer in layers.items()})
+
+    def save(self, path: Any) -> None:
+        torch.save(self.state_dict(), path)
+
+    @classmethod
+    def load(cls, path: Any) -> Stats:
+        return cls.from_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+
+
+def _some(names: Any) -> str:
+    names = sorted(names)
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" * (len(names) > 3))
+
+
+def _matches(pattern: str, name: str) -> bool:
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], name) is not None
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _layers(
+    model: torch.nn.Module, types: Any, include: str | Sequence[str], exclude: str | Sequence[str]
+) -> dict[str, torch.nn.Module]:
+    there = {name: m for name, m in model.named_modules() if isinstance(m, types)}
+    given = [[p] if isinstance(p, str) else list(p) for p in (include, exclude)]
+    for pattern in [*given[0], *given[1]]:
+        if not any(_matches(pattern, name) for name in there):
+            raise ValueError(f"pattern {pattern!r}: matches no layer of these types")
+    included, excluded = (
+        {name for name in there if any(_matches(p, name) for p in patterns)} for patterns in given
+    )
+    if given[0]:
+        there = {name: m for name, m in there.items() if name in included}
+    there = {name: m for name, m in there.items() if name not in excluded}
+    if not there:
+        raise ValueError("observe: the model has no such layers")
+    return there
+
+
+@contextlib.contextmanager
+def observe(
+    model: torch.nn.Module,
+    *,
+    types: type[torch.nn.Module] | tuple[type[torch.nn.Module], ...] = torch.nn.Linear,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    granularity: str = "tensor",
+    group_size: int | None = None,
+    channel_dim: int = -1,
+    counts: bool | None = None,
+    into: Stats | None = None,
+) -> Iterator[Stats]:
+    """Observe the inputs of layers while a ``with`` block runs the model, on any loop.
+
+    Extremes and integer counts are all that is kept. They have no order: the same batches in another
+    order, in parts that are merged, or on several ranks give the same bits.
+
+    Args:
+        model: it runs as it is, uncompiled; forward hooks read the first tensor that each layer gets.
+        types: the classes of the layers.
+        include, exclude: patterns of their names: globs, or after ``re:`` regular expressions that
+            match from the beginning. Without include all layers are observed. A pattern that matches
+            nothing is an error.
+        granularity: "tensor", "channel" (each index of ``channel_dim``), "token" (each index of the
+            dimension before the last: inputs of one length) or "group" (``group_size`` neighbours of
+            the last dimension).
+        group_size, channel_dim: for "group" and "channel"; convolutions have channel_dim 1.
+        counts: whether numbers are counted, for "percentile" and "mse": 512 KiB for each scale. None
+            counts for "tensor" alone.
+        into: Stats to go on with, such as those of an earlier run.
+
+    Returns:
+        a context manager that gives ``quantkit.observers.Stats``, a mapping from names to observers.
+        ``stats.qparams(method)`` chooses QuantizationParams for each layer, ``stats.input_scales()``
+        the tensors of a file. ``merge``, ``all_reduce``, ``save`` and ``load`` join and keep it.
+
+    Raises:
+        ValueError or TypeError that names the pattern or the layer.
+
+    docs/calibration.md says which method and granularity to choose.
+    """
+    layers = _layers(model, types, include, exclude)
+    form = {
+        "granularity": granularity, "group_size": group_size, "channel_dim": channel_dim,
+        "counts": counts,
+    }  # fmt: skip
+    observers = {name: Observer(**form) for name in layers}  # type: ignore[arg-type]
+    stats = Stats(observers) if into is None else into
+    if set(stats) != set(observers):
+        raise ValueError(f"into: layers differ: {_some(set(stats) ^ set(observers))}")
+    for name, observer in observers.items():
+        if stats[name]._form() != observer._form():
+            raise ValueError(f"into: {name!r} was observed in another way")
+    handles = []
+    try:
+        for name, layer in layers.items():
+            hook = _hook(stats, name)
+            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        yield stats
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(stats: Stats, name: str) -> Any:
+    def hook(layer: torch.nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        for x in (*args, *keywords.values()):
+            if isinstance(x, torch.Tensor):
+                return stats.update(name, x)
+        raise TypeError(f"input of {name!r}: expected a tensor")
+
+    return hook
