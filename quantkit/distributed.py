@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from . import philox, reference, sums
 from ._checks import blocks_in, has_short_block, wrong
 from .formats import OF_NAME, scale_numbers
-from .operators import GRADIENTS, OPERATORS, functional, overloads
+from .operators import GRADIENTS, OPERATORS, functional
 
 _Tensor = torch.Tensor
 _Span = tuple[int, int]  # a half-open range of indices
@@ -154,7 +154,7 @@ class _Shards:
 
     def merged(self, t: _Tensor, how: str, blocks: Sequence[int]) -> _Tensor:
         """t, which has integers for blocks, of all ranks that have a part of these blocks."""
-        for m in self.cut(blocks):
+        for m in (m for m in self.cut(blocks) if self.mesh.size(m) > 1):
             t = funcol.wait_tensor(funcol.all_reduce(t, how, (self.mesh, m)))
         return t
 
@@ -585,6 +585,4 @@ _library = torch.library.Library("quantkit", "FRAGMENT")
 for _name in (*OPERATORS, *GRADIENTS):
     _rule = _RULES.get(_name.partition(".")[0], _refused)
     _overload = functional(_name)
-    torch.library.register_torch_dispatch(
-        _overload, DTensor, _kernel(_name, _rule), lib=_library
-    )
+    torch.library.register_torch_dispatch(_overload, DTensor, _kernel(_name, _rule), lib=_library)
