@@ -2,9 +2,10 @@
 
 import collections
 import random
+from functools import partial
 
 import torch
-from lib.cases import assert_same
+from lib.cases import BITS, FLOATS, assert_same
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,14 +23,13 @@ def whole(t):
     """All of a DTensor on each rank: bits travel as int32, as gloo gathers neither int16 nor float8."""
     if not isinstance(t, DTensor):
         return t
-    local, size = t.to_local(), t.element_size()
-    if size <= 2:
-        local = local.view(torch.uint8 if size == 1 else torch.int16).to(torch.int32)
-    carried = DTensor.from_local(
+    bits = BITS[t.element_size()]
+    local = t.to_local().view(bits)
+    local = local.to(torch.int32) if t.element_size() < 4 else local
+    gathered = DTensor.from_local(
         local, t.device_mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride()
     ).full_tensor()
-    if size <= 2:
-        carried = carried.to(torch.uint8 if size == 1 else torch.int16).view(t.dtype)
+    carried = gathered.to(bits).view(t.dtype)
     made = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype)
     return made.copy_(carried)
 
@@ -72,8 +72,9 @@ class Collectives(TorchDispatchMode):
 
 # ---- the table ----------------------------------------------------------------------------------------
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int16)
-SHAPES = ((8, 12), (7, 12), (12, 7), (3, 24), (1, 12), (16, 48), (5, 6, 8), (24,), (2,), (4, 1), ())
+INTEGERS = (torch.int32, torch.int16, torch.uint8, torch.uint64, torch.bool)
+SHAPES = ((8, 12), (7, 12), (12, 7), (3, 24), (1, 12), (16, 48), (5, 6, 8), (24,), (2,), (4, 1))
+SHAPES += ((), (0, 8), (8, 0), (2, 3, 2, 5))
 FLOAT32 = {"compute_dtype": torch.float32}
 SCHEMES = {
     "int8": {},
@@ -108,7 +109,7 @@ def numbers(shape, dtype, draw):
             if flat.numel() and draw.random() < 0.15:
                 flat[draw.randrange(flat.numel())] = value
     else:
-        x = x * 100
+        x = x * 100 if dtype.is_signed else x.abs() * 50
     return x.to(dtype)
 
 
@@ -125,7 +126,7 @@ def case(draw, world):
     meshes = {1: [(1,)], 2: [(2,), (1, 2), (2, 1)], 4: [(4,), (2, 2)]}[world]
     sizes, shape = draw.choice(meshes), draw.choice(SHAPES)
     scheme = draw.choice(list(SCHEMES))
-    dtype = draw.choice(DTYPES[:4] if draw.random() < 0.9 else DTYPES)
+    dtype = draw.choice(FLOATS if draw.random() < 0.9 else INTEGERS)
     places = [Replicate(), *map(Shard, range(len(shape)))]
     place = [draw.choice(places[draw.random() < 0.8 and len(places) > 1 :]) for _ in sizes]
     version_1 = SCHEMES[scheme].keys() <= {"sym", "include_zero", "q_min", "q_max", "dtype"}
@@ -134,7 +135,11 @@ def case(draw, world):
     return sizes, shape, dtype, place, blocks, scheme
 
 
-def calls(x, blocks, options, f, p, plain, draw):
+def chosen(x, blocks, options):
+    return quantkit.dynamic_quantize(x, block_size=blocks, **options)[1]
+
+
+def calls(x, blocks, options, p, plain, draw):
     """The public functions by name, each as a function without arguments. p: x's parameters."""
     given = {k: options[k] for k in ("seed",) if k in options}
     choosing = {k: v for k, v in options.items() if k not in ("sym", "seed")}
@@ -204,14 +209,11 @@ def table(seed, cases, world):
                 )
                 sizes_of_it = [draw.choice((1, n)) for n in scales]
                 options["global_scale"] = numbers(sizes_of_it, torch.float16, draw).abs() + 0.1
-        f = OF_DTYPE[options.get("dtype", torch.int8)]
-
-        def parameters(t):
-            return lambda: quantkit.dynamic_quantize(t, block_size=blocks, **options)[1]
-
+        of_x = partial(chosen, x, blocks, options)
         again = draw.random()
-        expected = calls(x, blocks, options, f, parameters(x), parameters(x), random.Random(again))
-        actual = calls(d, blocks, options, f, parameters(d), parameters(x), random.Random(again))
+        expected = calls(x, blocks, options, of_x, of_x, random.Random(again))
+        of_d = partial(chosen, d, blocks, options)
+        actual = calls(d, blocks, options, of_d, of_x, random.Random(again))
         for name in expected:
             right, error = outcome(expected[name])
             counted = Collectives()
