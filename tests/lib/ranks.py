@@ -12,11 +12,12 @@ from datetime import timedelta
 class Ranks:
     """Ranks of one group over gloo. A rank that raises or dies fails the call on every rank."""
 
-    def __init__(self, count):
+    def __init__(self, count, **variables):
         self.folder = tempfile.TemporaryDirectory()
         env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
         # torch gives a rank another one's compiled graph of uneven shards: docs/distributed.md
         env |= {"TORCHINDUCTOR_AUTOGRAD_CACHE": "0", "OMP_NUM_THREADS": "1"}
+        env |= variables
         env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         self.processes = [
             subprocess.Popen(
@@ -55,7 +56,7 @@ def serve(folder, rank, count):
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count,
-        timeout=timedelta(seconds=20),
+        timeout=timedelta(seconds=60),
     )  # fmt: skip
     from lib import shards
 
