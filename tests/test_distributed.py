@@ -2,6 +2,10 @@
 
 import collections
 import os
+import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +145,23 @@ assert not {"torch.distributed.tensor", "quantkit.distributed"} & set(sys.module
 """
     done = torch_process.run(program, ROOT)
     assert done.returncode == 0, done.stderr
+
+
+# ---- the page -----------------------------------------------------------------------------------------
+
+
+def test_recipes_run_under_torchrun(tmp_path):
+    program = "\n".join(re.findall(r"```python torchrun\n(.*?)```", PAGE.read_text(), re.DOTALL))
+    (tmp_path / "recipes.py").write_text(program)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "recipes.py"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == re.findall(r"^# prints (.*)$", program, re.MULTILINE)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
