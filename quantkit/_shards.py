@@ -9,10 +9,9 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.distributed._functional_collectives as funcol
 from torch.distributed.tensor import DTensor, Replicate
 
-from . import philox, reference
+from . import _torch, philox, reference
 from ._checks import blocks_in, has_short_block, wrong
 from .formats import CODED_SCALES, scale_numbers
 
@@ -148,7 +147,7 @@ class Shards:
     def merged(self, t: _Tensor, how: str, blocks: Sequence[int]) -> _Tensor:
         """t, which has integers for blocks, of all ranks that have a part of these blocks."""
         for m in (m for m in self.cut(blocks) if self.mesh.size(m) > 1):
-            t = funcol.wait_tensor(funcol.all_reduce(t, how, (self.mesh, m)))
+            t = _torch.all_reduce(t, how, self.mesh, m)
         return t
 
     def numbers(self, chosen: _Tensor, shape: Sequence[int], blocks: Sequence[int]) -> _Tensor:
@@ -210,9 +209,8 @@ def local_part(p: _Tensor, placements: Sequence[Any], mesh: Any) -> _Tensor:
             shape=p.shape, stride=p.stride(),
         )  # fmt: skip
         return bits.redistribute(placements=placements).to_local().view(p.dtype)
-    if p.dtype in (torch.int16, torch.uint16):
-        p = p.to(torch.int32)
-    return p.redistribute(placements=placements).to_local()
+    wider: Any = p.to(torch.int32) if p.dtype in (torch.int16, torch.uint16) else p
+    return wider.redistribute(placements=placements).to_local()
 
 
 def _moved(place: Any, dim: int) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from . import reference, sums
+from . import _torch, reference, sums
 from ._shards import Beside, Shards, index_of, local_part, whole_blocks
 from .formats import OF_NAME
 from .operators import GRADIENTS, OPERATORS, functional, overloads
@@ -54,7 +54,7 @@ def _with_parameters(name: str, given: _Arguments) -> Any:
     beside = Beside(at, given, per_byte)
     without = (x_name, "scale", "block_size", "global_scale")
     rest = {k: v for k, v in given.items() if k not in without}
-    results: tuple[_Tensor, ...] | None = None
+    results: Any = None
     for piece, parameters in beside.pieces():
         if given.get("seed") is not None:
             rest["index"] = index_of(at, given.get("index"), piece)
@@ -65,8 +65,8 @@ def _with_parameters(name: str, given: _Arguments) -> Any:
         results = results or _shaped(name, given, at.local)
         for whole, part in zip(results, made, strict=True):
             at.part(whole, piece, unit).copy_(part)
-    made = tuple(at.alike(t, unit) for t in results or _shaped(name, given, at.local))
-    return made if len(made) > 1 else made[0]
+    made = [at.alike(t, unit) for t in results or _shaped(name, given, at.local)]
+    return tuple(made) if len(made) > 1 else made[0]
 
 
 def _tuple(results: Any) -> tuple[_Tensor, ...]:
@@ -128,7 +128,10 @@ def _choosing(name: str, given: _Arguments) -> tuple[DTensor, ...]:
     at, chosen = Shards(given["x"]), given.get("global_scale")
     blocks = whole_blocks(at.shape, given["block_size"])
     shape = reference.parameter_shape(at.shape, given["block_size"])
-    local = {} if chosen is None else {"global_scale": at.numbers(chosen, shape, blocks)}
+    local: _Arguments = {}
+    if chosen is not None:
+        local["global_scale"] = at.numbers(chosen, shape, blocks)
+    made: Any
     if 0 in at.shape:
         made = [t.zero_() for t in _shaped(name, given, at.local.new_empty(at.shape))]
     elif not at.cut(blocks):
@@ -163,7 +166,9 @@ def _dynamic(name: str, given: _Arguments) -> tuple[DTensor, ...]:
             return values["q"], scale, zero_point
         return values["q"], _call(f"dequantize{dot}{overload}", values), scale, zero_point
     shape = reference.parameter_shape(at.shape, given["block_size"])
-    local = {} if chosen is None else {"global_scale": at.numbers(chosen, shape, blocks)}
+    local: _Arguments = {}
+    if chosen is not None:
+        local["global_scale"] = at.numbers(chosen, shape, blocks)
     if given.get("seed") is not None:
         local["index"] = index_of(at, given.get("index"), at.spans)
     q, *x_hat, scale, zero_point = _of_whole_blocks(name, given, at, blocks, **local)
@@ -264,7 +269,8 @@ def _no_out(cls, func, types, args=(), kwargs=None):
 
 
 if not hasattr(torch.library, "register_torch_dispatch"):
-    raise RuntimeError(f"torch {torch.__version__} has no rules for DTensors; pass to_local()")
+    version = ".".join(map(str, _torch.RELEASE))
+    raise RuntimeError(f"torch {version} has no rules for DTensors; pass to_local()")
 _library = torch.library.Library("quantkit", "FRAGMENT")
 for _name in (*OPERATORS, *GRADIENTS):
     torch.library.register_torch_dispatch(functional(_name), DTensor, _kernel(_name), lib=_library)
