@@ -65,8 +65,8 @@ def _with_parameters(name: str, given: _Arguments) -> Any:
         results = results or _shaped(name, given, at.local)
         for whole, part in zip(results, made, strict=True):
             at.part(whole, piece, unit).copy_(part)
-    made = [at.alike(t, unit) for t in results or _shaped(name, given, at.local)]
-    return tuple(made) if len(made) > 1 else made[0]
+    alike = [at.alike(t, unit) for t in results or _shaped(name, given, at.local)]
+    return tuple(alike) if len(alike) > 1 else alike[0]
 
 
 def _tuple(results: Any) -> tuple[_Tensor, ...]:
