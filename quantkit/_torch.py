@@ -76,6 +76,20 @@ def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return getattr(super(torch.autograd.Function, function), "apply", function.apply)
 
 
+def all_reduce(t: torch.Tensor, how: str, mesh: Any, mesh_dim: int) -> torch.Tensor:
+    """t of all ranks along a mesh dimension by "max" or "sum": also inside of a compiler's graph."""
+    try:
+        from torch.distributed import _functional_collectives as collectives
+    except ImportError:
+        from torch import distributed
+
+        made = t.clone()
+        operation = getattr(distributed.ReduceOp, how.upper())
+        distributed.all_reduce(made, operation, group=mesh.get_group(mesh_dim))
+        return made
+    return collectives.wait_tensor(collectives.all_reduce(t, how, (mesh, mesh_dim)))
+
+
 def register_pytree_node(*args: Any, **names: Any) -> None:
     """For export, vmap and torch.func; without it they take the class for a leaf."""
     try:

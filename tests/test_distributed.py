@@ -1,0 +1,167 @@
+"""DTensors: the bits of the whole tensor. Ranks are processes; lib.shards has what they run."""
+
+import collections
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lib.ranks import Ranks
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "distributed.md"
+CASES = 4000
+SEED = int(os.environ["QUANTKIT_SEED"])
+
+
+@pytest.fixture(scope="module")
+def two():
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+def test_the_table_of_placements_and_operators(two):
+    found = two.run("table", seed=SEED, cases=100, world=2)
+    print(found)
+
+
+def test_given_parameters_of_any_granularity_and_place(two):
+    two.run("given_parameters", world=2)
+
+
+def test_raw_operators_and_what_is_refused(two):
+    out, linear, *learned, plain, divides, eps, packed = two.run("raw_operators", world=2)
+    assert (
+        out == "quantkit.quantize.out: expected plain tensors, got a DTensor; call it without out="
+    )
+    assert linear == "linear_w8a8: expected plain tensors, got a DTensor; pass to_local()"
+    text = "scale, zero_point: no gradient over a DTensor's shards; pass detached ones"
+    assert learned == [text] * 2
+    assert plain == "x: expected a DTensor, as another argument is one"
+    assert divides.startswith("block_size: 4 does not divide 9, the size of dimension 0 of x;")
+    assert eps == "eps: expected a number above 0, got -1.0"
+    assert packed == (
+        "DTensor: shards of 6 elements over 2 ranks do not end with whole bytes of 2 codes; "
+        "shard another dimension"
+    )
+
+
+def test_compiled_calls(two):
+    two.run("compiled", world=2, backend="aot_eager")
+
+
+@pytest.mark.full
+def test_calls_compiled_by_inductor(two):
+    two.run("compiled", world=2, backend="inductor")
+
+
+def test_training_under_ddp_and_fsdp2(two):
+    two.run("training", world=2)
+
+
+def test_tensor_parallel_under_fsdp2(two):
+    assert two.run("parallel", sizes=[1, 2]) == ["Shard", "_StridedShard"]
+
+
+def test_distributed_checkpoints(two, tmp_path):
+    two.run("checkpoint", world=2, folder=str(tmp_path))
+
+
+def test_bytes_on_the_wire_are_those_of_the_page(two):
+    rows = two.run("traffic", world=2)
+    print("\n".join(rows))
+    page = PAGE.read_text()
+    assert [row for row in rows if row not in page] == []
+
+
+@pytest.fixture(scope="module")
+def four():
+    ranks = Ranks(4)
+    yield ranks
+    ranks.close()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_whole_table(world, request):
+    """At least 4,000 cases for each number of ranks."""
+    ranks, found = request.getfixturevalue({2: "two", 4: "four"}[world]), collections.Counter()
+    for part in range(CASES // 250):
+        found += ranks.run("table", seed=SEED + part, cases=250, world=world)
+    print(world, "ranks:", dict(found))
+    assert found["cases"] == CASES
+
+
+@pytest.mark.full
+def test_four_ranks(four, tmp_path):
+    four.run("given_parameters", world=4)
+    assert four.run("parallel", sizes=[2, 2]) == ["Shard", "_StridedShard"]
+    four.run("training", world=4)
+    four.run("checkpoint", world=4, folder=str(tmp_path))
+
+
+# ---- faults of torch that are gone some day: then docs/distributed.md may lose a line ------------------
+
+
+def test_torch_leaves_lists_out_of_the_sharding_cache(two):
+    """Why operators have rules of their own, and none of register_sharding."""
+    assert two.run("sharding_cache", world=2) == [[1]], "mended: register_sharding serves int[] now"
+
+
+def test_gloo_loses_nan_in_a_maximum(two):
+    floats, keys = two.run("maximum_of_nan", world=2)
+    assert keys
+    assert not floats, "mended: a maximum of floats keeps NaN"
+
+
+@pytest.mark.full
+def test_torch_gives_a_rank_the_graph_of_another(tmp_path):
+    """Why uneven shards need TORCHINDUCTOR_AUTOGRAD_CACHE=0 under torch.compile."""
+    errors = []
+    for _ in range(2):
+        ranks = Ranks(2, TORCHINDUCTOR_AUTOGRAD_CACHE="1", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+        errors += ranks.run("uneven_graphs", world=2)
+        ranks.close()
+    assert any(errors), "mended: graphs of uneven shards are kept apart"
+
+
+# ---- without DTensors ---------------------------------------------------------------------------------
+
+
+def test_nothing_is_imported_without_dtensors(torch_process):
+    program = """
+import sys, torch, quantkit
+q, p = quantkit.quantize(torch.randn(4, 8), "int8_token")
+quantkit.fake_quantize(torch.randn(4, 8, requires_grad=True), p).sum().backward()
+try:
+    quantkit.dynamic_quantize(torch.randn(4), eps=-1.0)
+except ValueError:
+    pass
+assert not {"torch.distributed.tensor", "quantkit.distributed"} & set(sys.modules)
+"""
+    done = torch_process.run(program, ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- the page -----------------------------------------------------------------------------------------
+
+
+def test_recipes_run_under_torchrun(tmp_path):
+    program = "\n".join(re.findall(r"```python torchrun\n(.*?)```", PAGE.read_text(), re.DOTALL))
+    (tmp_path / "recipes.py").write_text(program)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "recipes.py"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == re.findall(r"^# prints (.*)$", program, re.MULTILINE)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
