@@ -53,10 +53,11 @@ __all__ = [
 ]
 
 # What is imported when it is asked for: names, and the modules that have them; modules themselves.
-_LATER = {"observe": "observers", "observers": None}
+_LATER = {"observe": "observers", "observers": None, "onnx": None}
 
 if typing.TYPE_CHECKING:
     from . import observers as observers
+    from . import onnx as onnx
     from .observers import observe as observe
 else:
 
