@@ -57,12 +57,13 @@ __all__ = [
 # What is imported when it is asked for: names, and the modules that have them; modules themselves.
 _LATER = {
     "dequantize_model_": "nn", "nn": None, "observe": "observers", "observers": None,
-    "quantize_model_": "nn",
+    "onnx": None,     "quantize_model_": "nn",
 }  # fmt: skip
 
 if typing.TYPE_CHECKING:
     from . import nn as nn
     from . import observers as observers
+    from . import onnx as onnx
     from .nn import dequantize_model_ as dequantize_model_
     from .nn import quantize_model_ as quantize_model_
     from .observers import observe as observe
