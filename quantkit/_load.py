@@ -158,12 +158,12 @@ def _raising_runtime_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def _loads_distributed(error: Exception) -> bool:
-    """Whether an error may come from a DTensor before quantkit.distributed is loaded; loads it then."""
-    name = f"{__package__}.distributed"
-    if type(error) is not NotImplementedError or name in sys.modules:
+def _are_first_dtensors(args: tuple[Any, ...]) -> bool:
+    """Whether a DTensor is among them and quantkit.distributed was not loaded; it is now."""
+    name, tensor = f"{__package__}.distributed", sys.modules.get("torch.distributed.tensor")
+    if tensor is None or name in sys.modules:
         return False
-    if "torch.distributed.tensor" not in sys.modules:
+    if not any(isinstance(a, tensor.DTensor) for a in args):
         return False
     importlib.import_module(name)
     return True
@@ -180,8 +180,8 @@ def _raising_exact_errors(
         except Exception as error:  # torch's own of foreign arguments are of any type
             raised = error
         try:
-            if _loads_distributed(raised):
-                return operator(*args, **options)
+            if _are_first_dtensors(args):
+                return call(*args, **options)
             check(*args, **options)
             raise raised
         except Exception as explained:

@@ -142,8 +142,37 @@ try:
 except ValueError:
     pass
 assert not {"torch.distributed.tensor", "quantkit.distributed"} & set(sys.modules)
+import torch.distributed.tensor
+try:
+    quantkit.dynamic_quantize(torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8))
+except TypeError:
+    pass
+assert "quantkit.distributed" not in sys.modules
 """
     done = torch_process.run(program, ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_torch_without_such_rules(torch_process, tmp_path):
+    program = """
+import torch, quantkit
+import torch.distributed as dist
+from torch.distributed.tensor import Replicate, distribute_tensor
+del torch.library.register_torch_dispatch
+dist.init_process_group("gloo", init_method="file://STORE", rank=0, world_size=1)
+x = torch.randn(4, 8)
+d = distribute_tensor(x, dist.init_device_mesh("cpu", (1,)), [Replicate()])
+for _ in range(2):
+    try:
+        quantkit.quantize(d, "int8_token")
+    except RuntimeError as error:
+        assert str(error).endswith("has no rules for DTensors; pass to_local()"), error
+    else:
+        raise AssertionError
+quantkit.quantize(d.to_local(), "int8_token")
+dist.destroy_process_group()
+"""
+    done = torch_process.run(program.replace("STORE", str(tmp_path / "store")), ROOT)
     assert done.returncode == 0, done.stderr
 
 

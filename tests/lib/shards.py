@@ -305,6 +305,8 @@ def given_parameters(world):
 
 def raw_operators(world):
     """torch.ops.quantkit: the bits of the functions; what takes no DTensor says so."""
+    import quantkit.distributed
+
     mesh, ops = mesh_of(world), torch.ops.quantkit
     x = numbers((9, 16), torch.float32, random.Random(1)).nan_to_num(1, 1, 1)
     for place, blocks in itertools.product((Shard(0), Shard(1)), (None, [1, -1], [3, 4], [-1, 1])):
