@@ -30,7 +30,8 @@ def run(*command, folder, **variables):
 
 def test_every_example_is_run_here():
     assert {path.name for path in EXAMPLES.iterdir()} - {"__pycache__"} == {
-        "cpp", "export.py", "linear.py", "lsq.py", "qat.py", "safetensors_file.py", "schemes.py",
+        "cpp", "embeddings.py", "export.py", "linear.py", "lsq.py", "qat.py", "safetensors_file.py",
+        "schemes.py", "studies.py",
     }  # fmt: skip
 
 
@@ -43,6 +44,16 @@ def test_qat(tmp_path):
 def test_lsq(tmp_path):
     text = run(sys.executable, EXAMPLES / "lsq.py", folder=tmp_path)
     assert "with learned ones" in text
+
+
+@pytest.mark.full
+def test_studies(tmp_path):
+    """On the real weight or a random one; each study is better than rounding to nearest."""
+    text = run(sys.executable, EXAMPLES / "studies.py", folder=tmp_path)
+    found = re.findall(r"^(\d) bits, (.+): (\d+\.\d) dB$", text, re.MULTILINE)
+    db = {(bits, way): float(value) for bits, way, value in found}
+    assert db["8", "SmoothQuant"] > db["8", "to nearest"] + 3
+    assert db["4", "GPTQ"] > db["4", "AWQ"] > db["4", "to nearest"] + 1
 
 
 @pytest.mark.full
