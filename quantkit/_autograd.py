@@ -99,7 +99,7 @@ def differentiable(
         @staticmethod
         def backward(ctx, *grads):
             mask, *tensors = ctx.saved_tensors
-            made = [None] * len(ctx.needs_input_grad)
+            made: list[torch.Tensor | None] = [None] * len(ctx.needs_input_grad)
             if ctx.needs_input_grad[0]:
                 made[0] = derivative(ctx, grads[0], mask)
             if ctx.learned and grads[0] is not None:
