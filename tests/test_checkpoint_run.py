@@ -241,9 +241,23 @@ def test_done_before(source, tmp_path):
     checkpoint.quantize(source, tmp_path / "dst")
     before = {p: p.stat() for p in (tmp_path / "dst").iterdir() if p.is_file()}
     report = checkpoint.quantize(source, tmp_path / "dst", progress=events.append)
-    assert {event.kind for event in events} == {"plan", "before"}
+    assert {event.kind for event in events} == {"plan", "before", "note"}
     assert {p: p.stat() for p in before} == before
     assert report == checkpoint.report(tmp_path / "dst")
+
+
+def test_small_files_are_restored(source, made, tmp_path):
+    """Of a finished folder too, and only those that differ."""
+    dst, events = tmp_path / "dst", []
+    shutil.copytree(made, dst)
+    index = (dst / "model.safetensors.index.json").stat()
+    (dst / "tokenizer.json").unlink()
+    (dst / "config.json").write_text("{}")
+    checkpoint.quantize(source, dst, progress=events.append)
+    assert files_of(dst) == files_of(made)
+    assert (dst / "model.safetensors.index.json").stat() == index
+    names = [event.name for event in events if event.name.endswith(": written again")]
+    assert names == ["tokenizer.json: written again", "config.json: written again"]
 
 
 def test_no_collective_is_needed_and_ranks_are_checked(source, made, tmp_path, monkeypatch):

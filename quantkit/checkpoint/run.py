@@ -119,7 +119,9 @@ def dequantize(
         def last(state: State) -> dict[str, Any]:
             config = {k: v for k, v in source.config.items() if k != "quantization_config"}
             made = {"config.json": as_json(config)} if config else {}
-            _write_all(source, state, plan, made)
+            if plan.index is not None:
+                made[INDEX] = as_json(plan.index)
+            _write_all(source, state, made, progress)
             items = list(plan.items)
             before, after = _sizes(plan)
             weights = sum(item.back for item in items)
@@ -274,27 +276,35 @@ def _finish_quantized(
     rows = [row for file in plan.files for row in state.rows(file.name) or ()]
     made = _small_files(source, plan, chosen, rows)
     report: dict[str, Any] = json.loads(made["report.json"])
-    if not state.complete:
-        picture = reports.picture(report) if rows else None
-        if picture is None and rows:
+    if rows and not (state.complete and (state.dst / "report.png").exists()):
+        picture = reports.picture(report)
+        if picture is None:
             progress(Event("note", "no report.png: matplotlib is not installed"))
-        elif picture is not None:
+        else:
             made["report.png"] = picture
-    _write_all(source, state, plan, made)
+    _write_all(source, state, made, progress)
     return report
 
 
-def _write_all(source: Source, state: State, plan: Plan, made: dict[str, bytes]) -> None:
-    """The small files; config.json last, without which no one takes the folder for a model."""
-    if state.complete:
-        return
-    for name in source.others:
-        if name not in _OWN:
-            write_whole(state.dst / name, source.chunks(name))
-    if plan.index is not None:
-        made[INDEX] = as_json(plan.index)
-    for name in sorted(made, key=lambda n: (n == "config.json", n)):
-        write_whole(state.dst / name, made[name])
+def _with_copies(
+    source: Source, made: dict[str, bytes]
+) -> list[tuple[str, Callable[[], Iterable[bytes]]]]:
+    """All small files and their bytes; config.json last, as it makes the folder a model."""
+    small: dict[str, Callable[[], Iterable[bytes]]] = {
+        name: functools.partial(source.chunks, name) for name in source.others if name not in _OWN
+    }
+    small |= {name: functools.partial(iter, (data,)) for name, data in made.items()}
+    return sorted(small.items(), key=lambda file: (file[0] == "config.json", file[0]))
+
+
+def _write_all(source: Source, state: State, made: dict[str, bytes], progress: Progress) -> None:
+    """The small files that are not there already, with these bytes."""
+    for name, chunks in _with_copies(source, made):
+        if _same(state.dst / name, chunks()):
+            continue
+        write_whole(state.dst / name, chunks())
+        if state.complete:
+            progress(Event("note", f"{shown(name)}: written again"))
     state.set_complete()
 
 
@@ -346,10 +356,8 @@ def verify(
             rows = report(folder)["tensors"]
         except CheckpointError as error:
             return [*differing, str(error)]
-        small: dict[str, Iterable[bytes]] = {n: source.chunks(n) for n in source.others}
-        small = {n: chunks for n, chunks in small.items() if n not in _OWN}
-        small |= {n: (data,) for n, data in _small_files(source, plan, chosen, rows).items()}
-        differing += [n for n, chunks in sorted(small.items()) if not _same(folder / n, chunks)]
+        small = _with_copies(source, _small_files(source, plan, chosen, rows))
+        differing += [name for name, chunks in small if not _same(folder / name, chunks())]
     names = {file.name for file in plan.files}
     differing += [p.name for p in sorted(folder.glob("*.safetensors")) if p.name not in names]
     return differing
