@@ -208,7 +208,12 @@ def test_report_that_someone_else_wrote(tmp_path, capsys):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(good))
     assert main(["report", str(tmp_path)]) == 0
-    assert r"a\x1b[31m" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert r"a\x1b[31m" in out and err == ""
+    path.write_text(json.dumps({**good, "tensors": [{**row, "left_out": 3}]}))
+    assert main(["report", str(tmp_path), "--json"]) == 0
+    warning = "quantkit: warning: weights with errors that are not finite: 1\n"
+    assert capsys.readouterr().err == warning
     bad = [{**good, "tensors": [{**row, key: []}]} for key in row if key != "shape"]
     bad += [
         {**good, "tensors": [{**row, "shape": ["x"]}]},

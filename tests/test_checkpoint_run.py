@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import quantkit
 from quantkit import checkpoint
-from quantkit.checkpoint import plan, state
+from quantkit.checkpoint import plan, reports, state
 from quantkit.checkpoint.files import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -330,6 +330,22 @@ def test_numbers_that_are_not_finite(scheme, value, tmp_path):
         tmp_path / "x.safetensors", tmp_path / "taken", scheme, allow_nonfinite=True
     )
     assert report["tensors"][0]["left_out"] > 0
+
+
+@pytest.mark.parametrize("scheme", ["nvfp4", "fp8_block"])
+def test_a_weight_that_is_lost_is_the_worst(scheme, tmp_path):
+    """Null says that nothing is lost, so it is no figure of a weight that became NaN."""
+    lost, exact = torch.randn(8, 128), torch.zeros(8, 128)
+    lost[0, 0], lost[1, 1] = float("nan"), float("inf")
+    weights = {"a.weight": torch.randn(8, 128), "b.weight": exact, "c.weight": lost}
+    save_file(weights, tmp_path / "x.safetensors")
+    report = checkpoint.quantize(
+        tmp_path / "x.safetensors", tmp_path / "dst", scheme, allow_nonfinite=True
+    )
+    rows = {row["name"]: row for row in report["tensors"]}
+    assert rows["c.weight"]["left_out"] == 1024 and rows["c.weight"]["sqnr_db"] == 0.0
+    assert rows["b.weight"]["left_out"] == 0 and rows["b.weight"]["sqnr_db"] is None
+    assert [row["name"] for row in reports.worst(report)] == ["c.weight", "a.weight"]
 
 
 def test_source_that_shrinks(tmp_path):

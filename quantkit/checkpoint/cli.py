@@ -156,11 +156,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     made = report(args.dst)
-    if args.json:
-        _print_json(made)
-        return 0
-    _print_table(reports.table(made["tensors"]))
-    _show_report(made, False)
+    if not args.json:
+        _print_table(reports.table(made["tensors"]))
+    _show_report(made, args.json)
     return 0
 
 
@@ -219,13 +217,17 @@ def _print_json(value: object) -> None:
 
 
 def _show_report(made: dict[str, Any], as_json: bool) -> None:
+    lost = sum(row["left_out"] > 0 for row in made["tensors"])
+    if lost:
+        text = f"quantkit: warning: weights with errors that are not finite: {lost}"
+        print(text, file=sys.stderr)
     if as_json:
         _print_json(made)
         return
     print(reports.totals(made))
     rows = reports.worst(made)
     if rows:
-        print(f"the {len(rows)} of the lowest SQNR:")
+        print(f"the {len(rows)} worst:")
         _print_table(reports.table(rows))
 
 
