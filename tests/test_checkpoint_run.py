@@ -286,6 +286,9 @@ def test_places(source, tmp_path):
     refused("is the source itself", source, tmp_path / "link")
     refused("has files that quantkit did not write", source, tmp_path)
     assert files_of(source) == before and len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        checkpoint.quantize(source, tmp_path / "loop")
     (tmp_path / "empty").mkdir()
     checkpoint.quantize(source, tmp_path / "empty")
 

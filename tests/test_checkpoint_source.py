@@ -214,10 +214,18 @@ def test_links_out_of_a_folder(tmp_path):
     with Source(path) as source:
         assert source.left_out["docs/"] == "a link" and not any("docs" in n for n in source.others)
     (path / "docs").unlink()
+    for name in ("loop.json", "none.json"):
+        (path / name).symlink_to(name if name == "loop.json" else "nothing")
+        with Source(path) as source:
+            assert source.left_out[name] == "no regular file"
+        (path / name).unlink()
     shard = next(path.glob("*.safetensors"))
     shard.rename(tmp_path / "shard.safetensors")
     shard.symlink_to(tmp_path / "shard.safetensors")
     refused(path, "a link that leads out of the folder")
+    shard.unlink()
+    shard.symlink_to(shard.name)
+    refused(path, f"{shard.name} is missing")
 
 
 def test_what_is_no_regular_file(tmp_path):

@@ -215,7 +215,7 @@ def _ranks() -> tuple[int, int]:
 
 
 def _check_places(source: Source, dst: Path) -> None:
-    real, there = source.path.resolve(), dst.resolve()
+    real, there = source.path.resolve(), Path(os.path.realpath(dst))
     if real == there:
         raise CheckpointError(f"{shown(dst)}: is the source itself")
     if there.is_relative_to(real):

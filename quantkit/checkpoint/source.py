@@ -174,7 +174,7 @@ class Source:
 
     def _inside(self, folder: Path, name: str) -> Path:
         """The path of a name; a link may lead to this folder, or to the blobs of a cache."""
-        path = (folder / name).resolve()
+        path = Path(os.path.realpath(folder / name))  # resolve() raises where links form a loop
         roots = [folder]
         if folder.parent.name == "snapshots":
             roots.append(folder.parent.parent / "blobs")
