@@ -239,10 +239,10 @@ def test_killed_in_a_file_and_resumed_by_two_processes(source, made, tmp_path):
 def test_done_before(source, tmp_path):
     events = []
     checkpoint.quantize(source, tmp_path / "dst")
-    before = {p: p.stat() for p in (tmp_path / "dst").iterdir() if p.is_file()}
+    before = {p: p.stat().st_ino for p in (tmp_path / "dst").iterdir() if p.is_file()}
     report = checkpoint.quantize(source, tmp_path / "dst", progress=events.append)
     assert {event.kind for event in events} == {"plan", "before", "note"}
-    assert {p: p.stat() for p in before} == before
+    assert {p: p.stat().st_ino for p in before} == before
     assert report == checkpoint.report(tmp_path / "dst")
 
 
@@ -250,12 +250,13 @@ def test_small_files_are_restored(source, made, tmp_path):
     """Of a finished folder too, and only those that differ."""
     dst, events = tmp_path / "dst", []
     shutil.copytree(made, dst)
-    index = (dst / "model.safetensors.index.json").stat()
+    index = dst / "model.safetensors.index.json"
+    before = index.stat().st_ino
     (dst / "tokenizer.json").unlink()
     (dst / "config.json").write_text("{}")
     checkpoint.quantize(source, dst, progress=events.append)
     assert files_of(dst) == files_of(made)
-    assert (dst / "model.safetensors.index.json").stat() == index
+    assert index.stat().st_ino == before
     names = [event.name for event in events if event.name.endswith(": written again")]
     assert names == ["tokenizer.json: written again", "config.json: written again"]
 
@@ -413,7 +414,19 @@ def test_verify_finds_every_change(source, made, tmp_path):
         flipped(name, 3)
     (dst / "extra.safetensors").write_bytes(b"")
     (dst / "tokenizer.json").unlink()
-    assert checkpoint.verify(source, dst) == ["tokenizer.json", "extra.safetensors"]
+    (dst / "1_Pooling" / "notes.txt").write_text("")
+    (dst / ".gitattributes").write_text("")
+    differing = [
+        "tokenizer.json: is missing", "1_Pooling/notes.txt: quantize writes no such file",
+        "extra.safetensors: quantize writes no such file",
+    ]  # fmt: skip
+    assert checkpoint.verify(source, dst) == differing
+    (dst / "report.json").unlink()
+    (dst / shard).unlink()
+    more = [f"{shard}: is missing", "report.json: is missing"]
+    assert checkpoint.verify(source, dst) == [*more, *differing]
+    (dst / "report.json").write_text("{}")
+    assert checkpoint.verify(source, dst) == [more[0], "report.json", *differing]
     (dst / ".quantkit" / "complete").unlink()
     with pytest.raises(CheckpointError, match="is no complete checkpoint"):
         checkpoint.verify(source, dst)

@@ -319,7 +319,8 @@ def verify(
     The options are those that dst remembers. The figures of report.json are not measured again.
 
     Returns:
-        What differs: names of tensors and files; empty where dst is what quantize would write.
+        What differs: names of tensors and files, also of files that quantize would not write, unless
+        they are hidden; empty where dst is what quantize would write.
 
     Raises:
         CheckpointError where dst is not complete, or was not made from such a source.
@@ -341,6 +342,9 @@ def verify(
         ) as converter:
             for file in plan.files:
                 progress(Event("file", file.name))
+                if not (folder / file.name).is_file():
+                    differing.append(f"{file.name}: is missing")
+                    continue
                 try:
                     comparer = Comparer(folder / file.name, file.layout)
                 except CheckpointError as error:
@@ -354,13 +358,21 @@ def verify(
                 progress(Event("done", file.name))
         try:
             rows = report(folder)["tensors"]
-        except CheckpointError as error:
-            return [*differing, str(error)]
+        except CheckpointError:  # then report.json differs from one without rows
+            rows = []
         small = _with_copies(source, _small_files(source, plan, chosen, rows))
-        differing += [name for name, chunks in small if not _same(folder / name, chunks())]
-    names = {file.name for file in plan.files}
-    differing += [p.name for p in sorted(folder.glob("*.safetensors")) if p.name not in names]
-    return differing
+        for name, chunks in small:
+            if not (folder / name).is_file():
+                differing.append(f"{name}: is missing")
+            elif not _same(folder / name, chunks()):
+                differing.append(name)
+    expected = {"report.png", *(file.name for file in plan.files), *(name for name, _ in small)}
+    there = (p.relative_to(folder) for p in sorted(folder.rglob("*")) if not p.is_dir())
+    return differing + [
+        f"{path}: quantize writes no such file"
+        for path in there
+        if str(path) not in expected and not any(part.startswith(".") for part in path.parts)
+    ]
 
 
 def _same(path: Path, chunks: Iterable[bytes]) -> bool:
