@@ -94,25 +94,57 @@ scheme = "w8"
     assert checkpoint.verify(source, tmp_path / "dst") == []
 
 
+def test_patterns_that_decide_nothing_are_named(source, tmp_path, capsys):
+    command = ["quantize", str(source), str(tmp_path / "dst"), "--exclude", "*up_proj.weight"]
+    command += ["--include", "*up_proj", "--include", "*gate"]
+    note = "pattern '*up_proj': decides nothing: patterns before it match all its tensors\n"
+    assert main([*command, "--dry-run"]) == 0
+    assert capsys.readouterr().err == note
+    assert main(command) == 0
+    assert capsys.readouterr().err.startswith(note)
+
+
 def test_wrong_options(source, tmp_path):
     wrong("scheme: expected one of w8a8, ", scheme="w9")
     wrong("scheme: expected one of name, dtype", scheme={"base": "w8", "bits": 4})
-    wrong("block: expected", scheme={"base": "w8", "block": "rows"})
+    wrong(
+        'block: expected "tensor", "channel" or [rows, numbers of a row], got \'row\'',
+        scheme={"base": "w8", "block": "row"},
+    )
+    wrong(
+        'block: expected [1, 16] for nvfp4-pack-quantized, got "tensor"',
+        scheme={"base": "nvfp4", "block": "tensor"},
+    )
+    wrong(
+        "symmetric: expected true for float8_e4m3fn, got false",
+        scheme={"base": "fp8", "symmetric": False},
+    )
     wrong("name: expected a str", scheme={"base": "w8", "name": ["a"]})
-    wrong("scheme: ", scheme={"base": "w8", "block": 3})
+    wrong("scheme: block: expected", scheme={"base": "w8", "block": 3})
     wrong("dtype: expected", scheme={"base": "w8", "dtype": "float8_e4m3fn"})
     wrong("config: expected one of scheme, include", config={"shcheme": "w8"})
-    wrong("rule: expected one of match, scheme, skip", config={"rule": [{"match": "a", "bits": 4}]})
-    wrong("rule: expected match, and scheme", config={"rule": [{"match": "a"}]})
-    wrong("rule: expected match, and scheme", config={"rule": [{"scheme": "w8", "skip": True}]})
-    wrong("rule: expected tables", config={"rule": {"match": "a"}})
-    wrong("patterns: expected strings", config={"exclude": [3]})
-    wrong("patterns: expected a list", config={"include": "a"})
-    wrong("pattern re:(", exclude=["re:("])
+    good = {"match": "a", "skip": True}
+    for table in (
+        {"match": "a"}, {"skip": True}, {"match": "a", "scheme": "w8", "skip": True},
+        {"match": "a", "skip": False}, {"match": "a", "skip": "yes"},
+        {"match": "a", "scheme": "w8", "skip": "yes"},
+    ):  # fmt: skip
+        text = f"rule 2: expected match, and scheme or skip = true, got {table}"
+        wrong(text, config={"rule": [good, table]})
+    wrong("rule 1: match: expected a pattern or more", config={"rule": [{**good, "match": []}]})
+    wrong("rule 1: keys: expected one of match", config={"rule": [{"match": "a", "bits": 4}]})
+    wrong("rule 1: scheme: expected one of w8a8", config={"rule": [{"match": "a", "scheme": "w"}]})
+    wrong("rule: expected tables: [[rule]], got {'match'", config={"rule": {"match": "a"}})
+    wrong("exclude: expected patterns, got 3", config={"exclude": [3]})
+    wrong("include: expected a list of patterns, got '*x*'", config={"include": "*x*"})
+    wrong("exclude: 're:('", exclude=["re:("])
     wrong("allow_nonfinite: expected true or false", config={"allow_nonfinite": 1})
-    wrong("config: ", config=tmp_path / "none.toml")
-    (tmp_path / "wrong.toml").write_text("scheme = ")
-    wrong("wrong.toml: ", config=tmp_path / "wrong.toml")
+    wrong("none.toml: No such file or directory", config=tmp_path / "none.toml")
+    for text in ("a = 1\nscheme = ", "a = 1\nscheme = 'w8", "a = 1\nb = 2 3"):
+        (tmp_path / "wrong.toml").write_text(text)
+        wrong("line 2", config=tmp_path / "wrong.toml")
+    (tmp_path / "wrong.toml").write_bytes(b"\xff")
+    wrong("wrong.toml: 'utf-8' codec", config=tmp_path / "wrong.toml")
     for size in ("2 gigabytes", "-1GB", "0", "1.2.3GB", "", True, "GB"):
         wrong("shard_size: expected", shard_size=size)
     with pytest.raises(

@@ -232,6 +232,8 @@ def _show_report(made: dict[str, Any], as_json: bool) -> None:
 
 
 def _show_plan(made: Plan, source: Source, as_json: bool) -> None:
+    for note in made.notes:
+        print(note, file=sys.stderr)
     if as_json:
         files = [
             {

@@ -74,6 +74,8 @@ def quantize(
     chosen = make_options(scheme, **keywords) if options is None else options
     with Source(src) as source:
         plan = plan_to_quantize(source, chosen)
+        for note in plan.notes:
+            progress(Event("note", note))
 
         def last(state: State) -> dict[str, Any]:
             return _finish_quantized(source, plan, chosen, state, progress)
