@@ -272,8 +272,15 @@ def test_pickles(tmp_path):
         refused(tmp_path / "x.pt", text)
     torch.save([torch.ones(3)], path)
     refused(path, "expected a dict of tensors, got list")
-    torch.save({"w": 3}, path)
-    refused(path, "has no tensors")
+    for said, keys in (
+        ({"w": 3}, "'w'"),
+        ({"model": {"w": torch.ones(3)}, "epoch": 1}, "'model', 'epoch'"),
+        ({0: torch.ones(3), 1: torch.ones(3)}, "0, 1"),
+        ({"state_dict": {}}, "none"),
+    ):
+        torch.save(said, path)
+        text = "has no tensors: expected a dict of names and tensors, or one under 'state_dict'"
+        refused(path, f"{text}, got the keys {keys}")
     torch.save({"w": torch.ones(3).to_sparse()}, path)
     refused(path, "is no dense tensor")
     torch.save({"w": torch.ones(3000)}, path)
