@@ -217,8 +217,16 @@ def test_exit_codes(source, tmp_path, capsys, monkeypatch):
     assert code == cli.REFUSED and err == f"quantkit: error: {source}: is the source itself\n"
     code, err = error("quantize", source, tmp_path / "dst", "--exclude", "nothing\n")
     assert code == cli.REFUSED and err.count("\n") == 1 and err.isascii()
-    assert error("quantize", source, tmp_path / "dst", "--scheme", "w9")[0] == cli.REFUSED
-    assert error("quantize", source)[0] == cli.REFUSED
+    for arguments, text in (
+        (("--scheme", "w5"), f"scheme: expected one of {', '.join(checkpoint.SCHEMES)}, got 'w5'"),
+        (("--threads", "0"), "argument --threads: expected 1 to 4095, got '0'"),
+        (("--threads", "x\x1b"), r"argument --threads: expected 1 to 4095, got 'x\x1b'"),
+        (("--bits", "4"), "unrecognized arguments: --bits 4"),
+    ):
+        found = error("quantize", source, tmp_path / "dst", *arguments)
+        assert found == (cli.REFUSED, f"quantkit: error: {text}\n")
+    text = "quantkit: error: the following arguments are required: DST\n"
+    assert error("quantize", source) == (cli.REFUSED, text)
     assert error("report", source) == (
         cli.REFUSED, f"quantkit: error: {source}: has no report.json\n",
     )  # fmt: skip

@@ -75,8 +75,15 @@ def _failed(why: object, code: int) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its errors are one line: the usage is what --help prints."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_failed(message, REFUSED))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="quantkit", description="Quantize whole checkpoints.")
+    parser = _Parser(prog="quantkit", description="Quantize whole checkpoints.")
     parser.add_argument("--version", action="version", version=f"quantkit {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -90,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     made = command("quantize", "quantize the weights of SRC into DST", _quantize, "src", "dst")
-    made.add_argument("--scheme", choices=list(SCHEMES), help="of what no rule names (w8a8)")
+    names = f"of what no rule names: {', '.join(SCHEMES)} (w8a8)"
+    made.add_argument("--scheme", metavar="NAME", help=names)
     made.add_argument("--config", type=Path, metavar="FILE.toml", help="rules and other options")
     made.add_argument(
         "--include", action="append", default=[], metavar="P", help="quantize these too"
@@ -110,10 +118,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if not 0 < count < 4096:
-        raise argparse.ArgumentTypeError(f"expected 1 to 4095, got {text}")
-    return count
+    if not text.isdecimal() or not 0 < int(text[:9]) < 4096:
+        raise argparse.ArgumentTypeError(f"expected 1 to 4095, got {text!r}")
+    return int(text)
 
 
 # ---- commands -----------------------------------------------------------------------------------------
