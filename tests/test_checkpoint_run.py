@@ -297,13 +297,22 @@ def test_places(source, tmp_path):
 def test_another_plan_and_restart(tmp_path):
     source, dst = folder(tmp_path / "src", layers=1), tmp_path / "dst"
     checkpoint.quantize(source, dst)
-    refused("was begun with another options", source, dst, "w4")
+    tensor = {"base": "w8a8", "block": "tensor", "name": "w8a8"}
+    rule = {"rule": [{"match": "*up_proj.weight", "scheme": "w8a8"}]}
+    for said, keywords in (
+        ("scheme w8a8, now w4", {"scheme": "w4"}),
+        ("block [1, -1], now None", {"scheme": tensor}),
+        ("shard_size None, now 1000", {"shard_size": 1000}),
+        ("allow_nonfinite False, now True", {"allow_nonfinite": True}),
+        ("other rules", {"config": rule}),
+    ):
+        refused(f"was begun with {said}: delete it, or pass", source, dst, **keywords)
     checkpoint.quantize(source, dst, "fp8", restart=True)
     checkpoint.quantize(source, tmp_path / "fp8", "fp8")
     assert files_of(dst) == files_of(tmp_path / "fp8")
     os.utime(source / "model-00001-of-00001.safetensors", (1, 1))
     refused("was begun with another source, or it changed", source, dst, "fp8")
-    with pytest.raises(CheckpointError, match="was begun with another command"):
+    with pytest.raises(CheckpointError, match="was begun with command quantize, now dequantize"):
         checkpoint.dequantize(tmp_path / "fp8", dst)
 
 
