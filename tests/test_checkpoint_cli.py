@@ -56,7 +56,7 @@ def test_defaults(source):
     assert found["model.embed_tokens.weight"] == "an embedding"
     assert found["lm_head.weight"] == "a head"
     assert found["model.layers.0.mlp.gate.weight"] == "a router"
-    assert found["model.layers.0.mlp.up_proj.bias"] == "it has 1 dimensions, not 2"
+    assert found["model.layers.0.mlp.up_proj.bias"] == "it is 1-D, not 2-D"
     assert found["position_ids"] == "its dtype is int64"
 
 

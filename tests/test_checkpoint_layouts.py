@@ -298,7 +298,7 @@ def test_layouts_of_one_kind_of_scale_and_block():
     [
         ("w8a8", (4, 4), torch.int8, "its dtype is int8"),
         ("w8a8", (4, 4), torch.float64, "its dtype is float64"),
-        ("w8a8", (4,), torch.float32, "it has 1 dimensions, not 2"),
+        ("w8a8", (4,), torch.float32, "it is 1-D, not 2-D"),
         ("w8a8", (0, 4), torch.float32, "it is empty"),
         ("w4", (4, 100), torch.float32, "its size 100 is no multiple of 128"),
         ("w4 channel", (4, 7), torch.float32, "its rows have 7 numbers, which fill no whole bytes"),
