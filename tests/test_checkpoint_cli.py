@@ -295,6 +295,15 @@ def test_picture_and_terminal(source, tmp_path):
     assert (tmp_path / "dst" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_picture(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reports, "picture", lambda _: b"png")
+    command = ["quantize", str(source), str(tmp_path / "dst")]
+    assert main([*command, "--no-png"]) == 0
+    assert not (tmp_path / "dst" / "report.png").exists()
+    assert main(command) == 0  # a picture that is missing is drawn
+    assert (tmp_path / "dst" / "report.png").read_bytes() == b"png"
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(number, code, tmp_path):
     """One line, a code that says which, and nothing half done; the same command goes on."""

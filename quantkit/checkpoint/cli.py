@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinities")
     made.add_argument("--dry-run", action="store_true", help="list what would be done")
     made.add_argument("--restart", action="store_true", help="forget an earlier run in DST")
+    made.add_argument("--no-png", action="store_true", help="draw no report.png")
     command("verify", "quantize SRC again and compare every byte of DST", _verify, "src", "dst")
     command("report", "show the errors of a quantized checkpoint", _report, "dst")
     back = command("dequantize", "turn a quantized checkpoint back", _dequantize, "src", "dst")
@@ -142,6 +143,7 @@ def _quantize(args: argparse.Namespace) -> int:
             restart=args.restart,
             threads=args.threads,
             progress=progress,
+            png=not args.no_png,
         )
     if _first():
         _show_report(made, args.json)

@@ -50,7 +50,7 @@ def _quiet(event: Event) -> None:
 
 def quantize(
     src: Path_, dst: Path_, scheme: Any = None, *, restart: bool = False, threads: int | None = None,
-    progress: Progress = _quiet, options: Options | None = None, **keywords: Any,
+    progress: Progress = _quiet, png: bool = True, options: Options | None = None, **keywords: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Quantize the weights of a checkpoint into a new folder, in bounded memory.
 
@@ -64,6 +64,7 @@ def quantize(
         restart: forget what an earlier run left in dst.
         threads: how many compute; None is torch's number. torch's own are 1 until it returns.
         progress: called with each Event.
+        png: whether report.png is drawn, which takes seconds.
 
     Returns:
         The report, as report.json has it.
@@ -78,7 +79,7 @@ def quantize(
             progress(Event("note", note))
 
         def last(state: State) -> dict[str, Any]:
-            return _finish_quantized(source, plan, chosen, state, progress)
+            return _finish_quantized(source, plan, chosen, state, progress, png)
 
         return _run(
             source, Path(dst), plan, restart, threads, progress, last, chosen.allow_nonfinite
@@ -273,12 +274,12 @@ def _small_files(source: Source, plan: Plan, chosen: Options, rows: list[Any]) -
 
 
 def _finish_quantized(
-    source: Source, plan: Plan, chosen: Options, state: State, progress: Progress
+    source: Source, plan: Plan, chosen: Options, state: State, progress: Progress, png: bool
 ) -> dict[str, Any]:
     rows = [row for file in plan.files for row in state.rows(file.name) or ()]
     made = _small_files(source, plan, chosen, rows)
     report: dict[str, Any] = json.loads(made["report.json"])
-    if rows and not (state.complete and (state.dst / "report.png").exists()):
+    if png and rows and not (state.complete and (state.dst / "report.png").exists()):
         picture = reports.picture(report)
         if picture is None:
             progress(Event("note", "no report.png: matplotlib is not installed"))
