@@ -39,6 +39,26 @@ def shape_for(scheme):
     return (200, 264) if short else (256, 384)
 
 
+@EACH_DTYPE
+@pytest.mark.parametrize(
+    "name, limit, eps", [("w8a8", 127, 1e-8), ("w8", 127, 1e-8), ("w4", 7, 1e-8), ("fp8", 448, 2**-126)]
+)  # fmt: skip
+def test_codes_are_those_of_the_page(name, limit, eps, dtype):
+    """The formulas of docs/checkpoints.md, in torch; rows of zeros and tiny numbers have eps."""
+    x = weight(SHAPE, torch.float32)
+    x[0], x[1] = 0, x[1] * 1e-12
+    x = x.to(dtype)
+    f = SCHEMES[name].format
+    q, p = SCHEMES[name].quantize(x)
+    groups = x.float().view(len(x), p.scale.shape[1], -1)
+    eps = 2.0**-24 if dtype == torch.float16 else eps
+    scale = (groups.abs().amax(-1) / limit).clamp_min(eps).to(dtype)
+    assert torch.equal(p.scale, scale)
+    numbers = (groups / scale.float()[..., None]).view(x.shape)
+    codes = numbers.round() if f.has_zero_point else numbers.to(f.storage).float()
+    assert torch.equal(f.decode(f.unpack(q)).float(), codes)
+
+
 @EACH
 @EACH_DTYPE
 def test_tiles_change_no_byte_and_come_back(scheme, dtype):
