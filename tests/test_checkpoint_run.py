@@ -393,6 +393,24 @@ def test_full_disk(source, tmp_path, monkeypatch):
         refused("no space: it needs ", source, tmp_path / "third")
 
 
+def test_interrupted_while_a_file_is_opened(source, tmp_path, monkeypatch):
+    """Python raises KeyboardInterrupt after the system has made the file."""
+    opened = os.open
+
+    def interrupted(path, *arguments):
+        fd = opened(path, *arguments)
+        if str(path).endswith(".safetensors.part"):
+            os.close(fd)
+            raise KeyboardInterrupt
+        return fd
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.quantize(source, tmp_path / "dst")
+    assert files_of(tmp_path / "dst") == {}
+
+
 # ---- verify, dequantize ---------------------------------------------------------------------------
 
 
