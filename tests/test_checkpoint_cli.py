@@ -56,7 +56,7 @@ def test_defaults(source):
     assert found["model.embed_tokens.weight"] == "an embedding"
     assert found["lm_head.weight"] == "a head"
     assert found["model.layers.0.mlp.gate.weight"] == "a router"
-    assert found["model.layers.0.mlp.up_proj.bias"] == "it has 1 dimensions, not 2"
+    assert found["model.layers.0.mlp.up_proj.bias"] == "it is 1-D, not 2-D"
     assert found["position_ids"] == "its dtype is int64"
 
 
@@ -94,25 +94,57 @@ scheme = "w8"
     assert checkpoint.verify(source, tmp_path / "dst") == []
 
 
+def test_patterns_that_decide_nothing_are_named(source, tmp_path, capsys):
+    command = ["quantize", str(source), str(tmp_path / "dst"), "--exclude", "*up_proj.weight"]
+    command += ["--include", "*up_proj", "--include", "*gate"]
+    note = "pattern '*up_proj': decides nothing: patterns before it match all its tensors\n"
+    assert main([*command, "--dry-run"]) == 0
+    assert capsys.readouterr().err == note
+    assert main(command) == 0
+    assert capsys.readouterr().err.startswith(note)
+
+
 def test_wrong_options(source, tmp_path):
     wrong("scheme: expected one of w8a8, ", scheme="w9")
     wrong("scheme: expected one of name, dtype", scheme={"base": "w8", "bits": 4})
-    wrong("block: expected", scheme={"base": "w8", "block": "rows"})
+    wrong(
+        'block: expected "tensor", "channel" or [rows, numbers of a row], got \'row\'',
+        scheme={"base": "w8", "block": "row"},
+    )
+    wrong(
+        'block: expected [1, 16] for nvfp4-pack-quantized, got "tensor"',
+        scheme={"base": "nvfp4", "block": "tensor"},
+    )
+    wrong(
+        "symmetric: expected true for float8_e4m3fn, got false",
+        scheme={"base": "fp8", "symmetric": False},
+    )
     wrong("name: expected a str", scheme={"base": "w8", "name": ["a"]})
-    wrong("scheme: ", scheme={"base": "w8", "block": 3})
+    wrong("scheme: block: expected", scheme={"base": "w8", "block": 3})
     wrong("dtype: expected", scheme={"base": "w8", "dtype": "float8_e4m3fn"})
     wrong("config: expected one of scheme, include", config={"shcheme": "w8"})
-    wrong("rule: expected one of match, scheme, skip", config={"rule": [{"match": "a", "bits": 4}]})
-    wrong("rule: expected match, and scheme", config={"rule": [{"match": "a"}]})
-    wrong("rule: expected match, and scheme", config={"rule": [{"scheme": "w8", "skip": True}]})
-    wrong("rule: expected tables", config={"rule": {"match": "a"}})
-    wrong("patterns: expected strings", config={"exclude": [3]})
-    wrong("patterns: expected a list", config={"include": "a"})
-    wrong("pattern re:(", exclude=["re:("])
+    good = {"match": "a", "skip": True}
+    for table in (
+        {"match": "a"}, {"skip": True}, {"match": "a", "scheme": "w8", "skip": True},
+        {"match": "a", "skip": False}, {"match": "a", "skip": "yes"},
+        {"match": "a", "scheme": "w8", "skip": "yes"},
+    ):  # fmt: skip
+        text = f"rule 2: expected match, and scheme or skip = true, got {table}"
+        wrong(text, config={"rule": [good, table]})
+    wrong("rule 1: match: expected a pattern or more", config={"rule": [{**good, "match": []}]})
+    wrong("rule 1: keys: expected one of match", config={"rule": [{"match": "a", "bits": 4}]})
+    wrong("rule 1: scheme: expected one of w8a8", config={"rule": [{"match": "a", "scheme": "w"}]})
+    wrong("rule: expected tables: [[rule]], got {'match'", config={"rule": {"match": "a"}})
+    wrong("exclude: expected patterns, got 3", config={"exclude": [3]})
+    wrong("include: expected a list of patterns, got '*x*'", config={"include": "*x*"})
+    wrong("exclude: 're:('", exclude=["re:("])
     wrong("allow_nonfinite: expected true or false", config={"allow_nonfinite": 1})
-    wrong("config: ", config=tmp_path / "none.toml")
-    (tmp_path / "wrong.toml").write_text("scheme = ")
-    wrong("wrong.toml: ", config=tmp_path / "wrong.toml")
+    wrong("none.toml: No such file or directory", config=tmp_path / "none.toml")
+    for text in ("a = 1\nscheme = ", "a = 1\nscheme = 'w8", "a = 1\nb = 2 3"):
+        (tmp_path / "wrong.toml").write_text(text)
+        wrong("line 2", config=tmp_path / "wrong.toml")
+    (tmp_path / "wrong.toml").write_bytes(b"\xff")
+    wrong("wrong.toml: 'utf-8' codec", config=tmp_path / "wrong.toml")
     for size in ("2 gigabytes", "-1GB", "0", "1.2.3GB", "", True, "GB"):
         wrong("shard_size: expected", shard_size=size)
     with pytest.raises(
@@ -185,8 +217,16 @@ def test_exit_codes(source, tmp_path, capsys, monkeypatch):
     assert code == cli.REFUSED and err == f"quantkit: error: {source}: is the source itself\n"
     code, err = error("quantize", source, tmp_path / "dst", "--exclude", "nothing\n")
     assert code == cli.REFUSED and err.count("\n") == 1 and err.isascii()
-    assert error("quantize", source, tmp_path / "dst", "--scheme", "w9")[0] == cli.REFUSED
-    assert error("quantize", source)[0] == cli.REFUSED
+    for arguments, text in (
+        (("--scheme", "w5"), f"scheme: expected one of {', '.join(checkpoint.SCHEMES)}, got 'w5'"),
+        (("--threads", "0"), "argument --threads: expected 1 to 4095, got '0'"),
+        (("--threads", "x\x1b"), r"argument --threads: expected 1 to 4095, got 'x\x1b'"),
+        (("--bits", "4"), "unrecognized arguments: --bits 4"),
+    ):
+        found = error("quantize", source, tmp_path / "dst", *arguments)
+        assert found == (cli.REFUSED, f"quantkit: error: {text}\n")
+    text = "quantkit: error: the following arguments are required: DST\n"
+    assert error("quantize", source) == (cli.REFUSED, text)
     assert error("report", source) == (
         cli.REFUSED, f"quantkit: error: {source}: has no report.json\n",
     )  # fmt: skip
@@ -208,7 +248,12 @@ def test_report_that_someone_else_wrote(tmp_path, capsys):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(good))
     assert main(["report", str(tmp_path)]) == 0
-    assert r"a\x1b[31m" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert r"a\x1b[31m" in out and err == ""
+    path.write_text(json.dumps({**good, "tensors": [{**row, "left_out": 3}]}))
+    assert main(["report", str(tmp_path), "--json"]) == 0
+    warning = "quantkit: warning: weights with errors that are not finite: 1\n"
+    assert capsys.readouterr().err == warning
     bad = [{**good, "tensors": [{**row, key: []}]} for key in row if key != "shape"]
     bad += [
         {**good, "tensors": [{**row, "shape": ["x"]}]},
@@ -248,6 +293,15 @@ def test_picture_and_terminal(source, tmp_path):
     assert "[bold]$x$[/].weight" in run.stdout and r"\x1b[31m.weight" in run.stdout
     assert "\x1b[31m" not in run.stdout
     assert (tmp_path / "dst" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_picture(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reports, "picture", lambda _: b"png")
+    command = ["quantize", str(source), str(tmp_path / "dst")]
+    assert main([*command, "--no-png"]) == 0
+    assert not (tmp_path / "dst" / "report.png").exists()
+    assert main(command) == 0  # a picture that is missing is drawn
+    assert (tmp_path / "dst" / "report.png").read_bytes() == b"png"
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -39,6 +39,26 @@ def shape_for(scheme):
     return (200, 264) if short else (256, 384)
 
 
+@EACH_DTYPE
+@pytest.mark.parametrize(
+    "name, limit, eps", [("w8a8", 127, 1e-8), ("w8", 127, 1e-8), ("w4", 7, 1e-8), ("fp8", 448, 2**-126)]
+)  # fmt: skip
+def test_codes_are_those_of_the_page(name, limit, eps, dtype):
+    """The formulas of docs/checkpoints.md, in torch; rows of zeros and tiny numbers have eps."""
+    x = weight(SHAPE, torch.float32)
+    x[0], x[1] = 0, x[1] * 1e-12
+    x = x.to(dtype)
+    f = SCHEMES[name].format
+    q, p = SCHEMES[name].quantize(x)
+    groups = x.float().view(len(x), p.scale.shape[1], -1)
+    eps = 2.0**-24 if dtype == torch.float16 else eps
+    scale = (groups.abs().amax(-1) / limit).clamp_min(eps).to(dtype)
+    assert torch.equal(p.scale, scale)
+    numbers = (groups / scale.float()[..., None]).view(x.shape)
+    codes = numbers.round() if f.has_zero_point else numbers.to(f.storage).float()
+    assert torch.equal(f.decode(f.unpack(q)).float(), codes)
+
+
 @EACH
 @EACH_DTYPE
 def test_tiles_change_no_byte_and_come_back(scheme, dtype):
@@ -298,7 +318,7 @@ def test_layouts_of_one_kind_of_scale_and_block():
     [
         ("w8a8", (4, 4), torch.int8, "its dtype is int8"),
         ("w8a8", (4, 4), torch.float64, "its dtype is float64"),
-        ("w8a8", (4,), torch.float32, "it has 1 dimensions, not 2"),
+        ("w8a8", (4,), torch.float32, "it is 1-D, not 2-D"),
         ("w8a8", (0, 4), torch.float32, "it is empty"),
         ("w4", (4, 100), torch.float32, "its size 100 is no multiple of 128"),
         ("w4 channel", (4, 7), torch.float32, "its rows have 7 numbers, which fill no whole bytes"),

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import quantkit
 from quantkit import checkpoint
-from quantkit.checkpoint import plan, state
+from quantkit.checkpoint import plan, reports, state
 from quantkit.checkpoint.files import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -239,11 +239,26 @@ def test_killed_in_a_file_and_resumed_by_two_processes(source, made, tmp_path):
 def test_done_before(source, tmp_path):
     events = []
     checkpoint.quantize(source, tmp_path / "dst")
-    before = {p: p.stat() for p in (tmp_path / "dst").iterdir() if p.is_file()}
-    report = checkpoint.quantize(source, tmp_path / "dst", progress=events.append)
+    before = {p: p.stat().st_ino for p in (tmp_path / "dst").iterdir() if p.is_file()}
+    report = checkpoint.quantize(source, tmp_path / "dst", progress=events.append, png=False)
     assert {event.kind for event in events} == {"plan", "before"}
-    assert {p: p.stat() for p in before} == before
+    assert {p: p.stat().st_ino for p in before} == before
     assert report == checkpoint.report(tmp_path / "dst")
+
+
+def test_small_files_are_restored(source, made, tmp_path):
+    """Of a finished folder too, and only those that differ."""
+    dst, events = tmp_path / "dst", []
+    shutil.copytree(made, dst)
+    index = dst / "model.safetensors.index.json"
+    before = index.stat().st_ino
+    (dst / "tokenizer.json").unlink()
+    (dst / "config.json").write_text("{}")
+    checkpoint.quantize(source, dst, progress=events.append)
+    assert files_of(dst) == files_of(made)
+    assert index.stat().st_ino == before
+    names = [event.name for event in events if event.name.endswith(": written again")]
+    assert names == ["tokenizer.json: written again", "config.json: written again"]
 
 
 def test_no_collective_is_needed_and_ranks_are_checked(source, made, tmp_path, monkeypatch):
@@ -272,6 +287,9 @@ def test_places(source, tmp_path):
     refused("is the source itself", source, tmp_path / "link")
     refused("has files that quantkit did not write", source, tmp_path)
     assert files_of(source) == before and len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        checkpoint.quantize(source, tmp_path / "loop")
     (tmp_path / "empty").mkdir()
     checkpoint.quantize(source, tmp_path / "empty")
 
@@ -279,13 +297,22 @@ def test_places(source, tmp_path):
 def test_another_plan_and_restart(tmp_path):
     source, dst = folder(tmp_path / "src", layers=1), tmp_path / "dst"
     checkpoint.quantize(source, dst)
-    refused("was begun with another options", source, dst, "w4")
+    tensor = {"base": "w8a8", "block": "tensor", "name": "w8a8"}
+    rule = {"rule": [{"match": "*up_proj.weight", "scheme": "w8a8"}]}
+    for said, keywords in (
+        ("scheme w8a8, now w4", {"scheme": "w4"}),
+        ("block [1, -1], now None", {"scheme": tensor}),
+        ("shard_size None, now 1000", {"shard_size": 1000}),
+        ("allow_nonfinite False, now True", {"allow_nonfinite": True}),
+        ("other rules", {"config": rule}),
+    ):
+        refused(f"was begun with {said}: delete it, or pass", source, dst, **keywords)
     checkpoint.quantize(source, dst, "fp8", restart=True)
     checkpoint.quantize(source, tmp_path / "fp8", "fp8")
     assert files_of(dst) == files_of(tmp_path / "fp8")
     os.utime(source / "model-00001-of-00001.safetensors", (1, 1))
     refused("was begun with another source, or it changed", source, dst, "fp8")
-    with pytest.raises(CheckpointError, match="was begun with another command"):
+    with pytest.raises(CheckpointError, match="was begun with command quantize, now dequantize"):
         checkpoint.dequantize(tmp_path / "fp8", dst)
 
 
@@ -316,6 +343,22 @@ def test_numbers_that_are_not_finite(scheme, value, tmp_path):
         tmp_path / "x.safetensors", tmp_path / "taken", scheme, allow_nonfinite=True
     )
     assert report["tensors"][0]["left_out"] > 0
+
+
+@pytest.mark.parametrize("scheme", ["nvfp4", "fp8_block"])
+def test_a_weight_that_is_lost_is_the_worst(scheme, tmp_path):
+    """Null says that nothing is lost, so it is no figure of a weight that became NaN."""
+    lost, exact = torch.randn(8, 128), torch.zeros(8, 128)
+    lost[0, 0], lost[1, 1] = float("nan"), float("inf")
+    weights = {"a.weight": torch.randn(8, 128), "b.weight": exact, "c.weight": lost}
+    save_file(weights, tmp_path / "x.safetensors")
+    report = checkpoint.quantize(
+        tmp_path / "x.safetensors", tmp_path / "dst", scheme, allow_nonfinite=True
+    )
+    rows = {row["name"]: row for row in report["tensors"]}
+    assert rows["c.weight"]["left_out"] == 1024 and rows["c.weight"]["sqnr_db"] == 0.0
+    assert rows["b.weight"]["left_out"] == 0 and rows["b.weight"]["sqnr_db"] is None
+    assert [row["name"] for row in reports.worst(report)] == ["c.weight", "a.weight"]
 
 
 def test_source_that_shrinks(tmp_path):
@@ -350,6 +393,24 @@ def test_full_disk(source, tmp_path, monkeypatch):
         refused("no space: it needs ", source, tmp_path / "third")
 
 
+def test_interrupted_while_a_file_is_opened(source, tmp_path, monkeypatch):
+    """Python raises KeyboardInterrupt after the system has made the file."""
+    opened = os.open
+
+    def interrupted(path, *arguments):
+        fd = opened(path, *arguments)
+        if str(path).endswith(".safetensors.part"):
+            os.close(fd)
+            raise KeyboardInterrupt
+        return fd
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.quantize(source, tmp_path / "dst")
+    assert files_of(tmp_path / "dst") == {}
+
+
 # ---- verify, dequantize ---------------------------------------------------------------------------
 
 
@@ -380,7 +441,19 @@ def test_verify_finds_every_change(source, made, tmp_path):
         flipped(name, 3)
     (dst / "extra.safetensors").write_bytes(b"")
     (dst / "tokenizer.json").unlink()
-    assert checkpoint.verify(source, dst) == ["tokenizer.json", "extra.safetensors"]
+    (dst / "1_Pooling" / "notes.txt").write_text("")
+    (dst / ".gitattributes").write_text("")
+    differing = [
+        "tokenizer.json: is missing", "1_Pooling/notes.txt: quantize writes no such file",
+        "extra.safetensors: quantize writes no such file",
+    ]  # fmt: skip
+    assert checkpoint.verify(source, dst) == differing
+    (dst / "report.json").unlink()
+    (dst / shard).unlink()
+    more = [f"{shard}: is missing", "report.json: is missing"]
+    assert checkpoint.verify(source, dst) == [*more, *differing]
+    (dst / "report.json").write_text("{}")
+    assert checkpoint.verify(source, dst) == [more[0], "report.json", *differing]
     (dst / ".quantkit" / "complete").unlink()
     with pytest.raises(CheckpointError, match="is no complete checkpoint"):
         checkpoint.verify(source, dst)

@@ -49,9 +49,7 @@ def test_folder_with_an_index(tmp_path):
     assert all(same(found[name], expected[name]) for name in expected)
     with Source(path) as source:
         assert source.others == ["config.json", "tokenizer.json", "1_Pooling/config.json"]
-        assert source.left_out.keys() == {
-            ".git/", "pytorch_model.bin", "model.safetensors.index.json",
-        }  # fmt: skip
+        assert source.left_out.keys() == {".git/", "pytorch_model.bin"}
         assert source.config["vocab_size"] == 128
 
 
@@ -65,6 +63,7 @@ def test_cache_of_links(tmp_path, monkeypatch):
         if file.is_file():
             file.rename(blobs / str(i))
             file.symlink_to(f"../../blobs/{i}")
+    refused(blobs.parent, "has no weights: expected a folder of its snapshots: 0123")
     monkeypatch.setattr("quantkit.checkpoint.reports.picture", lambda _: None)
     checkpoint.quantize(path, tmp_path / "dst")
     assert not any(p.is_symlink() for p in (tmp_path / "dst").rglob("*"))
@@ -214,10 +213,18 @@ def test_links_out_of_a_folder(tmp_path):
     with Source(path) as source:
         assert source.left_out["docs/"] == "a link" and not any("docs" in n for n in source.others)
     (path / "docs").unlink()
+    for name in ("loop.json", "none.json"):
+        (path / name).symlink_to(name if name == "loop.json" else "nothing")
+        with Source(path) as source:
+            assert source.left_out[name] == "no regular file"
+        (path / name).unlink()
     shard = next(path.glob("*.safetensors"))
     shard.rename(tmp_path / "shard.safetensors")
     shard.symlink_to(tmp_path / "shard.safetensors")
     refused(path, "a link that leads out of the folder")
+    shard.unlink()
+    shard.symlink_to(shard.name)
+    refused(path, f"{shard.name} is missing")
 
 
 def test_what_is_no_regular_file(tmp_path):
@@ -264,8 +271,15 @@ def test_pickles(tmp_path):
         refused(tmp_path / "x.pt", text)
     torch.save([torch.ones(3)], path)
     refused(path, "expected a dict of tensors, got list")
-    torch.save({"w": 3}, path)
-    refused(path, "has no tensors")
+    for said, keys in (
+        ({"w": 3}, "'w'"),
+        ({"model": {"w": torch.ones(3)}, "epoch": 1}, "'model', 'epoch'"),
+        ({0: torch.ones(3), 1: torch.ones(3)}, "0, 1"),
+        ({"state_dict": {}}, "none"),
+    ):
+        torch.save(said, path)
+        text = "has no tensors: expected a dict of names and tensors, or one under 'state_dict'"
+        refused(path, f"{text}, got the keys {keys}")
     torch.save({"w": torch.ones(3).to_sparse()}, path)
     refused(path, "is no dense tensor")
     torch.save({"w": torch.ones(3000)}, path)

@@ -75,8 +75,15 @@ def _failed(why: object, code: int) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its errors are one line: the usage is what --help prints."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_failed(message, REFUSED))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="quantkit", description="Quantize whole checkpoints.")
+    parser = _Parser(prog="quantkit", description="Quantize whole checkpoints.")
     parser.add_argument("--version", action="version", version=f"quantkit {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -90,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     made = command("quantize", "quantize the weights of SRC into DST", _quantize, "src", "dst")
-    made.add_argument("--scheme", choices=list(SCHEMES), help="of what no rule names (w8a8)")
+    names = f"of what no rule names: {', '.join(SCHEMES)} (w8a8)"
+    made.add_argument("--scheme", metavar="NAME", help=names)
     made.add_argument("--config", type=Path, metavar="FILE.toml", help="rules and other options")
     made.add_argument(
         "--include", action="append", default=[], metavar="P", help="quantize these too"
@@ -100,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinities")
     made.add_argument("--dry-run", action="store_true", help="list what would be done")
     made.add_argument("--restart", action="store_true", help="forget an earlier run in DST")
+    made.add_argument("--no-png", action="store_true", help="draw no report.png")
     command("verify", "quantize SRC again and compare every byte of DST", _verify, "src", "dst")
     command("report", "show the errors of a quantized checkpoint", _report, "dst")
     back = command("dequantize", "turn a quantized checkpoint back", _dequantize, "src", "dst")
@@ -110,10 +119,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if not 0 < count < 4096:
-        raise argparse.ArgumentTypeError(f"expected 1 to 4095, got {text}")
-    return count
+    if not text.isdecimal() or not 0 < int(text[:9]) < 4096:
+        raise argparse.ArgumentTypeError(f"expected 1 to 4095, got {text!r}")
+    return int(text)
 
 
 # ---- commands -----------------------------------------------------------------------------------------
@@ -135,6 +143,7 @@ def _quantize(args: argparse.Namespace) -> int:
             restart=args.restart,
             threads=args.threads,
             progress=progress,
+            png=not args.no_png,
         )
     if _first():
         _show_report(made, args.json)
@@ -156,11 +165,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     made = report(args.dst)
-    if args.json:
-        _print_json(made)
-        return 0
-    _print_table(reports.table(made["tensors"]))
-    _show_report(made, False)
+    if not args.json:
+        _print_table(reports.table(made["tensors"]))
+    _show_report(made, args.json)
     return 0
 
 
@@ -219,17 +226,23 @@ def _print_json(value: object) -> None:
 
 
 def _show_report(made: dict[str, Any], as_json: bool) -> None:
+    lost = sum(row["left_out"] > 0 for row in made["tensors"])
+    if lost:
+        text = f"quantkit: warning: weights with errors that are not finite: {lost}"
+        print(text, file=sys.stderr)
     if as_json:
         _print_json(made)
         return
     print(reports.totals(made))
     rows = reports.worst(made)
     if rows:
-        print(f"the {len(rows)} of the lowest SQNR:")
+        print(f"the {len(rows)} worst:")
         _print_table(reports.table(rows))
 
 
 def _show_plan(made: Plan, source: Source, as_json: bool) -> None:
+    for note in made.notes:
+        print(note, file=sys.stderr)
     if as_json:
         files = [
             {

@@ -131,13 +131,15 @@ class Quantize(Task):
     def row(self) -> dict[str, Any]:
         m = join_measures(self._limbs, self._max_error, self._counts)
         squares, errors = m.squares.item(), m.squared_errors.item()
-        ratio = squares / errors if errors > 0 else 0.0
+        sqnr_db = 10 * math.log10(squares / errors) if squares > 0 and errors > 0 else None
+        if sqnr_db is None and m.left_out > 0:
+            sqnr_db = 0.0
         return {
             "name": self.item.name,
             "shape": list(self.shape),
             "dtype": str(self.dtype).removeprefix("torch."),
             "scheme": self.scheme.name,
-            "sqnr_db": round(10 * math.log10(ratio), 4) if 0 < ratio < math.inf else None,
+            "sqnr_db": None if sqnr_db is None else round(sqnr_db, 4),
             "max_error": m.max_error.item(),
             "saturated": int(m.saturated),
             "left_out": int(m.left_out),

@@ -184,7 +184,7 @@ class WeightScheme:
         if dtype not in WEIGHT_DTYPES:
             return f"its dtype is {str(dtype).removeprefix('torch.')}"
         if len(shape) != 2:
-            return f"it has {len(shape)} dimensions, not 2"
+            return f"it is {len(shape)}-D, not 2-D"
         if min(shape) < 1:
             return "it is empty"
         if shape[1] % self.format.per_byte:

@@ -72,8 +72,9 @@ class Writer:
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path, self.part, self.size = path, path.with_name(path.name + ".part"), layout.size
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(self.part, flags, 0o666)
-        try:
+        self._fd = -1
+        try:  # a signal may come as soon as the file is there
+            self._fd = os.open(self.part, flags, 0o666)
             reserve(self._fd, layout.size, self.part)
             self._write(memoryview(layout.header), 0)
         except BaseException:
@@ -105,7 +106,7 @@ class Writer:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            self.part.unlink(missing_ok=True)
+        self.part.unlink(missing_ok=True)
 
 
 class Comparer:

@@ -62,13 +62,20 @@ def read_archive(path: Path, size: int, index: int, name: str) -> Archive:
     mapped = _mapped(path)
     for key, t in state.items():
         if not isinstance(key, str) or not isinstance(t, torch.Tensor):
-            left_out[f"{name}: {key}"] = f"no tensor, but {type(t).__name__}"
+            kind = f"no tensor, but {type(t).__name__}" if isinstance(key, str) else "no name"
+            left_out[f"{name}: {key}"] = kind
             continue
         check_name(key, name)
         region = _place_of(t.detach(), mapped, size, f"{shown(name)}: {shown(key)}")
         tensors[key] = region._replace(file=index)
         span = span_of(region.shape, t.stride()) * t.element_size()
         spans.append((region.offset, region.offset + span, key))
+    if not tensors:
+        keys = ", ".join(map(repr, state)) or "none"
+        raise CheckpointError(
+            f"{shown(name)}: has no tensors: expected a dict of names and tensors, or one under "
+            f"'state_dict', got the keys {shown(keys)}"
+        )
     return Archive(tensors, left_out, _overlapping(spans))
 
 

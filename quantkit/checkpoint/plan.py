@@ -76,11 +76,13 @@ class Plan:
     Attributes:
         config: what config.json gets as quantization_config; None for nothing.
         stamp: what the files follow from, as JSON's types.
+        notes: a sentence for each pattern that decides nothing.
     """
 
     files: tuple[OutputFile, ...]
     config: dict[str, Any] | None
     stamp: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def items(self) -> Iterator[Item]:
@@ -117,7 +119,7 @@ def plan_to_quantize(source: Source, options: Options) -> Plan:
         raise CheckpointError(
             f"{shown(source.path)}: is quantized already: its config.json has quantization_config"
         )
-    _check_patterns(source, options)
+    notes = _check_patterns(source, options)
     items: list[Item] = []
     for name, region in _in_order(source):
         scheme, reason = _choice(name, region, options, name in source.shared)
@@ -137,7 +139,7 @@ def plan_to_quantize(source: Source, options: Options) -> Plan:
     except ValueError as error:
         raise CheckpointError(f"scheme: {error}") from None
     files = _divided(items, options.shard_size)
-    return Plan(files, config, _stamp("quantize", source, files, options.as_dict()))
+    return Plan(files, config, _stamp("quantize", source, files, options.as_dict()), notes)
 
 
 def plan_to_dequantize(source: Source) -> Plan:
@@ -197,12 +199,21 @@ def _copied(name: str, region: Region, reason: str) -> Item:
     return Item(name, (region,), None, (Part(name, region.shape, region.dtype, 0),), reason)
 
 
-def _check_patterns(source: Source, options: Options) -> None:
+def _check_patterns(source: Source, options: Options) -> tuple[str, ...]:
+    """A sentence for each pattern that decides nothing, as others come first."""
+    notes: list[str] = []
+    undecided = set(source.tensors)
     for rule in options.rules:
         for pattern in rule.match:
             found = [n for n in source.tensors if matches(pattern, n)]
             if not found:
                 raise CheckpointError(f"pattern {shown(repr(pattern))}: matches no tensor")
+            if undecided.isdisjoint(found):
+                notes.append(
+                    f"pattern {shown(repr(pattern))}: decides nothing: "
+                    "patterns before it match all its tensors"
+                )
+            undecided.difference_update(found)
             if rule.scheme is None:
                 continue
             reasons = [_why_not(source.tensors[n], rule.scheme) for n in found]
@@ -211,6 +222,7 @@ def _check_patterns(source: Source, options: Options) -> None:
                     f"pattern {shown(repr(pattern))}: no tensor of it can be quantized to "
                     f"{shown(rule.scheme.name)}: {shown(found[0])}: {reasons[0]}"
                 )
+    return tuple(notes)
 
 
 def _why_not(region: Region, scheme: WeightScheme) -> str | None:

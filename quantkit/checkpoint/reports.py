@@ -32,9 +32,9 @@ def summary(
 
 
 def worst(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The ten weights of the lowest SQNR, the worst first."""
-    rows = [row for row in report["tensors"] if row["sqnr_db"] is not None]
-    return sorted(rows, key=lambda row: (row["sqnr_db"], row["name"]))[:WORST]
+    """Ten weights, the worst first: those with most elements left out, then of the lowest SQNR."""
+    rows = [r for r in report["tensors"] if r["left_out"] or r["sqnr_db"] is not None]
+    return sorted(rows, key=lambda r: (-r["left_out"], r["sqnr_db"] or 0.0, r["name"]))[:WORST]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -19,6 +19,8 @@ _SIZES = {"": 1, "B": 1} | {
     for power, prefix in enumerate("KMGT", 1)
 }
 
+_BLOCKS = {"tensor": None, "channel": (1, -1)}
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -92,18 +94,19 @@ def options(
     known = ("scheme", "include", "exclude", "shard_size", "allow_nonfinite", "rule")
     _known("config", said, known)
     base = _scheme(said.get("scheme", "w8a8") if scheme is None else scheme)
-    rules = [*_rules(exclude, None), *_rules(include, base)]
-    rules += _rules(said.get("exclude", ()), None) + _rules(said.get("include", ()), base)
+    rules = []
+    for there in ({"exclude": exclude, "include": include}, said):
+        for key, scheme_of_key in (("exclude", None), ("include", base)):
+            patterns = _patterns(key, there.get(key, ()))
+            rules += [Rule((pattern,), scheme_of_key) for pattern in patterns]
     tables = said.get("rule", [])
     if not isinstance(tables, list):
-        raise CheckpointError("rule: expected tables: [[rule]]")
-    for table in tables:
-        _known("rule", table, ("match", "scheme", "skip"))
-        if "match" not in table or ("scheme" in table) == (table.get("skip") is True):
-            raise CheckpointError("rule: expected match, and scheme or skip = true")
-        match = [table["match"]] if isinstance(table["match"], str) else table["match"]
-        patterns = tuple(p for rule in _rules(match, None) for p in rule.match)
-        rules.append(Rule(patterns, _scheme(table["scheme"]) if "scheme" in table else None))
+        raise CheckpointError(f"rule: expected tables: [[rule]], got {shown(repr(tables))}")
+    for i, table in enumerate(tables, 1):
+        try:
+            rules.append(_rule(table))
+        except CheckpointError as error:
+            raise CheckpointError(f"rule {i}: {error}") from None
     size = said.get("shard_size") if shard_size is None else shard_size
     nonfinite = allow_nonfinite or said.get("allow_nonfinite", False)
     if not isinstance(nonfinite, bool):
@@ -111,9 +114,23 @@ def options(
     return Options(base, tuple(rules), None if size is None else size_of(size), nonfinite)
 
 
+def _rule(table: Any) -> Rule:
+    _known("keys", table, ("match", "scheme", "skip"))
+    skip = table.get("skip", False)
+    if "match" not in table or not isinstance(skip, bool) or ("scheme" in table) == skip:
+        raise CheckpointError(
+            f"expected match, and scheme or skip = true, got {shown(dict(table))}"
+        )
+    match = [table["match"]] if isinstance(table["match"], str) else table["match"]
+    patterns = _patterns("match", match)
+    if not patterns:
+        raise CheckpointError("match: expected a pattern or more, got []")
+    return Rule(patterns, None if skip else _scheme(table["scheme"]))
+
+
 def _known(what: str, table: Any, keys: Sequence[str]) -> None:
     if not isinstance(table, Mapping):
-        raise CheckpointError(f"{what}: expected a table, got {shown(table)}")
+        raise CheckpointError(f"{what}: expected a table, got {shown(repr(table))}")
     for key in table:
         if key not in keys:
             raise CheckpointError(
@@ -131,10 +148,16 @@ def _toml(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             "config: Python 3.10 reads TOML with tomli: pip install tomli"
         ) from None
+    text = ""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"config: {shown(path)}: {shown(error)}") from None
+        text = Path(path).read_text(encoding="utf-8")
+        return tomllib.loads(text)
+    except OSError as error:
+        reason = error.strerror
+    except ValueError as error:
+        end = f"line {len(text.splitlines())}, the end"
+        reason = str(error).replace("end of document", end)
+    raise CheckpointError(f"config: {shown(path)}: {shown(reason)}")
 
 
 def _scheme(given: object) -> WeightScheme:
@@ -152,28 +175,34 @@ def _scheme(given: object) -> WeightScheme:
     if not changes:
         return SCHEMES[given]
     text = ", ".join(f"{k}={v}" for k, v in sorted(changes.items()) if k != "name")
-    if "block" in changes:
-        words = {"tensor": None, "channel": (1, -1)}
-        block = changes["block"]
-        changes["block"] = words[block] if isinstance(block, str) and block in words else block
+    block = changes.get("block")
+    if isinstance(block, str) and block in _BLOCKS:
+        changes["block"] = _BLOCKS[block]
+    elif not isinstance(block, list | tuple | None):
+        raise CheckpointError(
+            'scheme: block: expected "tensor", "channel" or [rows, numbers of a row], '
+            f"got {shown(repr(block))}"
+        )
     changes.setdefault("name", f"{given} with {text}")
     try:
         return replace(SCHEMES[given], **changes)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"scheme: {shown(error)}") from None
+        text = re.sub(r"\b(True|False)\b", lambda found: found[0].lower(), str(error))
+        text = text.replace("got None", 'got "tensor"')  # as TOML spells them
+        raise CheckpointError(f"scheme: {shown(text)}") from None
 
 
-def _rules(patterns: Any, scheme: WeightScheme | None) -> list[Rule]:
+def _patterns(key: str, patterns: Any) -> tuple[str, ...]:
     if isinstance(patterns, str) or not isinstance(patterns, Sequence):
-        raise CheckpointError(f"patterns: expected a list, got {shown(repr(patterns))}")
+        raise CheckpointError(f"{key}: expected a list of patterns, got {shown(repr(patterns))}")
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise CheckpointError(f"patterns: expected strings, got {shown(repr(pattern))}")
+            raise CheckpointError(f"{key}: expected patterns, got {shown(repr(pattern))}")
         try:
             re.compile(pattern[3:] if pattern.startswith("re:") else "")
         except re.error as error:
-            raise CheckpointError(f"pattern {shown(pattern)}: {shown(error)}") from None
-    return [Rule((pattern,), scheme) for pattern in patterns]
+            raise CheckpointError(f"{key}: {shown(repr(pattern))}: {shown(error)}") from None
+    return tuple(patterns)
 
 
 def size_of(text: str | int) -> int:

@@ -50,7 +50,7 @@ def _quiet(event: Event) -> None:
 
 def quantize(
     src: Path_, dst: Path_, scheme: Any = None, *, restart: bool = False, threads: int | None = None,
-    progress: Progress = _quiet, options: Options | None = None, **keywords: Any,
+    progress: Progress = _quiet, png: bool = True, options: Options | None = None, **keywords: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Quantize the weights of a checkpoint into a new folder, in bounded memory.
 
@@ -64,6 +64,7 @@ def quantize(
         restart: forget what an earlier run left in dst.
         threads: how many compute; None is torch's number. torch's own are 1 until it returns.
         progress: called with each Event.
+        png: whether report.png is drawn, which takes seconds.
 
     Returns:
         The report, as report.json has it.
@@ -74,9 +75,11 @@ def quantize(
     chosen = make_options(scheme, **keywords) if options is None else options
     with Source(src) as source:
         plan = plan_to_quantize(source, chosen)
+        for note in plan.notes:
+            progress(Event("note", note))
 
         def last(state: State) -> dict[str, Any]:
-            return _finish_quantized(source, plan, chosen, state, progress)
+            return _finish_quantized(source, plan, chosen, state, progress, png)
 
         return _run(
             source, Path(dst), plan, restart, threads, progress, last, chosen.allow_nonfinite
@@ -119,7 +122,9 @@ def dequantize(
         def last(state: State) -> dict[str, Any]:
             config = {k: v for k, v in source.config.items() if k != "quantization_config"}
             made = {"config.json": as_json(config)} if config else {}
-            _write_all(source, state, plan, made)
+            if plan.index is not None:
+                made[INDEX] = as_json(plan.index)
+            _write_all(source, state, made, progress)
             items = list(plan.items)
             before, after = _sizes(plan)
             weights = sum(item.back for item in items)
@@ -213,7 +218,7 @@ def _ranks() -> tuple[int, int]:
 
 
 def _check_places(source: Source, dst: Path) -> None:
-    real, there = source.path.resolve(), dst.resolve()
+    real, there = source.path.resolve(), Path(os.path.realpath(dst))
     if real == there:
         raise CheckpointError(f"{shown(dst)}: is the source itself")
     if there.is_relative_to(real):
@@ -269,32 +274,40 @@ def _small_files(source: Source, plan: Plan, chosen: Options, rows: list[Any]) -
 
 
 def _finish_quantized(
-    source: Source, plan: Plan, chosen: Options, state: State, progress: Progress
+    source: Source, plan: Plan, chosen: Options, state: State, progress: Progress, png: bool
 ) -> dict[str, Any]:
     rows = [row for file in plan.files for row in state.rows(file.name) or ()]
     made = _small_files(source, plan, chosen, rows)
     report: dict[str, Any] = json.loads(made["report.json"])
-    if not state.complete:
-        picture = reports.picture(report) if rows else None
-        if picture is None and rows:
+    if png and rows and not (state.complete and (state.dst / "report.png").exists()):
+        picture = reports.picture(report)
+        if picture is None:
             progress(Event("note", "no report.png: matplotlib is not installed"))
-        elif picture is not None:
+        else:
             made["report.png"] = picture
-    _write_all(source, state, plan, made)
+    _write_all(source, state, made, progress)
     return report
 
 
-def _write_all(source: Source, state: State, plan: Plan, made: dict[str, bytes]) -> None:
-    """The small files; config.json last, without which no one takes the folder for a model."""
-    if state.complete:
-        return
-    for name in source.others:
-        if name not in _OWN:
-            write_whole(state.dst / name, source.chunks(name))
-    if plan.index is not None:
-        made[INDEX] = as_json(plan.index)
-    for name in sorted(made, key=lambda n: (n == "config.json", n)):
-        write_whole(state.dst / name, made[name])
+def _with_copies(
+    source: Source, made: dict[str, bytes]
+) -> list[tuple[str, Callable[[], Iterable[bytes]]]]:
+    """All small files and their bytes; config.json last, as it makes the folder a model."""
+    small: dict[str, Callable[[], Iterable[bytes]]] = {
+        name: functools.partial(source.chunks, name) for name in source.others if name not in _OWN
+    }
+    small |= {name: functools.partial(iter, (data,)) for name, data in made.items()}
+    return sorted(small.items(), key=lambda file: (file[0] == "config.json", file[0]))
+
+
+def _write_all(source: Source, state: State, made: dict[str, bytes], progress: Progress) -> None:
+    """The small files that are not there already, with these bytes."""
+    for name, chunks in _with_copies(source, made):
+        if _same(state.dst / name, chunks()):
+            continue
+        write_whole(state.dst / name, chunks())
+        if state.complete:
+            progress(Event("note", f"{shown(name)}: written again"))
     state.set_complete()
 
 
@@ -309,7 +322,8 @@ def verify(
     The options are those that dst remembers. The figures of report.json are not measured again.
 
     Returns:
-        What differs: names of tensors and files; empty where dst is what quantize would write.
+        What differs: names of tensors and files, also of files that quantize would not write, unless
+        they are hidden; empty where dst is what quantize would write.
 
     Raises:
         CheckpointError where dst is not complete, or was not made from such a source.
@@ -331,6 +345,9 @@ def verify(
         ) as converter:
             for file in plan.files:
                 progress(Event("file", file.name))
+                if not (folder / file.name).is_file():
+                    differing.append(f"{file.name}: is missing")
+                    continue
                 try:
                     comparer = Comparer(folder / file.name, file.layout)
                 except CheckpointError as error:
@@ -344,15 +361,21 @@ def verify(
                 progress(Event("done", file.name))
         try:
             rows = report(folder)["tensors"]
-        except CheckpointError as error:
-            return [*differing, str(error)]
-        small: dict[str, Iterable[bytes]] = {n: source.chunks(n) for n in source.others}
-        small = {n: chunks for n, chunks in small.items() if n not in _OWN}
-        small |= {n: (data,) for n, data in _small_files(source, plan, chosen, rows).items()}
-        differing += [n for n, chunks in sorted(small.items()) if not _same(folder / n, chunks)]
-    names = {file.name for file in plan.files}
-    differing += [p.name for p in sorted(folder.glob("*.safetensors")) if p.name not in names]
-    return differing
+        except CheckpointError:  # then report.json differs from one without rows
+            rows = []
+        small = _with_copies(source, _small_files(source, plan, chosen, rows))
+        for name, chunks in small:
+            if not (folder / name).is_file():
+                differing.append(f"{name}: is missing")
+            elif not _same(folder / name, chunks()):
+                differing.append(name)
+    expected = {"report.png", *(file.name for file in plan.files), *(name for name, _ in small)}
+    there = (p.relative_to(folder) for p in sorted(folder.rglob("*")) if not p.is_dir())
+    return differing + [
+        f"{path}: quantize writes no such file"
+        for path in there
+        if str(path) not in expected and not any(part.startswith(".") for part in path.parts)
+    ]
 
 
 def _same(path: Path, chunks: Iterable[bytes]) -> bool:

@@ -84,6 +84,7 @@ class Source:
         self.left_out: dict[str, str] = {}
         self.shared: set[str] = set()
         self._opened: dict[int, int] = {}
+        self._index = ""  # of the shards that are read
         try:
             self._read_headers()
         except BaseException:
@@ -99,7 +100,7 @@ class Source:
         if not self.tensors:
             raise CheckpointError(f"{shown(self.path)}: has no tensors")
         if self.folder is not None:
-            self._list_others(self.folder, set(names))
+            self._list_others(self.folder, {*names, self._index})
 
     def __enter__(self) -> Source:
         return self
@@ -134,11 +135,18 @@ class Source:
                 )
             if found:
                 return {(usual or found)[0]: None}
+        if (folder / "snapshots").is_dir():
+            found = sorted(os.listdir(folder / "snapshots"))
+            raise CheckpointError(
+                f"{shown(folder)}: has no weights: expected a folder of its snapshots: "
+                f"{shown(', '.join(found))}"
+            )
         raise CheckpointError(
             f"{shown(folder)}: has no weights: expected .safetensors, {', '.join(PICKLED)} or an index"
         )
 
     def _shards(self, folder: Path, index: str, ending: str) -> dict[str, set[str] | None]:
+        self._index = index
         weight_map = parsed(self.small(index), index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{shown(index)}: has no weight_map of names and files")
@@ -174,7 +182,7 @@ class Source:
 
     def _inside(self, folder: Path, name: str) -> Path:
         """The path of a name; a link may lead to this folder, or to the blobs of a cache."""
-        path = (folder / name).resolve()
+        path = Path(os.path.realpath(folder / name))  # resolve() raises where links form a loop
         roots = [folder]
         if folder.parent.name == "snapshots":
             roots.append(folder.parent.parent / "blobs")
@@ -209,7 +217,7 @@ class Source:
 
     # ---- other files ----------------------------------------------------------------------------------
 
-    def _list_others(self, folder: Path, weights: set[str]) -> None:
+    def _list_others(self, folder: Path, read: set[str]) -> None:
         for root, folders, names in os.walk(folder):
             inner = Path(root).relative_to(folder)
             for name in sorted(folders):
@@ -219,7 +227,7 @@ class Source:
             folders.sort()
             for name in sorted(names):
                 relative = str(inner / name)
-                if relative in weights:
+                if relative in read:
                     continue
                 reason = self._why_not(folder, relative, name)
                 if reason:

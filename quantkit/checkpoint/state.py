@@ -95,11 +95,9 @@ class State:
         there = read_json(path)
         for key, value in self._stamp.items():
             if there.get(key) != value:
-                words = {"what": "command", "quantkit": "version"}
-                words["source"] = "source, or it changed"
+                difference = _difference(key, there.get(key), value)
                 raise CheckpointError(
-                    f"{shown(self.dst)}: was begun with another {words.get(key, key)}: "
-                    "delete it, or pass --restart"
+                    f"{shown(self.dst)}: was begun with {difference}: delete it, or pass --restart"
                 )
 
     def _forget(self) -> None:
@@ -130,6 +128,21 @@ class State:
 
     def set_complete(self) -> None:
         write_whole(self.folder / "complete", b"")
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """What two stamps differ in, in words."""
+    both = isinstance(before, dict) and isinstance(now, dict)  # options, and the scheme in them
+    keys = [k for k in now if before.get(k) != now[k]] if both else []
+    if keys:
+        first = "name" if "name" in keys else keys[0]
+        return _difference(key if first == "name" else first, before.get(first), now[first])
+    words = {"source": "another source, or it changed", "options": "other options"}
+    words |= {"rules": "other rules", "plan": "another plan"}
+    if key in words:
+        return words[key]
+    key = {"what": "command", "quantkit": "version"}.get(key, key)
+    return f"{key} {shown(before)}, now {shown(now)}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
