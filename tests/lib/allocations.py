@@ -38,6 +38,9 @@ def given(name, n, converts):
         args = (*args[:-1], {**args[-1], "over": [1, 8]})
     if not converts:
         return args
+    if name == "linear_w8a8":  # of half precision, strided weights and a bias
+        x, q, scale, _ = args
+        return x.to(torch.bfloat16), q.t().contiguous().t(), scale, torch.ones(len(q)).half()
     others = {"x": (x * 40).to(torch.int16), "zero_point": torch.full((n, n), 3, dtype=torch.int32)}
     if name == "_fake_quantize_backward":
         del others["x"]  # which has grad's dtype
