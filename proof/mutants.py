@@ -41,6 +41,7 @@ FORMATTED_OUT = OUT
 EMULATED_FORMATS = ("tests/test_format_kernels.py", "-k", "cuda_emu")
 MEASURES = ("tests/test_measure.py",)
 LINEAR_LAYERS = ("tests/test_linear.py",)
+EMULATED_LINEAR = ("tests/test_linear.py", "-k", "cuda_emu")
 LEARNED = ("tests/test_learnable.py",)
 EMULATED_MEASURES = ("tests/test_measure.py", "-k", "cuda_emu")
 STOCHASTIC = ("tests/test_stochastic.py",)
@@ -582,7 +583,7 @@ MUTANTS = (
            "float(sum) * (x_scale * scale)", LINEAR_LAYERS),
     Mutant("the tail of a row of bytes lost", DOTS, "  if (k < n) add(", "  if (false) add(", LINEAR_LAYERS),
     Mutant("the padding of products not cleared", "csrc/ops/linear.cpp", "if (rows * columns != n) clear(",
-           "if (false) clear(", LINEAR_LAYERS),
+           "if (false) clear(", EMULATED_LINEAR),
     Mutant("a learned scale's sum in one part", "quantkit/sums.py", "while largest := _largest(terms):",
            "if largest := _largest(terms):", LEARNED),
     Mutant("a learned scale's sum rounded twice", "quantkit/sums.py", "rounded(carried(torch.where(negative, -digits, digits)), dtype)",

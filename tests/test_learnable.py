@@ -173,6 +173,19 @@ def test_sums_are_exact(fake_quantize):
             assert_same(gradients(x, p, g, fake_quantize)[1], right)
 
 
+@EVERY
+@pytest.mark.parametrize("dtype", FLOATS[:3], ids=str)
+def test_sums_are_rounded_once(fake_quantize, dtype):
+    """In float64 first the sum would become a tie, and then an even number."""
+    tie = torch.finfo(dtype).eps / 2
+    p = quantkit.QuantizationParams(
+        torch.ones((), dtype=dtype), torch.zeros(()), -1, 1, compute_dtype=torch.float32
+    )
+    x, g = torch.full((3,), 20.0), torch.tensor([1.0, tie, 2.0**-80])
+    found = gradients(x, p, g, fake_quantize)[1]
+    assert_same(found, torch.tensor(1 + 2 * tie, dtype=dtype))
+
+
 def test_any_order_and_threads_give_the_same_bits():
     x, g = values((64, 96), torch.float32), values((64, 96), torch.float32, 3, spread=30.0)
     p = quantkit.QuantizationParams(torch.tensor(0.03), torch.tensor(0.0), -8, 7)
