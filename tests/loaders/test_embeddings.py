@@ -7,7 +7,6 @@ import pytest
 from test_examples import EXAMPLES, run
 
 pytest.importorskip("transformers", reason="make loaders-test")
-pytest.importorskip("quantkit.nn")
 
 
 def test_embeddings_are_close_to_those_of_float32(minilm, tmp_path):
