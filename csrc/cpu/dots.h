@@ -25,20 +25,23 @@ __m128i sums_of_vectors(const __m512i (&v)[kBlock]) {
   return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
-// Adds the sums of n products of kTokens rows of x, n apart, and four rows of q, and takes `less`
-// off.
-template <int kTokens>
-void add_block(const uint8_t* x, const int8_t* q, int64_t stride, int64_t n, __m128i less,
-               int32_t* sums, int64_t sums_stride) {
+// Adds the sums of n products of kTokens rows of x, n apart, and four rows of w: unsigned bytes, or
+// signed ones to which 128 is to be added.
+template <int kTokens, bool kSigned>
+void add_block(const int8_t* x, const void* w, int64_t stride, int64_t n, int32_t* sums,
+               int64_t sums_stride) {
   __m512i made[kTokens][kBlock];
   for (auto& row : made)
     for (__m512i& sum : row) sum = _mm512_setzero_si512();
   const auto add = [&](int64_t k, __mmask64 which) {
-    __m512i w[kBlock];
-    for (int i = 0; i < kBlock; ++i) w[i] = _mm512_maskz_loadu_epi8(which, q + i * stride + k);
+    __m512i rows[kBlock];
+    for (int i = 0; i < kBlock; ++i) {
+      rows[i] = _mm512_maskz_loadu_epi8(which, static_cast<const int8_t*>(w) + i * stride + k);
+      if (kSigned) rows[i] = _mm512_xor_si512(rows[i], _mm512_set1_epi8(-128));
+    }
     for (int t = 0; t < kTokens; ++t) {
       const __m512i v = _mm512_maskz_loadu_epi8(which, x + t * n + k);
-      for (int i = 0; i < kBlock; ++i) made[t][i] = _mm512_dpbusd_epi32(made[t][i], v, w[i]);
+      for (int i = 0; i < kBlock; ++i) made[t][i] = _mm512_dpbusd_epi32(made[t][i], rows[i], v);
     }
   };
   int64_t k = 0;
@@ -46,8 +49,7 @@ void add_block(const uint8_t* x, const int8_t* q, int64_t stride, int64_t n, __m
   if (k < n) add(k, (__mmask64(1) << (n - k)) - 1);
   for (int t = 0; t < kTokens; ++t) {
     __m128i* const to = reinterpret_cast<__m128i*>(sums + t * sums_stride);
-    const __m128i sum = _mm_sub_epi32(sums_of_vectors(made[t]), less);
-    _mm_storeu_si128(to, _mm_add_epi32(_mm_loadu_si128(to), sum));
+    _mm_storeu_si128(to, _mm_add_epi32(_mm_loadu_si128(to), sums_of_vectors(made[t])));
   }
 }
 

@@ -10,11 +10,13 @@
 namespace quantkit {
 namespace {
 
-constexpr int64_t kOutputs = 64;        // a task's rows of q,
-constexpr int64_t kRows = 4;            // so many of them at a time,
-constexpr int64_t kTokens = 64;         // and its rows of x at most
-constexpr int64_t kDepth = 4096;        // as many columns at a time: no sum of theirs exceeds int32
-constexpr int64_t kFew = 1;             // tokens for which the sum of q costs more than it gains
+constexpr int64_t kOutputs = 64;  // a task's rows of q,
+constexpr int64_t kRows = 4;      // so many of them at a time,
+constexpr int64_t kTokens = 64;   // and its rows of x at most
+constexpr int64_t kDepth = 4096;  // as many columns at a time: no sum of theirs exceeds int32
+constexpr int64_t kFew = 16;      // tokens for which q is not worth a copy
+constexpr int64_t kApart =
+    kDepth + 64;  // columns of a copy's rows: not in the same lines of the cache
 constexpr int64_t kBytesOfX = 1 << 16;  // of a task's x: in the core's own cache
 
 // The sums of n products of x and of each of kRows rows of w, which lie `stride` apart.
@@ -31,6 +33,7 @@ void products(const X* __restrict x, const W* __restrict w, int64_t stride, int6
 struct Widened {
   using Element = int16_t;
   static Element element(int8_t code) { return code; }
+  static void unwanted(const int8_t*, int64_t, int64_t, int64_t, int32_t*) {}
 
   template <int kCount>
   static void add(const Element* x, int64_t tokens, const int8_t* q, int64_t stride, int64_t n,
@@ -44,31 +47,40 @@ struct Widened {
 };
 
 #ifdef __AVX512VNNI__
-// Products of unsigned by signed bytes: 128 is added to x, and 128 times the sum of q taken off.
+// Products of unsigned by signed bytes: 128 is added to q, and 128 times the sum of x taken off.
 struct Products {
-  using Element = uint8_t;
-  static Element element(int8_t code) { return uint8_t(code) ^ 0x80; }
+  using Element = int8_t;
+  static Element element(int8_t code) { return code; }
+  static void unwanted(const int8_t* x, int64_t tokens, int64_t stride, int64_t n, int32_t* sums) {
+    alignas(64) uint8_t added[kDepth];
+    for (int64_t k = 0; k < n; ++k) added[k] = 128;
+    int64_t t = 0;
+    for (; t + kRows <= tokens; t += kRows)
+      products<kRows>(added, x + t * stride, stride, n, sums + t);
+    for (; t < tokens; ++t) products<1>(added, x + t * stride, stride, n, sums + t);
+  }
 
   template <int kCount>
   static void add(const Element* x, int64_t tokens, const int8_t* q, int64_t stride, int64_t n,
                   int32_t* sums) {
-    alignas(64) uint8_t by[kDepth];
-    for (int64_t k = 0; k < n; ++k) by[k] = 128;
-    alignas(16) int32_t less[kRows] = {};
-    products<kCount>(by, q, stride, n, less);
+    if (kCount == kBlock && tokens <= kFew) return add_blocks<true>(x, tokens, q, stride, n, sums);
+    alignas(64) uint8_t w[kCount * kApart];
+    for (int i = 0; i < kCount; ++i)
+      for (int64_t k = 0; k < n; ++k) w[i * kApart + k] = uint8_t(q[i * stride + k]) ^ 0x80;
+    if (kCount == kBlock) return add_blocks<false>(x, tokens, w, kApart, n, sums);
+    for (int64_t t = 0; t < tokens; ++t)
+      products<kCount>(x + t * n, w, kApart, n, sums + t * kOutputs);
+  }
+
+ private:
+  template <bool kSigned>
+  static void add_blocks(const Element* x, int64_t tokens, const void* w, int64_t stride, int64_t n,
+                         int32_t* sums) {
     int64_t t = 0;
-    if constexpr (kCount == kBlock) {
-      const __m128i taken = _mm_load_si128(reinterpret_cast<const __m128i*>(less));
-      for (; t + kBlock <= tokens; t += kBlock)
-        add_block<kBlock>(x + t * n, q, stride, n, taken, sums + t * kOutputs, kOutputs);
-      for (; t < tokens; ++t)
-        add_block<1>(x + t * n, q, stride, n, taken, sums + t * kOutputs, kOutputs);
-    }
-    for (; t < tokens; ++t) {
-      int32_t* const to = sums + t * kOutputs;
-      products<kCount>(x + t * n, q, stride, n, to);
-      for (int i = 0; i < kCount; ++i) to[i] -= less[i];
-    }
+    for (; t + kBlock <= tokens; t += kBlock)
+      add_block<kBlock, kSigned>(x + t * n, w, stride, n, sums + t * kOutputs, kOutputs);
+    for (; t < tokens; ++t)
+      add_block<1, kSigned>(x + t * n, w, stride, n, sums + t * kOutputs, kOutputs);
   }
 };
 #else
@@ -86,23 +98,25 @@ int64_t linear_tasks(const Linear& l) {
 }
 
 // The sums of rows [first, first + tokens) of x by rows [row, row + rows) of q.
-template <class Kind>
 void sums_of(const Linear& l, int64_t first, int64_t tokens, int64_t row, int64_t rows,
              int32_t* sums) {
-  using Element = typename Kind::Element;
+  using Element = Products::Element;
   alignas(64) Element x[kBytesOfX / sizeof(Element)];
   for (int64_t i = 0; i < tokens * kOutputs; ++i) sums[i] = 0;
   for (int64_t from = 0; from < l.depth; from += kDepth) {
     const int64_t n = smaller(kDepth, l.depth - from);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const int8_t* const codes = l.x + (first + t) * l.depth + from;
-      for (int64_t k = 0; k < n; ++k) x[t * n + k] = Kind::element(codes[k]);
-    }
+    const int8_t* const codes = l.x + first * l.depth + from;
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t k = 0; k < n; ++k) x[t * n + k] = Products::element(codes[t * l.depth + k]);
+    int32_t unwanted[kTokens] = {};
+    Products::unwanted(codes, tokens, l.depth, n, unwanted);
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t i = 0; i < kOutputs; ++i) sums[t * kOutputs + i] -= unwanted[t];
     const int8_t* const q = l.q + row * l.depth + from;
     int64_t i = 0;
     for (; i + kRows <= rows; i += kRows)
-      Kind::template add<kRows>(x, tokens, q + i * l.depth, l.depth, n, sums + i);
-    for (; i < rows; ++i) Kind::template add<1>(x, tokens, q + i * l.depth, l.depth, n, sums + i);
+      Products::add<kRows>(x, tokens, q + i * l.depth, l.depth, n, sums + i);
+    for (; i < rows; ++i) Products::add<1>(x, tokens, q + i * l.depth, l.depth, n, sums + i);
   }
 }
 
@@ -124,10 +138,7 @@ void linear(const Linear& l, int64_t begin, int64_t end) {
     const int64_t tokens = smaller(most, l.tokens - first),
                   rows = smaller(kOutputs, l.outputs - row);
     int32_t sums[kTokens * kOutputs];
-    if (tokens > kFew)
-      sums_of<Products>(l, first, tokens, row, rows, sums);
-    else
-      sums_of<Widened>(l, first, tokens, row, rows, sums);
+    sums_of(l, first, tokens, row, rows, sums);
     float scale[kOutputs];
     for (int64_t i = 0; i < rows; ++i) scale[i] = l.scale[l.each_scale ? row + i : 0];
     with_float(l.y_type, [&](auto tag) {
