@@ -115,6 +115,7 @@ matrix: wheels
 lint: $(STAMP)-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) tools/prose.py
 
 # Always asks the build: a stamp would miss changed flags and a deleted file.
 build: $(STAMP)-build

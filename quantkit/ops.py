@@ -225,8 +225,8 @@ def quantize_tensor(
             an int64 tensor of both, on the CPU or x's device. Inside torch.compile and export pass a
             tensor: an int becomes a constant. It asks for float32 steps. The random numbers come from
             Philox, which is no cryptographic generator.
-        index: the place of x's first element in the sequence of random numbers, and how far the next one
-            of each dimension is: 1 + rank ints, of :func:`shard_index` where x is a part of a tensor.
+        index: 1 + rank ints: the place of x's first element in the sequence of random numbers, and how
+            far the next one of each dimension is. :func:`shard_index` makes those of a part of a tensor.
             None: x is a whole tensor. Needs a seed.
 
     Returns:
@@ -451,9 +451,10 @@ def fake_quantize(
     ``qparams.round_first`` rounds before it adds. It is 0 elsewhere and at NaN. For it autograd keeps a
     mask of one byte an element.
 
-    scale and zero_point have gradients where they require one: those of learned step size quantization
-    (Esser et al., 2020) without its factor, as exact sums, rounded once to the parameter's dtype. For
-    them autograd keeps x and the parameters. They have no forward mode and no gradient of their own.
+    scale and zero_point have gradients where they require one. They are those of learned step size
+    quantization (Esser et al., 2020) without its factor: exact sums, rounded once to the parameter's
+    dtype. For them autograd keeps x and the parameters. They have no forward mode and no gradient of
+    their own.
     Coded scales and global_scale have none: a ValueError where they require grad.
 
     Arguments and errors are those of :func:`quantize_tensor`.

@@ -2,8 +2,8 @@
 
 Plain torch operations, each rounded to its own dtype, in eager mode, on any device. It is also what
 runs where the compiled extension does not. Never let a compiler trace it: inductor computes half
-precision wider. First the six operators by version 1's steps, then by float32 steps, which are those of
-their ``.format`` overloads, then operators that have one overload, then the public functions over all.
+precision wider. First come the six operators by version 1's steps, then by float32 steps: their
+``.format`` overloads. Operators with one overload follow, and the public functions over all of them.
 """
 
 from __future__ import annotations

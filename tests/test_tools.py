@@ -135,3 +135,12 @@ def test_lines_of_code_leave_out_comments_and_docstrings(tool, tmp_path, capsys)
     assert printed.endswith("b.py:16: 105")
     with pytest.raises(SystemExit, match=r"c\.txt: expected a folder or a file in"):
         lines.main([str(folder / "c.txt")])
+
+
+def test_prose_names_long_sentences_and_invented_words(tool):
+    prose = tool("prose")
+    long = "word " * 31
+    page = f"# {long}\n\nA `call` is short. {long.strip()}.\n\n| a |\n|---|\n| lent |\n\n- for\n  ever\n"
+    faults = [fault.split(":")[0] for _, fault in prose.faults(page)]
+    assert faults == ["31 words", '"lent"', '"for ever"']
+    assert not list(prose.faults(f"{'word ' * 29}word. `{long}`\n\n```\n{long}\n```\n"))
