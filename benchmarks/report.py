@@ -119,10 +119,8 @@ def quoted(run: dict, rows: Iterable[tuple[str, list[int], dict]] = PAGE) -> lis
 def markdown(run: dict, rows: Iterable[tuple[str, list[int], dict]] = PAGE) -> str:
     """A page's section: quantkit's time, and how many times longer each rival takes."""
     lines = [
-        f"Measured on {_setting(run)}.",
-        "The first column is quantkit's median in milliseconds. The others say how many times longer",
-        "the rival takes in the same run. An asterisk marks a result with other bits than the reference.",
-        "ONNX Runtime reuses its output buffer and is compared with `out=`.",
+        f"Medians of one run on {_setting(run)}. Others take so many times as long.",
+        "An asterisk: other bits than the reference. ONNX Runtime reuses its output, as `out=` does.",
         "",
         "| operation | quantkit, ms | " + " | ".join(_COLUMNS.values()) + " |",
         "|---|---|" + "---|" * len(_COLUMNS),

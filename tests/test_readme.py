@@ -19,14 +19,11 @@ def test_code_runs_and_gives_the_reference_bits_and_the_quoted_sqnr():
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
     exec(block.replace("4096", "512"), names)
-    expected = quantkit.reference.quantize_tensor(names["w"], names["qparams"])
-    assert torch.equal(names["q"], expected)
-    for name, quoted in re.findall(r"_, (\w+), _ = .*# SQNR ([\d.]+) dB", block):
-        p = quantkit.get_asymmetric_qparams(names["x"], include_zero=name == "zero")
-        assert torch.equal(names[name], quantkit.fake_quantize(names["x"], p))
-        sqnr = quantkit.measure(names["x"], p).sqnr_db.item()
-        assert sqnr == pytest.approx(float(quoted), abs=1), name
-    assert block.count("SQNR") == 2
+    assert torch.equal(names["q"], quantkit.reference.quantize_tensor(names["w"], names["qparams"]))
+    (quoted,) = re.findall(r"# ([\d.]+) dB", block)
+    sqnr = quantkit.measure(names["w"], names["qparams"]).sqnr_db.item()
+    assert sqnr == pytest.approx(float(quoted), abs=0.2)
+    assert names["y"].shape == (16, 512)
 
 
 def test_it_is_short_and_begins_with_two_commands():
@@ -36,11 +33,7 @@ def test_it_is_short_and_begins_with_two_commands():
 
 
 def test_links_work_on_a_package_index():
-    links = dict(re.findall(r"^\[(\w+)\]: (.*)$", README, re.MULTILINE))
-    used = re.findall(r"(!?)\[[^\]]*\]\[(\w+)\]", README)
-    assert {name for _, name in used} == set(links)
-    targets = [(image, links[name]) for image, name in used]
-    targets += re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", README)
+    targets = re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", README)
     assert len(targets) > 12
     for image, target in targets:
         base = IMAGES if image else FILES
@@ -49,6 +42,6 @@ def test_links_work_on_a_package_index():
 
 
 def test_every_public_name_is_in_the_table_of_functions():
-    table = README[README.index("| function |") : README.index("| scheme |")]
+    table = README[README.index("| function |") : README.index("| granularity |")]
     for name in quantkit.__all__:
         assert f"`{name}" in table, name
