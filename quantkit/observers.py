@@ -118,6 +118,7 @@ class Observer:
         """The greatest finite number for each scale, float32: -inf where there was none."""
         return self._shaped(_numbers(self.extremes[1]))
 
+    @torch.inference_mode(False)  # else no later batch could add to the state out of that mode
     @torch.no_grad()
     def update(self, x: torch.Tensor) -> None:
         """Take x into account. Without elements it changes nothing."""
