@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import _autograd, _checks, ops
+from . import _autograd, _checks, _torch, ops
 from .operators import GRADIENTS, OPERATORS, fake, functional, overloads, schemas
 
 CONTRACT = 2
@@ -160,10 +160,8 @@ def _raising_runtime_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _are_first_dtensors(args: tuple[Any, ...]) -> bool:
     """Whether a DTensor is among them and quantkit.distributed was not loaded; it is now."""
-    name, tensor = f"{__package__}.distributed", sys.modules.get("torch.distributed.tensor")
-    if tensor is None or name in sys.modules:
-        return False
-    if not any(isinstance(a, tensor.DTensor) for a in args):
+    name = f"{__package__}.distributed"
+    if name in sys.modules or not any(map(_torch.is_dtensor, args)):
         return False
     importlib.import_module(name)
     return True

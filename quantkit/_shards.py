@@ -52,6 +52,7 @@ class Shards:
         coordinate = self.mesh.get_coordinate()
         if coordinate is None:
             raise RuntimeError("DTensor: this rank is not in its mesh")
+        self.coordinate = coordinate
         if any(p.is_partial() for p in x.placements):  # the sum is x: no element is known before
             whole = [Replicate() if p.is_partial() else p for p in x.placements]
             x = x.redistribute(placements=whole)
@@ -182,6 +183,21 @@ class Shards:
         single = len(shape) < len(blocks) or 0 in self.shape
         placements = [Replicate()] * self.mesh.ndim if single else self.placed(blocks)
         return self.distributed(local, placements, shape)
+
+
+def counted_once(x: Any, dim: int | None, block: int) -> tuple[_Tensor, int]:
+    """The local shard of a DTensor, and its first index along dim.
+
+    Of ranks that have the same shard the first one alone gets it. block: how many neighbours along dim
+    share a number.
+    """
+    at = Shards(x)
+    if dim is not None and not nest(at.shape[dim], block, at.sizes[dim]):
+        raise ValueError(f"DTensor: borders of shards cut groups of {block}")
+    places = zip(at.placements, at.coordinate, strict=True)
+    if any(place.is_replicate() and i > 0 for place, i in places):
+        return at.local.new_empty(0), 0
+    return at.local, 0 if dim is None else at.spans[dim][0]
 
 
 def whole_blocks(shape: Sequence[int], block_size: Sequence[int] | None) -> list[int]:

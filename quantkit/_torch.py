@@ -6,6 +6,7 @@ A torch without one of these names still imports quantkit. Its stand-in is right
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,12 @@ def is_transformed() -> bool | None:
 
 def is_fake(t: torch.Tensor) -> bool:
     kind = getattr(getattr(torch, "_subclasses", None), "FakeTensor", None)
+    return kind is not None and isinstance(t, kind)
+
+
+def is_dtensor(t: object) -> bool:
+    """Without importing torch.distributed: who has one has imported it."""
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     return kind is not None and isinstance(t, kind)
 
 

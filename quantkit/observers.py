@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import _checks, ops
+from . import _checks, _torch, ops
 from .formats import FLOAT_DTYPES
 from .params import QuantizationParams
 
@@ -118,32 +118,43 @@ class Observer:
         """The greatest finite number for each scale, float32: -inf where there was none."""
         return self._shaped(_numbers(self.extremes[1]))
 
+    @torch.inference_mode(False)  # else no later batch could add to the state out of that mode
     @torch.no_grad()
     def update(self, x: torch.Tensor) -> None:
-        """Take x into account. Without elements it changes nothing."""
+        """Take x into account. Without elements it changes nothing.
+
+        Of a DTensor each rank takes its shard, and one rank what several have: see :meth:`all_reduce`.
+        """
         if not isinstance(x, torch.Tensor) or x.dtype not in FLOAT_DTYPES:
             found = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
             raise _checks.wrong(TypeError, "x", "a tensor of floats", found)
         if x.numel() == 0:
             return
         x = x.detach()
+        rank, dim = x.dim(), self._dim(x.dim())
+        size, first, group = 1 if dim is None else x.shape[dim], 0, self.group_size or 1
+        self._check_size(size)
+        if _torch.is_dtensor(x):
+            from ._shards import counted_once
+
+            x, first = counted_once(x, dim, group)
+        if not self.size:
+            self.size = size
+            self._allocate(self._scales(), x.device)
+        self.rank = max(self.rank, rank)
+        if x.numel() == 0:
+            return
         if x.dtype == torch.float64:
             x = x.to(
                 torch.float32
             )  # rounding keeps the order, so extremes are those of the numbers
-        dim = self._dim(x.dim())
-        size = 1 if dim is None else x.shape[dim]
-        self._check_size(size)
-        if not self.size:
-            self.size = size
-            self._allocate(self._scales(), x.device)
-        self.rank = max(self.rank, x.dim())
         extremes, seen = self._extremes(x, dim)
         device = self.extremes.device
-        self.extremes = torch.maximum(self.extremes, extremes.to(device))
+        here = slice(first // group, first // group + extremes.shape[1])
+        self.extremes[:, here] = torch.maximum(self.extremes[:, here], extremes.to(device))
         self.seen = self.seen + seen.to(device)
         if self.has_counts:
-            self.counts += self._counted(x, dim).to(device)
+            self.counts[here] += self._counted(x, dim).to(device)
 
     def merge(self, other: Observer) -> Observer:
         """Join what another one has seen, and return self."""
@@ -162,7 +173,10 @@ class Observer:
         return self
 
     def all_reduce(self, group: Any = None) -> Observer:
-        """Join what all ranks have seen, on each of them, and return self. Call it once, at the end."""
+        """Join what all ranks have seen, on each of them, and return self. Call it once, at the end.
+
+        Of DTensors, too: each rank has counted a part of each.
+        """
         import torch.distributed as dist
 
         device = _device_of(group)
@@ -233,7 +247,10 @@ class Observer:
                 "allow_nonfinite=True to leave them out"
             )
         if not finite:
-            raise ValueError("no number was seen: did the model run, uncompiled, inside observe()?")
+            raise ValueError(
+                "no number was seen: did the model run, uncompiled, inside observe()? Of DTensors some "
+                "ranks see none before all_reduce()"
+            )
         low, high = _numbers(~self.extremes[0]), _numbers(self.extremes[1])
         seen = low <= high
         low, high = torch.where(seen, low, 0.0), torch.where(seen, high, 0.0)
@@ -353,11 +370,12 @@ class Observer:
         return _packed(low, high), torch.cat([finite.view(1), lost])
 
     def _counted(self, x: torch.Tensor, dim: int | None) -> torch.Tensor:
-        columns = x.reshape(-1, 1) if dim is None else x.movedim(dim, -1).reshape(-1, self.size)
-        scales = self._scales()
-        first = torch.arange(self.size, device=x.device) // (self.group_size or 1) * _BINS + _HALF
+        size, group = 1 if dim is None else x.shape[dim], self.group_size or 1
+        columns = x.reshape(-1, 1) if dim is None else x.movedim(dim, -1).reshape(-1, size)
+        scales = -(-size // group)
+        first = torch.arange(size, device=x.device) // group * _BINS + _HALF
         counts = torch.zeros(scales * _BINS, dtype=torch.int64, device=x.device)
-        for rows in columns.split(max(1, _CHUNK // self.size)):
+        for rows in columns.split(max(1, _CHUNK // size)):
             bins = (rows.float().contiguous().view(torch.int32) >> 16) + first
             counts += torch.bincount(bins.flatten(), minlength=scales * _BINS)
         halves = counts.view(scales, 2, _HALF)
@@ -437,6 +455,8 @@ class MovingAverage(Observer):
     @torch.no_grad()
     def update(self, x: torch.Tensor, group: Any = None, all_ranks: bool = False) -> None:
         """Move towards the extremes of x; with all_ranks, of all ranks of the group, the same on each."""
+        if _torch.is_dtensor(x) and not all_ranks:
+            raise ValueError("update: a DTensor needs all_ranks=True")
         batch = Observer(
             self.granularity, group_size=self.group_size, channel_dim=self.channel_dim, counts=False
         )
@@ -617,7 +637,8 @@ def observe(
     """Observe the inputs of layers while a ``with`` block runs the model, on any loop.
 
     Extremes and integer counts are all that is kept. They have no order: the same batches in another
-    order, in parts that are merged, or on several ranks give the same bits.
+    order, in parts that are merged, or on several ranks give the same bits. Of inputs that are DTensors
+    each rank counts its shard: call ``stats.all_reduce()``.
 
     Args:
         model: it runs as it is, uncompiled; forward hooks read the first tensor that each layer gets.

@@ -68,8 +68,48 @@ def test_tensor_parallel_under_fsdp2(two):
     assert two.run("parallel", sizes=[1, 2]) == ["Shard", "_StridedShard"]
 
 
+def test_models_are_quantized_where_their_shards_are(two, tmp_path):
+    two.run("quantized_models", world=2, folder=str(tmp_path))
+    two.run("quantized_convolutions", world=2)
+
+
+def test_models_that_cannot_be_quantized_where_they_are(two, tmp_path):
+    *wrapped, plain, int8, spoiled, uneven, hooks = two.run(
+        "refused_models", world=2, folder=str(tmp_path)
+    )
+    kinds = [("FSDPModule", " in 0"), ("FSDPModule", ""), ("DistributedDataParallel", "")]
+    for message, (kind, place) in zip(wrapped, [*kinds, kinds[0]], strict=True):
+        assert message == (
+            f"model: expected no {kind}, which keeps the layers' parameters, got one{place}; "
+            "replace layers first, then wrap or shard"
+        )
+    assert plain.endswith("expected a plain tensor, got a DTensor; load first, then shard")
+    text = "up (Linear): activations: expected None for a weight that is a DTensor, got 'int8'"
+    assert int8 == text
+    assert spoiled == "up (Linear): weight: expected finite numbers, got NaN or an infinity"
+    assert uneven.startswith("0 (Conv2d): Cannot flatten unevenly sharded tensor: dimension 1")
+    assert hooks.endswith("without hooks, which would be lost, got forward_hooks")
+
+
+def test_observers_of_all_ranks(two):
+    two.run("observed", world=2)
+
+
+def test_observers_count_each_element_once(two):
+    cut, average = two.run("observed_shards", world=2)
+    assert cut == "DTensor: borders of shards cut groups of 5"
+    assert average == "update: a DTensor needs all_ranks=True"
+
+
 def test_distributed_checkpoints(two, tmp_path):
-    two.run("checkpoint", world=2, folder=str(tmp_path))
+    """Saved by two ranks; loaded by two and by three, and on each by one alone."""
+    two.run("save_checkpoint", world=2, folder=str(tmp_path))
+    two.run("load_checkpoint", world=2, folder=str(tmp_path))
+    three = Ranks(3)
+    try:
+        three.run("load_checkpoint", world=3, folder=str(tmp_path))
+    finally:
+        three.close()
 
 
 def test_bytes_on_the_wire_are_those_of_the_page(two):
@@ -102,7 +142,11 @@ def test_four_ranks(four, tmp_path):
     four.run("given_parameters", world=4)
     assert four.run("parallel", sizes=[2, 2]) == ["Shard", "_StridedShard"]
     four.run("training", world=4)
-    four.run("checkpoint", world=4, folder=str(tmp_path))
+    four.run("observed", world=4)
+    four.run("observed_shards", world=4)
+    four.run("quantized_models", world=4, folder=str(tmp_path / "models"))
+    four.run("save_checkpoint", world=4, folder=str(tmp_path / "states"))
+    four.run("load_checkpoint", world=4, folder=str(tmp_path / "states"))
 
 
 # ---- faults of torch that are gone some day: then docs/distributed.md may lose a line ------------------
@@ -151,6 +195,29 @@ except TypeError:
 assert "quantkit.distributed" not in sys.modules
 """
     done = torch_process.run(program, ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_operators_before_their_rules_are_loaded(torch_process, tmp_path):
+    program = """
+import torch, quantkit
+import torch.distributed as dist
+from torch.distributed.tensor import Shard, distribute_tensor
+dist.init_process_group("gloo", init_method="file://STORE", rank=0, world_size=1)
+d = distribute_tensor(torch.randn(4, 8), dist.init_device_mesh("cpu", (1,)), [Shard(0)])
+choose = torch.ops.quantkit.choose_qparams
+given = [1, -1], -128, 127, 1e-8, False
+try:
+    choose(d, *given)
+except NotImplementedError as error:
+    assert "quantkit.choose_qparams.default does not have a sharding strategy" in str(error), error
+else:
+    raise AssertionError
+quantkit.aminmax(d)  # loads them
+assert torch.equal(choose(d, *given)[0].to_local(), choose(d.to_local(), *given)[0])
+dist.destroy_process_group()
+"""
+    done = torch_process.run(program.replace("STORE", str(tmp_path / "store")), ROOT)
     assert done.returncode == 0, done.stderr
 
 

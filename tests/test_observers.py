@@ -97,6 +97,15 @@ def test_a_restart_from_saved_state(form, tmp_path):
         assert stats.qparams("mse") == whole.qparams("mse")
 
 
+def test_batches_within_inference_mode_and_outside():
+    parts = batches()
+    mixed = Observer()
+    for number, x in enumerate(parts):
+        with torch.inference_mode(number % 2 == 0):
+            mixed.update(x * 1)
+    assert equal(mixed, seen(parts, "tensor"))
+
+
 RANKS = """
 import os, sys
 import torch, torch.distributed as dist

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import _torch
 from ..checkpoint import Checkpoint
 from ..params import QuantizationParams
 from .layers import LAYERS, QuantizedLayer, QuantLinear
-from .models import put
+from .models import check_unwrapped, put
 
 
 def load_checkpoint_(
@@ -30,7 +31,7 @@ def load_checkpoint_(
     on the CPU then. One tensor at a time is read.
 
     Args:
-        model: with the names of the checkpoint.
+        model: with the names of the checkpoint, and plain tensors: load first, then shard.
         path: a folder or file, as for :class:`quantkit.checkpoint.Checkpoint`.
         activations: "int8" for the Linear layers whose weights can have it. Layers that
             :func:`quantize_model_` has prepared keep theirs, where their weights can.
@@ -43,9 +44,15 @@ def load_checkpoint_(
         RuntimeError that names missing and unexpected tensors; nothing is loaded then. ValueError for a
         layer that cannot hold its weight. CheckpointError for files that are wrong.
     """
+    check_unwrapped(model)
+    held = dict(model.named_parameters(remove_duplicate=False))
+    for name, p in held.items():
+        if _torch.is_dtensor(p):
+            raise ValueError(
+                f"{name}: expected a plain tensor, got a DTensor; load first, then shard"
+            )
     with Checkpoint(path) as there:
         # Which tensors the model has, under every name.
-        held = dict(model.named_parameters(remove_duplicate=False))
         buffers = {n for n in model.state_dict(keep_vars=True) if n not in held}
         layers = {n: m for n, m in model.named_modules(remove_duplicate=False)}
         expected = {n for n in held.keys() | buffers if not _is_inner(n, layers)}

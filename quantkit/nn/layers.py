@@ -39,6 +39,7 @@ _HOOKS = (
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )  # fmt: skip
+_MOVED = ("_forward_hooks", "_forward_pre_hooks")
 _Self = TypeVar("_Self", bound="QuantizedLayer")
 
 
@@ -100,6 +101,7 @@ class QuantizedLayer(nn.Module):
         self._set(q, qparams, symmetric)
         if activations is not None:
             self._check_activations(activations)
+        _move_hooks(module, self)
         self.train(module.training)
 
     @classmethod
@@ -120,7 +122,8 @@ class QuantizedLayer(nn.Module):
 
         Raises:
             TypeError or ValueError that says what does not fit: another class, an unknown scheme, rows
-            that do not fill whole bytes, NaN or an infinity in the weight, hooks that would be lost.
+            that do not fill whole bytes, NaN or an infinity in the weight, hooks that would be lost: all
+            but those of torch's tensor parallel.
         """
         cls._check(module)
         weight: Any = module.weight
@@ -137,7 +140,8 @@ class QuantizedLayer(nn.Module):
         if type(module) is not cls.float_class:
             raise TypeError(f"module: expected {expected}, got {type(module).__name__}")
         for hooks in _HOOKS:
-            if getattr(module, hooks, None):
+            there = getattr(module, hooks, {}).values()
+            if not all(hooks in _MOVED and _is_placing(hook) for hook in there):
                 raise ValueError(
                     f"module: expected {expected} without hooks, which would be lost, "
                     f"got {hooks[1:]}"
@@ -230,6 +234,7 @@ class QuantizedLayer(nn.Module):
         if self.bias is not None:
             frozen = self.activations is not None
             layer.bias = nn.Parameter(self.bias.detach()) if frozen else self.bias
+        _move_hooks(self, layer)
         return layer.train(self.training)
 
     def _skeleton(self, device: torch.device | str = "meta") -> nn.Module:
@@ -328,6 +333,10 @@ class QuantLinear(QuantizedLayer):
             raise ValueError(f"activations: expected None or 'int8', got {activations!r}")
         scale = self.weight_scale
         by_row = scale.numel() == 1 or scale.shape == (self.shape[0], 1)
+        if _torch.is_dtensor(self.weight):
+            raise ValueError(
+                "activations: expected None for a weight that is a DTensor, got 'int8'"
+            )
         plain = self.weight_zero_point is None and self.weight_global_scale is None
         kind = self._dtypes["weight"], self._dtypes["weight_scale"]
         if not (kind == (torch.int8, torch.float32) and by_row and plain):
@@ -370,6 +379,9 @@ class QuantEmbedding(QuantizedLayer):
             )
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        if hasattr(self.weight, "device_mesh"):
+            # A DTensor: selecting rows of codes would gather them. So each rank decodes its shard.
+            return F.embedding(indices, self.dequantized())
         flat = indices.reshape(-1)
         p = self.qparams
         q = _rows(self.codes, flat)
@@ -432,6 +444,20 @@ class QuantConv2d(QuantizedLayer):
 LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {
     layer.float_class: layer for layer in (QuantLinear, QuantEmbedding, QuantConv2d)
 }
+
+
+def _is_placing(hook: object) -> bool:
+    """Whether it is a hook of torch's tensor parallel, which places DTensors and knows no layer."""
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.tensor.")
+
+
+def _move_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Those of torch's tensor parallel."""
+    for kind in _MOVED:
+        moved = {key: hook for key, hook in getattr(old, kind).items() if _is_placing(hook)}
+        getattr(new, kind).update(moved)
+        named = getattr(old, kind + "_with_kwargs")
+        getattr(new, kind + "_with_kwargs").update({k: named[k] for k in moved if k in named})
 
 
 def _matrix(weight: torch.Tensor) -> torch.Tensor:

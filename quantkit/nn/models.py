@@ -30,6 +30,9 @@ def quantize_model_(
     By default it leaves out what ``quantkit quantize`` leaves out: layers with the names of embeddings,
     norms, routers and heads, and weights that are tied to others.
 
+    Weights may be DTensors: each rank quantizes its shard, and none is gathered. Hooks of tensor parallel
+    stay. FSDP2 and DDP come afterwards.
+
     Args:
         model: a module with such layers inside.
         scheme: of all layers: a name of :data:`quantkit.SCHEMES`, or keywords of
@@ -48,9 +51,10 @@ def quantize_model_(
 
     Raises:
         TypeError or ValueError that names the layer that cannot have its scheme, or the pattern that
-        matches nothing. The model is as it was then.
+        matches nothing, or the wrapper (FSDP2, FSDP, DDP) that keeps the old parameters. The model is as
+        it was then.
 
-    docs/layers.md has more.
+    docs/layers.md has more, docs/distributed.md of shards.
     """
     if isinstance(scheme, str | Mapping):
         rules = [*((p, None) for p in exclude), *((p, scheme) for p in include)]
@@ -104,6 +108,7 @@ def _places(model: nn.Module, classes: Any) -> Iterator[Place]:
 
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_unwrapped(model)
     if fits(model):
         call = "QuantLinear.from_float and the like make" if exact else "float_layer() makes"
         raise ValueError(
@@ -114,6 +119,20 @@ def _places(model: nn.Module, classes: Any) -> Iterator[Place]:
         if fits(layer):
             parent, _, leaf = name.rpartition(".")
             yield name, model.get_submodule(parent), leaf, layer
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Raise for wrappers that keep the parameters they have found: layers cannot be replaced then."""
+    for name, module in model.named_modules():
+        for kind in type(module).__mro__:
+            if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
+                raise ValueError(
+                    f"model: expected no {kind.__name__}, which keeps the layers' parameters, got one"
+                    f"{' in ' if name else ''}{name}; replace layers first, then wrap or shard"
+                )
+
+
+_WRAPPERS = ("FSDPModule", "FullyShardedDataParallel", "DistributedDataParallel")
 
 
 def _replaced(places: list[Place], new: Mapping[nn.Module, nn.Module]) -> dict[str, nn.Module]:
@@ -189,5 +208,6 @@ def _try(layer: Any, name: str, scheme: Scheme, activations: str | None) -> None
         raise type(error)(f"{name} ({type(layer).__name__}): {error}") from None
     settings = {n: getattr(layer, n) for n in LAYERS[type(layer)]._settings}
     empty: Any = type(layer)(**settings, device="meta")
-    empty.weight = nn.Parameter(torch.empty_like(layer.weight, device="meta"), requires_grad=False)
+    weight = torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device="meta")
+    empty.weight = nn.Parameter(weight, requires_grad=False)
     _made(empty, name, scheme, activations)

@@ -346,9 +346,17 @@ def raw_operators(world):
 # ---- bytes on the wire --------------------------------------------------------------------------------
 
 
+def layer_of(weight):
+    layer = torch.nn.Linear(1, 1)
+    layer.out_features, layer.in_features = weight.shape
+    layer.weight = torch.nn.Parameter(weight)
+    return layer
+
+
 def traffic(world):
     """Rows of docs/distributed.md: what a rank gives to collectives for a (512, 1024) float32 x."""
     mesh, x = mesh_of(world), numbers((512, 1024), torch.float32, random.Random(2))
+    x = x.nan_to_num(1, 1, 1)
     plain = quantkit.get_asymmetric_qparams(x, block_size=[1, 64])
     calls = {
         '`quantize(x, "int8_tensor")`': lambda d: quantkit.quantize(d, "int8_tensor"),
@@ -363,6 +371,9 @@ def traffic(world):
         "`quantize_tensor(x, p)`": lambda d: quantkit.quantize_tensor(d, plain),
         "`fake_quantize(x, p)` and its gradient": lambda d: gradient(d, plain),
         "`measure(x, p)`": lambda d: quantkit.measure(d, plain),
+        '`quantize_model_` of a Linear with this weight, "int8_channel"': lambda d: (
+            quantkit.quantize_model_(torch.nn.Sequential(layer_of(d)), "int8_channel")
+        ),
     }
     rows = []
     for name, call in calls.items():
@@ -404,6 +415,13 @@ def compiled(world, backend):
     torch.compile(loss, fullgraph=True, backend=backend)(leaf).backward()
     loss(whole_leaf).backward()
     same(leaf.grad, whole_leaf.grad)
+    model, i = tensor_parallel(layers(), world), torch.tensor([[1, 2, 9]])
+    quantkit.quantize_model_(model, "int8_channel", **ALL)
+    made = torch.compile(model, fullgraph=True, backend=backend)(i)
+    if backend == "inductor":  # another order of sums
+        torch.testing.assert_close(made, model(i))
+    else:
+        same(made, model(i))
 
 
 # ---- models -------------------------------------------------------------------------------------------
@@ -483,8 +501,12 @@ def parallel(sizes):
 
     mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("dp", "tp"))
     torch.manual_seed(2)
-    layers = torch.nn.Linear(16, 24), torch.nn.GELU(), torch.nn.Linear(24, 16)
-    model = torch.nn.Sequential(*layers)
+
+    def floats():
+        layers = torch.nn.Linear(16, 24), torch.nn.GELU(), torch.nn.Linear(24, 16)
+        return torch.nn.Sequential(*layers)
+
+    model = floats()
     right = {k: v.detach().clone() for k, v in model.named_parameters()}
     parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
     for layer in (model[0], model[2], model):
@@ -497,27 +519,54 @@ def parallel(sizes):
                 options = {"block_size": blocks, "sym": False, **FLOAT32}
                 made = quantkit.quantize_dequant(w, **options)
                 same(made, quantkit.quantize_dequant(right[name], **options))
+    # Codes: tensor parallel, then quantize_model_, then FSDP2.
+    model, x = floats(), torch.ones(2, 16)
+    parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    quantkit.quantize_model_(model, "mxfp8")
+    y = model(x)
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh["dp"])
+    same(model(x), y)
     return sorted(kinds - {"Replicate"})
 
 
-def checkpoint(world, folder):
-    """A quantized state saved by all ranks, loaded in other placements and by one process."""
-    import torch.distributed.checkpoint as dcp
+SAVED = ("int8_tensor", "int8_channel", "int4_group128", "fp8_token", "mxfp8", "mxfp4", "nvfp4")
 
-    mesh, state, right = mesh_of(world), {}, {}
-    for number, scheme in enumerate(("int8_tensor", "int8_channel", "int4_group128", "fp8_token")):
+
+def states(place):
+    """Quantized states, of the whole tensors and of their shards."""
+    right, state = {}, {}
+    for number, scheme in enumerate(SAVED):
         w = numbers((7, 512), torch.bfloat16, random.Random(number)).nan_to_num(1, 1, 1)
-        for there, t in ((state, sharded(w, mesh, Shard(0))), (right, w)):
+        for there, t in ((right, w), (state, place(w))):
             q, p = quantkit.quantize(t, scheme)
             there |= {f"{scheme}.q": q, f"{scheme}.scale": p.scale}
-    dcp.save(state, checkpoint_id=folder)
+            if p.global_scale is not None:
+                there[f"{scheme}.global_scale"] = p.global_scale
+    return right, state
 
-    def empty(place):
-        made = {k: torch.zeros_like(v) for k, v in right.items()}
-        return {k: sharded(v, mesh, place if v.dim() else Replicate()) for k, v in made.items()}
 
-    for place in (Shard(1), Replicate()):
-        loaded = empty(place)
+def save_checkpoint(world, folder):
+    import torch.distributed.checkpoint as dcp
+
+    mesh = mesh_of(world)
+    dcp.save(states(lambda w: sharded(w, mesh, Shard(0)))[1], checkpoint_id=folder)
+
+
+def load_checkpoint(world, folder):
+    """What any number of ranks has saved, in other placements and by one process."""
+    import torch.distributed.checkpoint as dcp
+
+    right = states(lambda w: w)[0]
+    for sizes, place in (
+        ((world,), (Shard(0),)), ((world,), (Shard(1),)), ((world,), (Replicate(),)),
+        ((1, world), (Shard(0), Shard(1))), ((world, 1), (Shard(0), Shard(0))),
+    ):  # fmt: skip
+        mesh = mesh_of(*sizes)
+        loaded = {
+            k: sharded(torch.zeros_like(v), mesh, *(place if v.dim() == 2 else [Replicate()] * mesh.ndim))
+            for k, v in right.items()
+        }  # fmt: skip
         dcp.load(loaded, checkpoint_id=folder)
         for name, t in loaded.items():
             same(t, right[name])
@@ -527,6 +576,253 @@ def checkpoint(world, folder):
         for name, t in alone.items():
             same(t, right[name])
     dist.barrier()
+
+
+class Layers(torch.nn.Module):
+    """Layers of all kinds that tensor parallel cuts, and one that it leaves whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = torch.nn.Embedding(11, 16), torch.nn.Embedding(8, 16)
+        self.up, self.down = torch.nn.Linear(16, 24), torch.nn.Linear(24, 16)
+        self.last = torch.nn.Linear(16, 4)
+
+    def forward(self, i):
+        x = self.tokens(i) + self.places(i % 8)
+        return self.last(self.down(torch.relu(self.up(x))))
+
+
+def layers(device="cpu"):
+    torch.manual_seed(4)
+    with torch.device(device):
+        return Layers()
+
+
+def tensor_parallel(model, world):
+    from torch.distributed.tensor import parallel
+
+    return parallel.parallelize_module(model, mesh_of(world), {
+        "tokens": parallel.ColwiseParallel(output_layouts=Replicate()),
+        "places": parallel.RowwiseParallel(input_layouts=Replicate()),
+        "up": parallel.ColwiseParallel(), "down": parallel.RowwiseParallel(),
+    })  # fmt: skip
+
+
+def same_state(model, right):
+    state = model.state_dict()
+    assert list(state) == list(right)
+    for name, t in right.items():
+        same(state[name], t)
+
+
+MODELS = ("nvfp4", {"dtype": "uint4", "sym": False, "block_size": [8]}, "int8_channel", "mxfp8")
+ALL = {"include": ["*"]}  # embeddings and heads too
+
+
+def quantized_models(world, folder):
+    """quantize_model_ of shards: the bits of the whole model; tensor parallel runs as with floats."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.fsdp import fully_shard
+
+    i = torch.tensor([[1, 2, 9], [7, 0, 3]])
+    for number, scheme in enumerate(MODELS):
+        plain = layers()
+        quantkit.quantize_model_(plain, scheme, **ALL)
+        right = plain.state_dict()
+        model = tensor_parallel(layers(), world)
+        with Collectives() as counted:
+            quantkit.quantize_model_(model, scheme, **ALL)
+        assert set(counted.calls) == {"all_reduce"}
+        same_state(model, right)
+        part = model.tokens.weight.to_local()
+        assert part.numel() * world == model.tokens.weight.numel()
+        floats = tensor_parallel(layers(), world)
+        with torch.no_grad():
+            for name, layer in plain.named_children():
+                w = getattr(floats, name).weight
+                whole_weight = layer.dequantized()
+                w.copy_(sharded(whole_weight, mesh_of(world), *w.placements) if isinstance(w, DTensor)
+                        else whole_weight)  # fmt: skip
+        with Collectives() as one:
+            y = model(i)
+        with Collectives() as other:
+            expected = floats(i)
+        assert one.calls == other.calls and one.bytes == other.bytes  # no codes are sent
+        same(y, expected)
+        for m in (model, floats):
+            m(i).square().sum().backward()
+        same(model.up.bias.grad, whole(floats.up.bias.grad))
+
+        if number < 2:
+            # From these shards to a model that began without numbers, and to whole tensors.
+            dcp.save(model.state_dict(), checkpoint_id=f"{folder}/{number}")
+            empty = tensor_parallel(layers("meta"), world)
+            quantkit.quantize_model_(empty, scheme, **ALL)
+            state = empty.to_empty(device="cpu").state_dict()
+            dcp.load(state, checkpoint_id=f"{folder}/{number}")
+            empty.load_state_dict(state)
+            same(empty(i), y)
+            state = {name: torch.zeros_like(t) for name, t in right.items()}
+            dcp.load(state, checkpoint_id=f"{folder}/{number}")
+            for name, t in state.items():
+                same(t, right[name])
+        quantkit.dequantize_model_(model)
+        same(model(i), y)
+
+        # The shards of FSDP2, in a model that is not wrapped; then codes that are.
+        wrapped, shards = fully_shard(layers(), mesh=mesh_of(world)), layers("meta")
+        shards.load_state_dict(wrapped.state_dict(), assign=True)
+        with Collectives() as counted:
+            quantkit.quantize_model_(shards, scheme, **ALL)
+        assert set(counted.calls) == {"all_reduce"}
+        same_state(shards, right)
+        if number < 2:
+            dcp.save(shards.state_dict(), checkpoint_id=f"{folder}/shards{number}")
+            served = layers("meta")
+            quantkit.quantize_model_(served, scheme, **ALL)
+            fully_shard(served, mesh=mesh_of(world)).to_empty(device="cpu")
+            state = served.state_dict()
+            dcp.load(state, checkpoint_id=f"{folder}/shards{number}")
+            served.load_state_dict(state)
+            same_state(served, right)
+            same(served(i), plain(i))
+
+
+def quantized_convolutions(world):
+    """Matrices of uneven shards of outputs, and of even ones of channels."""
+    for outputs, place in ((5, Shard(0)), (5, Shard(1)), (1, Shard(0))):
+        torch.manual_seed(8)
+        plain, model = (torch.nn.Sequential(torch.nn.Conv2d(4, outputs, 3)) for _ in range(2))
+        model.load_state_dict(plain.state_dict())
+        model[0].weight = torch.nn.Parameter(
+            sharded(plain[0].weight.detach(), mesh_of(world), place)
+        )
+        for m in (model, plain):
+            quantkit.quantize_model_(m, "int8_channel")
+        same_state(model, plain.state_dict())
+        same(model[0].dequantized(), plain[0].dequantized())
+
+
+def refused_models(world, folder):
+    """What cannot be quantized where it is, or run."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    from quantkit.nn import load_checkpoint_
+
+    wrapped = torch.nn.Sequential(fully_shard(layers(), mesh=mesh_of(world)))
+    parallel = tensor_parallel(layers(), world)
+    spoiled = tensor_parallel(layers(), world)
+    with torch.no_grad():
+        if dist.get_rank() == world - 1:
+            spoiled.up.weight.to_local()[0, 0] = float("nan")
+    before = {name: type(m) for name, m in spoiled.named_modules()}
+    uneven = torch.nn.Sequential(torch.nn.Conv2d(4 * world + 1, 3, 3))
+    uneven[0].weight = torch.nn.Parameter(
+        sharded(uneven[0].weight.detach(), mesh_of(world), Shard(1))
+    )
+    messages = [
+        message_of(lambda: quantkit.quantize_model_(wrapped)),
+        message_of(lambda: quantkit.dequantize_model_(wrapped[0])),
+        message_of(lambda: quantkit.quantize_model_(DistributedDataParallel(layers()))),
+        message_of(lambda: load_checkpoint_(wrapped, folder)),
+        message_of(lambda: load_checkpoint_(parallel, folder)),
+        message_of(lambda: quantkit.quantize_model_(parallel, activations="int8")),
+        message_of(lambda: quantkit.quantize_model_(spoiled)),
+        message_of(lambda: quantkit.quantize_model_(uneven)),
+    ]
+    assert before == {name: type(m) for name, m in spoiled.named_modules()}
+    parallel.up.register_forward_hook(lambda *_: None)
+    return [*messages, message_of(lambda: quantkit.quantize_model_(parallel))]
+
+
+# ---- observers ----------------------------------------------------------------------------------------
+
+FORMS = ({}, {"granularity": "channel", "counts": True}, {"granularity": "token"})
+FORMS += ({"granularity": "group", "group_size": 2},)
+
+
+def watched(model, data, run=None, include=("up", "down"), **form):
+    with torch.no_grad(), quantkit.observe(model, include=include, **form) as stats:
+        for x in data:
+            (run or model)(x)
+    return stats
+
+
+def exact(model):
+    """Weights whose products with small integers have no rounding."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_((p * 16).round())
+    return model
+
+
+def observed(world):
+    """Statistics of all ranks are those of one process that sees all batches."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    g, rank = torch.Generator().manual_seed(6), dist.get_rank()
+    data = [torch.randint(0, 11, (2, 3), generator=g) for _ in range(2 * world)]
+    for form in FORMS:
+        right = watched(exact(layers()), data, **form).state_dict()
+        ddp, fsdp2 = exact(layers()), fully_shard(exact(layers()), mesh=mesh_of(world))
+        for stats in (
+            watched(ddp, data[rank::world], DistributedDataParallel(ddp), **form),
+            watched(fsdp2, data[rank::world], **form),
+            # Each rank sees all batches, and of down its columns.
+            watched(tensor_parallel(exact(layers()), world), data, **form),
+        ):
+            state = stats.all_reduce().state_dict()
+            assert list(state) == list(right)
+            for name, t in right.items():
+                same(state[name], t)
+    # What has no DTensors counts once for each rank.
+    once = watched(exact(layers()), data, include="last")
+    often = watched(tensor_parallel(exact(layers()), world), data, include="last").all_reduce()
+    same(often["last"].counts, once["last"].counts * world)
+    for method, sym in itertools.product(("minmax", "percentile"), (True, False)):
+        assert often.qparams(method, sym=sym) == once.qparams(method, sym=sym)
+
+
+def observed_shards(world):
+    """Each element of a DTensor counts once, wherever it lies; what is refused."""
+    from quantkit.observers import MovingAverage, Observer
+
+    x = numbers((2, 7, 48), torch.bfloat16, random.Random(7))
+    x[1, 2, 3], x[0, 6, 0] = float("nan"), -float("inf")
+    places = [Replicate(), *map(Shard, range(3))]
+    for form in (*FORMS, {"granularity": "group", "group_size": 6, "counts": True}):
+        right = Observer(**form)
+        right.update(x)
+        right.update(x * 2)
+        for mesh, place in [
+            *((mesh_of(world), (p,)) for p in places),
+            *((mesh_of(1, world), (p, q)) for p in places[:2] for q in places),
+        ]:
+            made = Observer(**form)
+            made.update(sharded(x, mesh, *place))
+            made.update(sharded(x * 2, mesh, *place))
+            made.all_reduce()
+            for name, t in right.state_dict().items():
+                same(made.state_dict()[name], t)
+    mesh = mesh_of(world)
+    made, right = Observer(), Observer()
+    made.update(DTensor.from_local(torch.full((2, 3), 1.5), mesh, [Partial()]))
+    right.update(torch.full((2, 3), 1.5 * world))
+    same(made.all_reduce().max, right.max)
+    made, right = MovingAverage(momentum=0.5), MovingAverage(momentum=0.5)
+    for k in (1, 4):
+        made.update(sharded(x * k, mesh, Shard(1)), all_ranks=True)
+        right.update(x * k)
+    same((made.min, made.max), (right.min, right.max))
+    d, some = sharded(x, mesh, Shard(2)), Observer()
+    some.update(sharded(x, mesh, Replicate()))
+    assert (some.seen.sum() == 0) == (dist.get_rank() > 0)
+    return [
+        message_of(lambda: Observer("group", group_size=5).update(d)),
+        message_of(lambda: MovingAverage().update(d)),
+    ]
 
 
 # ---- faults of torch ----------------------------------------------------------------------------------
