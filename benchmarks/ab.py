@@ -238,7 +238,7 @@ def results_of(job: Job, build: str) -> Results:
 
 
 def call_of(cell: Cell, job: Job, build: str) -> Call:
-    return fresh(job, build) if cell.fresh else job.lent(operators_of(build))
+    return fresh(job, build) if cell.fresh else job.out(operators_of(build))
 
 
 def call_with_a_copy(cell: Cell, job: Job, build: str) -> Call:
@@ -282,7 +282,7 @@ def compare(cell: Cell) -> str:
     for build in BUILDS:
         for t in job.outs:
             t.fill_(1)
-        job.lent(operators_of(build))()
+        job.out(operators_of(build))()
         found = found or difference(expected, job.outs)
     return found
 

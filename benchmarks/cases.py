@@ -122,7 +122,7 @@ class Job:
         blocks = self.case.blocks()
         return (self.x, blocks, *limits, 1e-8, self.scheme["sym"], *dtype, include_zero)
 
-    def lent(self, ops=torch.ops.quantkit) -> Call:
+    def out(self, ops=torch.ops.quantkit) -> Call:
         """The operator's ``out`` overload, with outputs that stay; ops: the namespace of a build."""
         operator = getattr(ops, self.case.op).out
         arguments, outs = self.arguments(), self.named_outs()

@@ -17,7 +17,7 @@ from .measure import interleaved, interleaved_on_gpu, summary
 from .rivals import Contestant, contestant
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS, OURS_LENT = "quantkit", "quantkit out="
+OURS, OURS_OUT = "quantkit", "quantkit out="
 
 
 class Wrong(Exception):
@@ -34,13 +34,13 @@ def cell(
 ) -> dict:
     """Measures one case; every rival's result is compared with ours, ours with the reference's."""
     job = Job.of(case, device)
-    calls = {OURS: job.allocating(), OURS_LENT: job.lent()}
-    calls[OURS_LENT]()
+    calls = {OURS: job.allocating(), OURS_OUT: job.out()}
+    calls[OURS_OUT]()
     for results in (job.expected, job.outs):
         for ours, expected in zip(results, job.reference(), strict=True):
             if ours.dtype != expected.dtype or not bool(same_bits(ours, expected).all()):
                 raise Wrong(f"{case}: quantkit's result is not the reference's")
-    notes = {OURS: "the reference's bits", OURS_LENT: "the reference's bits"}
+    notes = {OURS: "the reference's bits", OURS_OUT: "the reference's bits"}
     absent, apart = {}, []
     for name in rivals:
         made = contestant(name, job)
@@ -196,4 +196,4 @@ def ratio(cell: dict, rival: str, ours: str = OURS) -> float | None:
 
 def ours_for(rival: str) -> str:
     """Which of our two a rival is compared with: outputs that stay, or fresh ones."""
-    return OURS_LENT if rival in ("onnxruntime", "copy", "stream") else OURS
+    return OURS_OUT if rival in ("onnxruntime", "copy", "stream") else OURS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .cells import OURS, OURS_LENT
+from .cells import OURS, OURS_OUT
 
 SAME = ("gpu", "cpu", "cores", "torch", "threads", "python", "huge_pages")
 LEAST = 0.05  # smaller changes of a median are not worth a look
@@ -51,7 +51,7 @@ def slower(old: dict, new: dict) -> list[tuple[dict, str, float, float]]:
     for earlier, cell in pairs(old, new)[0]:
         mark = yardstick(earlier, cell)
         for name in cell["contestants"]:
-            ours = name.startswith((OURS, OURS_LENT, "torch.ops.quantkit"))
+            ours = name.startswith((OURS, OURS_OUT, "torch.ops.quantkit"))
             if not ours or name not in earlier["contestants"]:
                 continue
             then, then_noise = _relative(earlier, name, mark)

@@ -1,95 +1,119 @@
-"""Two figures: speed-up bars per rival, and GB/s over tensor size beside a copy."""
+"""Two figures, each for light and for dark pages.
+
+bandwidth: how near to a copy's speed is each operation, over the tensor's size?
+speedup: how many times as long as quantkit do others take, for a large tensor?
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
-from .cells import OURS_LENT, ours_for, ratio
-from .rivals import BANDWIDTH, RIVALS
+from .cells import OURS_OUT, ours_for, ratio
+from .report import COLUMNS, LARGE, OPERATIONS, find
+
+# Okabe and Ito's colours, which the colour-blind tell apart, and a marker for each.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v")
+THEMES = {"light": ("#ffffff", "#24292f", "#8c959f"), "dark": ("#0d1117", "#e6edf3", "#6e7681")}
 
 
 def save(run: dict, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    return [path for path in (_speedups(run, folder), _sizes(run, folder)) if path is not None]
+    figures = {"bandwidth": _bandwidth, "speedup": _speedup}
+    return [path for name, draw in figures.items() for path in _themes(run, folder, name, draw)]
 
 
-def _subtitle(run: dict) -> str:
+def _themes(
+    run: dict, folder: Path, name: str, draw: Callable[[dict, Axes], bool]
+) -> Iterator[Path]:
+    for theme, (paper, ink, line) in THEMES.items():
+        colours = dict.fromkeys(
+            ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink
+        )
+        colours |= {"figure.facecolor": paper, "axes.facecolor": paper, "axes.edgecolor": line}
+        sides = dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
+        with plt.rc_context(colours | sides | {"grid.color": line, "font.size": 11}):
+            figure, axis = plt.subplots(figsize=(9, 4.6), layout="constrained")
+            if draw(run, axis):
+                path = folder / f"{name}-{theme}.png"
+                figure.savefig(path, dpi=130)
+                yield path
+            plt.close(figure)
+
+
+def _setting(run: dict) -> str:
     machine = run["machine"]
     isa = machine["quantkit"]["isa"]
     return f"{machine['cpu']}, {machine['threads']} threads, {isa}, torch {machine['torch']}"
 
 
-def _speedups(run: dict, folder: Path) -> Path | None:
-    cells = [c for c in run["cells"] if c["group"] == "main"]
-    if not cells:
-        return None
-    names = [name for name in RIVALS if name not in BANDWIDTH]
-    shapes = list(dict.fromkeys(tuple(c["shape"]) for c in cells))
-    figure, axes = plt.subplots(
-        len(shapes), 1, figsize=(13, 4.4 * len(shapes)), squeeze=False, layout="constrained"
-    )
-    colors = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))
-    for axis, shape in zip(axes[:, 0], shapes, strict=True):
-        shown = [c for c in cells if tuple(c["shape"]) == shape]
-        position, ticks, labels = 0.0, [], []
-        for cell in shown:
-            begin = position
-            for name in names:
-                value = ratio(cell, name, ours_for(name))
-                if value is not None:
-                    axis.bar(position, value - 1, bottom=1, width=0.9, color=colors[name])
-                    position += 1
-            if position > begin:
-                ticks.append((begin + position - 1) / 2)
-                more = (cell["dtype"], cell["granularity"], cell["scheme"])
-                usual = ("float32", "tensor", "symmetric")
-                unusual = [word for word, plain in zip(more, usual, strict=True) if word != plain]
-                labels.append("\n".join([cell["op"], *unusual]))
-                position += 1
-        axis.set_yscale("log")
-        axis.axhline(1, color="black", linewidth=1)
-        axis.set_xticks(ticks, labels, rotation=30, ha="right", fontsize=8)
-        axis.set_ylabel("rival's time / quantkit's")
-        axis.set_title("×".join(map(str, shape)))
-        axis.grid(axis="y", which="both", alpha=0.25)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colors[name]) for name in names]
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
-    figure.suptitle(f"How many times longer than quantkit (above 1: slower)\n{_subtitle(run)}")
-    return _write(figure, folder / "speedup.png")
+def _heading(axis: Axes, question: str, run: dict) -> None:
+    axis.set_title(f"{question}\n", loc="left", fontsize=13, fontweight="bold")
+    axis.text(0, 1.03, _setting(run), transform=axis.transAxes, fontsize=9)
 
 
-def _sizes(run: dict, folder: Path) -> Path | None:
+def _bandwidth(run: dict, axis: Axes) -> bool:
     cells = [c for c in run["cells"] if c["group"] == "sizes"]
-    if not cells:
-        return None
-    figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    for op in dict.fromkeys(c["op"] for c in cells):
-        points = [c for c in cells if c["op"] == op]
-        sizes = [c["shape"][0] * 4 for c in points]
-        rates = [c["bytes"] / c["contestants"][OURS_LENT]["median"] / 1e9 for c in points]
-        axis.plot(sizes, rates, marker="o", markersize=4, label=f"{op}, out=")
-    points = [c for c in cells if c["op"] == "quantize"]
-    rates = [c["copied_bytes"] / c["contestants"]["copy"]["median"] / 1e9 for c in points]
-    sizes = [c["shape"][0] * 4 for c in points]
-    axis.plot(sizes, rates, color="black", linestyle="--", label="y.copy_(x)")
+    points = {
+        op: [c for c in cells if c["op"] == op] for op in dict.fromkeys(c["op"] for c in cells)
+    }
+    if "quantize" not in points:
+        return False
+
+    def line(of: list[dict], bytes_: str, contestant: str, **style) -> None:
+        sizes = [c["shape"][0] * 4 for c in of]
+        rates = [c[bytes_] / c["contestants"][contestant]["median"] / 1e9 for c in of]
+        axis.plot(sizes, rates, **style)
+
+    copy = {"color": plt.rcParams["axes.edgecolor"], "linestyle": "--", "label": "copy of x"}
+    line(points["quantize"], "copied_bytes", "copy", **copy)
+    for (op, of), colour, marker in zip(points.items(), COLOURS, MARKERS, strict=False):
+        line(of, "bytes", OURS_OUT, color=colour, marker=marker, label=op)
     axis.set_xscale("log", base=2)
-    powers = range(10, 31, 4)
-    units = ["1 KiB", "16 KiB", "256 KiB", "4 MiB", "64 MiB", "1 GiB"]
-    axis.set_xticks([2**power for power in powers], units)
-    axis.set_xlabel("size of x in float32 (warm caches)")
-    axis.set_ylabel("GB/s, bytes that must move")
-    axis.set_title(f"Bandwidth over tensor size\n{_subtitle(run)}")
+    units = ("1 KiB", "16 KiB", "256 KiB", "4 MiB", "64 MiB", "1 GiB")
+    axis.set_xticks([2**power for power in range(10, 31, 4)], units)
+    axis.set_xlabel("size of x in float32, results into out=")
+    axis.set_ylabel("GB/s of bytes that must move")
+    axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    axis.legend()
-    return _write(figure, folder / "bandwidth.png")
+    axis.legend(frameon=False)
+    _heading(axis, "How near to the speed of a copy?", run)
+    return True
 
 
-def _write(figure, path: Path) -> Path:
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+def _speedup(run: dict, axis: Axes) -> bool:
+    cells = [cell for op, more in OPERATIONS if (cell := find(run, op, LARGE, more)) is not None]
+    if not cells:
+        return False
+    for (rival, label), colour, marker in zip(COLUMNS.items(), COLOURS, MARKERS, strict=True):
+        at = [(row, ratio(cell, rival, ours_for(rival))) for row, cell in enumerate(cells)]
+        found = [(value, row) for row, value in at if value is not None]
+        if found:
+            axis.scatter(
+                *zip(*found, strict=True), color=colour, marker=marker, s=60, label=label, zorder=2
+            )
+    axis.axvline(1, color=plt.rcParams["text.color"])
+    axis.set_xscale("log")
+    axis.set_xticks(times := [1, 2, 5, 10, 20, 50], [f"{n}×" for n in times])
+    axis.minorticks_off()
+    axis.set_xlabel("time / quantkit's time")
+    axis.set_yticks(range(len(cells)), [_name(cell) for cell in cells])
+    axis.invert_yaxis()
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    _heading(axis, "How many times as long do others take? 4096×4096", run)
+    return True
+
+
+def _name(cell: dict) -> str:
+    usual = {"dtype": "float32", "granularity": "tensor", "scheme": "symmetric"}
+    return ", ".join(
+        [cell["op"], *(cell[key] for key, plain in usual.items() if cell[key] != plain)]
+    )

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .cells import OURS, OURS_LENT, ours_for, ratio
+from .cells import OURS, OURS_OUT, ours_for, ratio
 
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 LARGE, MIDDLE, SMALL = [4096, 4096], [512, 1024], [64, 1024]
@@ -37,7 +37,7 @@ def cell_table(cell: dict) -> Table:
             milliseconds(c["min"]),
             milliseconds(c["median"]),
             f"{moved / c['median'] / 1e9:.1f}" if moved else "",
-            f"{against:.2f}" if against is not None and name not in (OURS, OURS_LENT) else "",
+            f"{against:.2f}" if against is not None and name not in (OURS, OURS_OUT) else "",
             c["note"],
         )
     for name, reason in cell["absent"].items():
@@ -76,7 +76,7 @@ def show(run: dict, console: Console) -> None:
 
 # ---- the pages' sections -----------------------------------------------------------------------------
 
-_OPERATIONS = (
+OPERATIONS = (
     ("quantize", {}),
     ("dequantize", {}),
     ("dynamic_quantize", {}),
@@ -86,9 +86,9 @@ _OPERATIONS = (
     ("quantize_dequantize", {"dtype": "bfloat16"}),
 )
 # Of docs/performance.md and of the README: operation, shape, what is unusual.
-PAGE = tuple((op, s, more) for s in (LARGE, MIDDLE, SMALL) for op, more in _OPERATIONS)
-README = (*((op, LARGE, more) for op, more in (*_OPERATIONS[:3], _OPERATIONS[4])), PAGE[14])
-_COLUMNS = {
+PAGE = tuple((op, s, more) for s in (LARGE, MIDDLE, SMALL) for op, more in OPERATIONS)
+README = (*((op, LARGE, more) for op, more in (*OPERATIONS[:3], OPERATIONS[4])), PAGE[14])
+COLUMNS = {
     "eager": "plain PyTorch",
     "compile": "torch.compile",
     "torch": "torch's own",
@@ -105,7 +105,7 @@ def _setting(run: dict) -> str:
     return f"{', '.join(setting)}, {versions}"
 
 
-def _find(run: dict, op: str, shape: list[int], more: dict) -> dict | None:
+def find(run: dict, op: str, shape: list[int], more: dict) -> dict | None:
     wanted = {"group": "main", "op": op, "shape": shape, "dtype": "float32"}
     wanted |= {"granularity": "tensor", "scheme": "symmetric"} | more
     return next((c for c in run["cells"] if all(c[k] == v for k, v in wanted.items())), None)
@@ -113,7 +113,7 @@ def _find(run: dict, op: str, shape: list[int], more: dict) -> dict | None:
 
 def quoted(run: dict, rows: Iterable[tuple[str, list[int], dict]] = PAGE) -> list[dict]:
     """The cells that a page shows."""
-    return [cell for row in rows if (cell := _find(run, *row)) is not None]
+    return [cell for row in rows if (cell := find(run, *row)) is not None]
 
 
 def markdown(run: dict, rows: Iterable[tuple[str, list[int], dict]] = PAGE) -> str:
@@ -122,11 +122,11 @@ def markdown(run: dict, rows: Iterable[tuple[str, list[int], dict]] = PAGE) -> s
         f"Medians of one run on {_setting(run)}. Others take so many times as long.",
         "An asterisk: other bits than the reference. ONNX Runtime reuses its output, as `out=` does.",
         "",
-        "| operation | quantkit, ms | " + " | ".join(_COLUMNS.values()) + " |",
-        "|---|---|" + "---|" * len(_COLUMNS),
+        "| operation | quantkit, ms | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|---|" + "---|" * len(COLUMNS),
     ]
     for cell in quoted(run, rows):
-        entries = [_entry(cell, rival) for rival in _COLUMNS]
+        entries = [_entry(cell, rival) for rival in COLUMNS]
         ours = milliseconds(cell["contestants"][OURS]["median"])
         lines.append(f"| {title(cell)} | {ours} | " + " | ".join(entries) + " |")
     return "\n".join(lines) + "\n"

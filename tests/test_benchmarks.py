@@ -39,7 +39,7 @@ def test_a_run_holds_every_raw_time(run):
             assert len(contestant["seconds"]) >= 7 and min(contestant["seconds"]) > 0
             assert contestant["min"] == min(contestant["seconds"]) <= contestant["median"]
     assert set(report["machine"]) >= {"cpu", "torch", "quantkit", "huge_pages", "commit", "rivals"}
-    assert (folder / "speedup.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "speedup-light.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_rivals_are_compared_with_our_bits(run):
@@ -66,9 +66,9 @@ def test_a_wrong_kernel_is_not_measured(monkeypatch):
         cells.cell(Case("quantize", (8, 32)), [], 0.01)
 
 
-def test_wrong_lent_outputs_are_not_measured(monkeypatch):
-    honest = Job.lent
-    monkeypatch.setattr(Job, "lent", lambda job: lambda: (honest(job)(), job.outs[0].neg_()))
+def test_wrong_outputs_are_not_measured(monkeypatch):
+    honest = Job.out
+    monkeypatch.setattr(Job, "out", lambda job: lambda: (honest(job)(), job.outs[0].neg_()))
     with pytest.raises(cells.Wrong, match="not the reference's"):
         cells.cell(Case("quantize", (8, 32)), [], 0.01)
 
@@ -420,7 +420,7 @@ def test_publish_replaces_the_sections(run, tmp_path):
         text = page.read_text()
         assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
         assert "| quantize 4096×4096" in text
-    assert (docs / "speedup.png").exists()
+    assert (docs / "speedup-light.png").exists() and (docs / "speedup-dark.png").exists()
     path.write_text(json.dumps(run[0]))  # no cell of a quoted shape
     with pytest.raises(SystemExit, match="none of the cells"):
         main("publish", path, "--root", tmp_path)

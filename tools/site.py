@@ -40,4 +40,4 @@ def on_page_markdown(markdown, page, config, files):
             target = source[5:] if source.startswith("docs/") else REPOSITORY + source
         return m[1] + target + hash_ + anchor
 
-    return re.sub(r"(\]\(|^\[\w+\]: )([^)\s]+)", link, markdown, flags=re.MULTILINE)
+    return re.sub(r"(\]\(|\bsrc=\"|\bsrcset=\")([^)\"\s]+)", link, markdown)
