@@ -30,7 +30,7 @@ def run(tmp_path_factory):
 
 
 def test_a_run_holds_every_raw_time(run):
-    report, folder = run
+    report, _ = run
     assert len(report["cells"]) == 6
     for cell in report["cells"]:
         assert cell["shape"] == [8, 32] and cell["caches"] == "warm"
@@ -39,7 +39,6 @@ def test_a_run_holds_every_raw_time(run):
             assert len(contestant["seconds"]) >= 7 and min(contestant["seconds"]) > 0
             assert contestant["min"] == min(contestant["seconds"]) <= contestant["median"]
     assert set(report["machine"]) >= {"cpu", "torch", "quantkit", "huge_pages", "commit", "rivals"}
-    assert (folder / "speedup-light.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_rivals_are_compared_with_our_bits(run):
