@@ -95,7 +95,7 @@ ELEMENTWISE = "csrc/cuda/elementwise.cuh"
 DYNAMIC = "csrc/cuda/dynamic.cuh"
 MEASURE = "csrc/cuda/measure.cuh"
 RUN = "csrc/cuda/run.cuh"
-ROWS = "csrc/cpu/rows.h"
+ROWS, CONVERT, REDUCE = "csrc/cpu/rows.h", "csrc/cpu/convert.h", "csrc/cpu/reduce.h"
 CHUNKS = "csrc/cpu/chunks.h"
 LOOPS = "csrc/cpu/kernels.h"
 SQUARES = "csrc/cpu/errors.h"
@@ -211,11 +211,11 @@ MUTANTS = (
            "kMode >= kReciprocal ? x[i] : 0;", CPU),
     Mutant("CPU: NaN rule lost, product", ROWS, "kMode >= kReciprocal ? x[i] : v;",
            "kMode >= kReciprocal ? 0 : v;", kernels("hard_values and avx and float32")),
-    Mutant("CPU: lost tail of float16", ROWS, "for (; i < n; ++i) to[i] = narrow<f16>(from[i]);",
+    Mutant("CPU: lost tail of float16", CONVERT, "for (; i < n; ++i) to[i] = narrow<f16>(from[i]);",
            "for (; i + 1 < n; ++i) to[i] = narrow<f16>(from[i]);", kernels("given_parameters and avx and float16")),
-    Mutant("CPU: lost tail of a reduction", ROWS, "for (int64_t i = 0; i < r.n; ++i) {",
+    Mutant("CPU: lost tail of a reduction", REDUCE, "for (int64_t i = 0; i < r.n; ++i) {",
            "for (int64_t i = 0; i + 1 < r.n; ++i) {", CPU),
-    Mutant("CPU: float16 cut off", ROWS, "_MM_FROUND_TO_NEAREST_INT", "_MM_FROUND_TO_ZERO", kernels("given_parameters and avx and float16")),
+    Mutant("CPU: float16 cut off", CONVERT, "_MM_FROUND_TO_NEAREST_INT", "_MM_FROUND_TO_ZERO", kernels("given_parameters and avx and float16")),
     Mutant("CPU: uint8 codes taken for int8", LOOPS, "back_loop = with_format(e.format,",
            "back_loop = with_format(e.format == Format::uint8 ? Format::int8 : e.format,", kernels("every_code")),
     Mutant("CPU: float16 taken for bfloat16", LOOPS, "case Type::f16: return loops_for<f16, E, Q>(e);",
@@ -231,8 +231,8 @@ MUTANTS = (
     Mutant("CPU: x's step for y", CHUNKS, "at.of[kY] + done * step[kY]", "at.of[kY] + done * step[kX]", OUT),
     Mutant("CPU: x for the gradient", LOOPS, "grad.get(c.q, c.q_step, n)",
            "grad.get(c.x, c.x_step, n)", GENERATED),
-    Mutant("CPU: the gradient outside the limits", ROWS, "keep[i] ? from[i] : Bits(0)", "from[i]", GENERATED),
-    Mutant("CPU: gradients of two bytes taken for four", ROWS, "case 2: return select_row<int16_t>",
+    Mutant("CPU: the gradient outside the limits", CONVERT, "keep[i] ? from[i] : Bits(0)", "from[i]", GENERATED),
+    Mutant("CPU: gradients of two bytes taken for four", CONVERT, "case 2: return select_row<int16_t>",
            "case 2: return select_row<int32_t>", GENERATED),
     Mutant("CPU: x's step for q", CHUNKS, "at.of[kQ] + done * step[kQ]", "at.of[kQ] + done * step[kX]", kernels("long_rows")),
     Mutant("CPU: rows that do not join", CHUNKS, "joins &= outer.continues(inner, o);",
@@ -271,7 +271,7 @@ MUTANTS = (
            "inner.stride[kX] == 1;", CPU),
     Mutant("CPU: short rows that another thread ends", LOOPS, "begin % inner.size == 0 &&\n                    end % inner.size == 0;",
            "begin % inner.size == 0;", (*THREADS, "-k", "short_rows")),
-    Mutant("CPU: minima of the threads not joined", ROWS, "to[i] = R::template join<1>(to[i], from[i]);",
+    Mutant("CPU: minima of the threads not joined", REDUCE, "to[i] = R::template join<1>(to[i], from[i]);",
            "to[i] = to[i];", kernels("large_tensors or extreme")),
     # How the work is split, and where it runs.
     Mutant("CPU: an element between two threads lost", PARALLEL, "if (begin < end) body(begin, end);",
@@ -399,13 +399,13 @@ MUTANTS = (
     Mutant("CPU: a part of another dimension", PARALLEL, "if (layout.dims[k].stride[kScale] != 0 && place-- == 0)",
            "if (place-- == 0)", kernels("large_tensors")),
     # Columns, chosen parameters, masks.
-    Mutant("CPU: lost tail of columns", ROWS, "for (; n > 0; x += columns",
+    Mutant("CPU: lost tail of columns", REDUCE, "for (; n > 0; x += columns",
            "for (; n >= columns; x += columns", CPU),
-    Mutant("CPU: columns from inside a row", ROWS, "x += head, n -= head;",
+    Mutant("CPU: columns from inside a row", REDUCE, "x += head, n -= head;",
            "n -= head;", CPU),
-    Mutant("CPU: the last period not joined", ROWS, "for (int64_t i = 0; i < period; i += columns)",
+    Mutant("CPU: the last period not joined", REDUCE, "for (int64_t i = 0; i < period; i += columns)",
            "for (int64_t i = 0; i + columns < period; i += columns)", kernels("large_tensors or extreme")),
-    Mutant("CPU: scale's step for zero points", ROWS, "i * f.zero_point_step",
+    Mutant("CPU: scale's step for zero points", REDUCE, "i * f.zero_point_step",
            "i * f.scale_step", OUT),
     Mutant("CPU: centred codes of half precision not clipped", ROWS, "else if constexpr (kCentre && kFloat)",
            "else if constexpr (kCentre)", kernels("chosen_parameters and avx")),

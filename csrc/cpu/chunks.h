@@ -3,6 +3,7 @@
 // parameters that belong to each element.
 #pragma once
 
+#include "convert.h"
 #include "rows.h"
 
 #ifdef __SSE2__

@@ -1,6 +1,7 @@
 // Exact sums over a chunk: squares as integers, in loops that the compiler vectorises.
 #pragma once
 
+#include "../numerics/reductions.h"
 #include "../numerics/sums.h"
 #include "rows.h"
 

@@ -5,6 +5,7 @@
 #include "errors.h"
 #include "linear.h"
 #include "products.h"
+#include "reduce.h"
 
 namespace quantkit {
 namespace {
