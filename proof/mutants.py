@@ -91,7 +91,7 @@ SUMS = "csrc/numerics/sums.h"
 PHILOX = "csrc/numerics/philox.h"
 LAYOUT = "csrc/layout.cpp"
 MEMORY = "csrc/cuda/memory.cuh"
-ELEMENTWISE = "csrc/cuda/elementwise.cuh"
+ELEMENTWISE, MIXED = "csrc/cuda/elementwise.cuh", "csrc/cuda/mixed.cuh"
 DYNAMIC = "csrc/cuda/dynamic.cuh"
 MEASURE = "csrc/cuda/measure.cuh"
 RUN = "csrc/cuda/run.cuh"
@@ -194,11 +194,11 @@ MUTANTS = (
            kernels("cuda_emu and zero_points")),
     Mutant("zero point of the CPU not rounded", RUN, "values_of(e.add, e.steps.add)",
            "values_of(e.add)", kernels("cuda_emu and zero_points_that")),
-    Mutant("the gradient outside the limits", ELEMENTWISE, "inside ? load(static_cast<const Bits*>(x) + from)",
+    Mutant("the gradient outside the limits", MIXED, "inside ? load(static_cast<const Bits*>(x) + from)",
            "true || inside ? load(static_cast<const Bits*>(x) + from)"),
-    Mutant("x's elements for the gradient's", ELEMENTWISE, "store_selected(inside, a.q_in, at.of[kQ],",
+    Mutant("x's elements for the gradient's", MIXED, "store_selected(inside, a.q_in, at.of[kQ],",
            "store_selected(inside, a.x, at.of[kX],"),
-    Mutant("x's step for the gradient", ELEMENTWISE, "store_selected(inside, a.q_in, at.of[kQ],",
+    Mutant("x's step for the gradient", MIXED, "store_selected(inside, a.q_in, at.of[kQ],",
            "store_selected(inside, a.q_in, at.of[kX],"),
     # The CPU's loops.
     Mutant("CPU: a product for the division", ROWS, "x[i] / (kOwn ? divide[i] : divide0), kOwn",
@@ -417,7 +417,7 @@ MUTANTS = (
            "mask.get(c.x, c.x_step, n)", CPU),
     Mutant("x's place for the mask", ELEMENTWISE, "store(static_cast<uint8_t*>(a.q) + q,",
            "store(static_cast<uint8_t*>(a.q) + at.of[kX] + i * a.stride[kX],"),
-    Mutant("the gradient's place for the mask", ELEMENTWISE, "load(static_cast<const uint8_t*>(a.q_in) + at.of[kQ])",
+    Mutant("the gradient's place for the mask", MIXED, "load(static_cast<const uint8_t*>(a.q_in) + at.of[kQ])",
            "load(static_cast<const uint8_t*>(a.q_in) + at.of[kX])"),
     Mutant("no check of a mask's dtype", CHECKS, "if (mask.dtype != dtype_of(Type::boolean))",
            "if (false)", ERRORS),
@@ -510,7 +510,7 @@ MUTANTS = (
     Mutant("a global scale that dequantize does not take", TYPES, "axes.add(kScale, scale->sizes, scale->strides, scale->dim);\n", "", FORMATTED),
     Mutant("float4: the sign of 8 bits", FORMATS, "int32_t(uint32_t(sign) >> (32 - kBits)),", "int32_t(uint32_t(sign) >> 24),", FORMATTED),
     # The same in CUDA.
-    Mutant("a mask of what is rounded twice", ELEMENTWISE, "a.steps.round_first || a.draws_randomly ? between(v, low, high) != 0",
+    Mutant("a mask of what is rounded twice", MIXED, "a.steps.round_first || a.draws_randomly ? between(v, low, high) != 0",
            "a.draws_randomly ? between(v, low, high) != 0", EMULATED_FORMATS),
     Mutant("float32 for an output of half precision", RUN, "  if (kResult == Result::codes && back && e.y_type != Type::f32) return nullptr;\n",
            "", EMULATED_FORMATS),
@@ -520,9 +520,9 @@ MUTANTS = (
            "if (d.stored != nullptr || e.steps.round_first || e.seed != nullptr)", EMULATED_FORMATS),
     Mutant("rows rounded first by the usual kernel", RUN, "if (is_float(e.format) || e.steps.round_first || e.seed != nullptr || d.stored != nullptr)",
            "if (is_float(e.format) || e.seed != nullptr || d.stored != nullptr)", EMULATED_FORMATS),
-    Mutant("quotients not rounded first", ELEMENTWISE, "  if (steps.round_first) return sum_in<float>(rounded<whole>(float(quotient)), zero_point);\n",
+    Mutant("quotients not rounded first", MIXED, "  if (steps.round_first) return sum_in<float>(rounded<whole>(float(quotient)), zero_point);\n",
            "", EMULATED_FORMATS),
-    Mutant("only the first code of a byte", ELEMENTWISE, "F::kPerByte * i + k, F::unpacked(byte, k));",
+    Mutant("only the first code of a byte", MIXED, "F::kPerByte * i + k, F::unpacked(byte, k));",
            "F::kPerByte * i + k, F::unpacked(byte, 0));", EMULATED_FORMATS),
     # Stochastic rounding.
     Mutant("9 rounds of Philox", PHILOX, "kPhiloxRounds = 10", "kPhiloxRounds = 9", STOCHASTIC),
@@ -543,7 +543,7 @@ MUTANTS = (
     Mutant("no check of places", CHECKS, "if (least < 0 || most > INT64_MAX)", "if (least < 0)", STOCHASTIC),
     Mutant("no check of a seed's shape", CHECKS, "seed->dim != 1 || seed->sizes[0] != 2", "seed->dim != 1", BAD_SEEDS),
     Mutant("a seed may overlap outputs", CHOOSERS, "    if (drawn) inputs.push_back(&drawn.seed());\n", "", SEED_OVERLAPS),
-    Mutant("a mask of what is rounded up or down", ELEMENTWISE, "a.steps.round_first || a.draws_randomly ? between(v, low, high) != 0",
+    Mutant("a mask of what is rounded up or down", MIXED, "a.steps.round_first || a.draws_randomly ? between(v, low, high) != 0",
            "a.steps.round_first ? between(v, low, high) != 0", EMULATED_STOCHASTIC),
     Mutant("rows drawn by the usual kernel", RUN, "if (is_float(e.format) || e.steps.round_first || e.seed != nullptr || d.stored != nullptr)",
            "if (is_float(e.format) || e.steps.round_first || d.stored != nullptr)", EMULATED_STOCHASTIC),

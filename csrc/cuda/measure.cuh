@@ -3,7 +3,7 @@
 // in the end the registers, go to digits in shared memory, and those to the result by atomics.
 #pragma once
 
-#include "elementwise.cuh"
+#include "mixed.cuh"
 
 namespace quantkit {
 namespace {

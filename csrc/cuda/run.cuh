@@ -7,6 +7,7 @@
 #include "dynamic.cuh"
 #include "linear.cuh"
 #include "measure.cuh"
+#include "mixed.cuh"
 #ifndef QUANTKIT_EMULATE
 #include "launch.h"
 #endif
