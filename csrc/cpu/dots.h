@@ -25,11 +25,11 @@ __m128i sums_of_vectors(const __m512i (&v)[kBlock]) {
   return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
-// Adds the sums of n products of kTokens rows of x, n apart, and four rows of w: unsigned bytes, or
+// Adds the sums of n products of kTokens rows of x and four rows of w: unsigned bytes, or
 // signed ones to which 128 is to be added.
 template <int kTokens, bool kSigned>
-void add_block(const int8_t* x, const void* w, int64_t stride, int64_t n, int32_t* sums,
-               int64_t sums_stride) {
+void add_block(const int8_t* x, int64_t x_stride, const void* w, int64_t stride, int64_t n,
+               int32_t* sums, int64_t sums_stride) {
   __m512i made[kTokens][kBlock];
   for (auto& row : made)
     for (__m512i& sum : row) sum = _mm512_setzero_si512();
@@ -40,7 +40,7 @@ void add_block(const int8_t* x, const void* w, int64_t stride, int64_t n, int32_
       if (kSigned) rows[i] = _mm512_xor_si512(rows[i], _mm512_set1_epi8(-128));
     }
     for (int t = 0; t < kTokens; ++t) {
-      const __m512i v = _mm512_maskz_loadu_epi8(which, x + t * n + k);
+      const __m512i v = _mm512_maskz_loadu_epi8(which, x + t * x_stride + k);
       for (int i = 0; i < kBlock; ++i) made[t][i] = _mm512_dpbusd_epi32(made[t][i], rows[i], v);
     }
   };

@@ -10,14 +10,13 @@
 namespace quantkit {
 namespace {
 
-constexpr int64_t kOutputs = 64;  // a task's rows of q,
-constexpr int64_t kRows = 4;      // so many of them at a time,
-constexpr int64_t kTokens = 64;   // and its rows of x at most
-constexpr int64_t kDepth = 4096;  // as many columns at a time: no sum of theirs exceeds int32
-constexpr int64_t kFew = 16;      // tokens for which q is not worth a copy
+constexpr int64_t kOutputs = 128;  // a task's rows of q,
+constexpr int64_t kRows = 4;       // so many of them at a time,
+constexpr int64_t kTokens = 64;    // and its rows of x at most
+constexpr int64_t kDepth = 4096;   // as many columns at a time: no sum of theirs exceeds int32
+constexpr int64_t kFew = 16;       // tokens for which q is not worth a copy
 constexpr int64_t kApart =
     kDepth + 64;  // columns of a copy's rows: not in the same lines of the cache
-constexpr int64_t kBytesOfX = 1 << 16;  // of a task's x: in the core's own cache
 
 // The sums of n products of x and of each of kRows rows of w, which lie `stride` apart.
 template <int kCount, class X, class W>
@@ -31,37 +30,50 @@ void products(const X* __restrict x, const W* __restrict w, int64_t stride, int6
 
 // Products of 16 bits by 16 bits: both sides are widened.
 struct Widened {
-  using Element = int16_t;
-  static Element element(int8_t code) { return code; }
-  static void unwanted(const int8_t*, int64_t, int64_t, int64_t, int32_t*) {}
+  static constexpr int64_t kMost = 1 << 15;  // codes of x: in the core's own cache
+  struct Codes {                             // of some rows of x, n columns of each
+    alignas(64) int16_t of[kMost];
+    int64_t stride;
+
+    Codes(const int8_t* x, int64_t apart, int64_t rows, int64_t n) : stride(n) {
+      for (int64_t t = 0; t < rows; ++t)
+        for (int64_t k = 0; k < n; ++k) of[t * n + k] = x[t * apart + k];
+    }
+  };
+  static void unwanted(const Codes&, int64_t, int64_t, int32_t*) {}
 
   template <int kCount>
-  static void add(const Element* x, int64_t tokens, const int8_t* q, int64_t stride, int64_t n,
+  static void add(const Codes& x, int64_t tokens, const int8_t* q, int64_t stride, int64_t n,
                   int32_t* sums) {
     alignas(64) int16_t w[kCount * kDepth];
     for (int i = 0; i < kCount; ++i)
       for (int64_t k = 0; k < n; ++k) w[i * kDepth + k] = q[i * stride + k];
     for (int64_t t = 0; t < tokens; ++t)
-      products<kCount>(x + t * n, w, kDepth, n, sums + t * kOutputs);
+      products<kCount>(x.of + t * x.stride, w, kDepth, n, sums + t * kOutputs);
   }
 };
 
 #ifdef __AVX512VNNI__
 // Products of unsigned by signed bytes: 128 is added to q, and 128 times the sum of x taken off.
 struct Products {
-  using Element = int8_t;
-  static Element element(int8_t code) { return code; }
-  static void unwanted(const int8_t* x, int64_t tokens, int64_t stride, int64_t n, int32_t* sums) {
+  static constexpr int64_t kMost = kTokens * kDepth;
+  struct Codes {
+    const int8_t* of;
+    int64_t stride;
+
+    Codes(const int8_t* x, int64_t apart, int64_t, int64_t) : of(x), stride(apart) {}
+  };
+  static void unwanted(const Codes& x, int64_t tokens, int64_t n, int32_t* sums) {
     alignas(64) uint8_t added[kDepth];
     for (int64_t k = 0; k < n; ++k) added[k] = 128;
     int64_t t = 0;
     for (; t + kRows <= tokens; t += kRows)
-      products<kRows>(added, x + t * stride, stride, n, sums + t);
-    for (; t < tokens; ++t) products<1>(added, x + t * stride, stride, n, sums + t);
+      products<kRows>(added, x.of + t * x.stride, x.stride, n, sums + t);
+    for (; t < tokens; ++t) products<1>(added, x.of + t * x.stride, x.stride, n, sums + t);
   }
 
   template <int kCount>
-  static void add(const Element* x, int64_t tokens, const int8_t* q, int64_t stride, int64_t n,
+  static void add(const Codes& x, int64_t tokens, const int8_t* q, int64_t stride, int64_t n,
                   int32_t* sums) {
     if (kCount == kBlock && tokens <= kFew) return add_blocks<true>(x, tokens, q, stride, n, sums);
     alignas(64) uint8_t w[kCount * kApart];
@@ -69,18 +81,20 @@ struct Products {
       for (int64_t k = 0; k < n; ++k) w[i * kApart + k] = uint8_t(q[i * stride + k]) ^ 0x80;
     if (kCount == kBlock) return add_blocks<false>(x, tokens, w, kApart, n, sums);
     for (int64_t t = 0; t < tokens; ++t)
-      products<kCount>(x + t * n, w, kApart, n, sums + t * kOutputs);
+      products<kCount>(x.of + t * x.stride, w, kApart, n, sums + t * kOutputs);
   }
 
  private:
   template <bool kSigned>
-  static void add_blocks(const Element* x, int64_t tokens, const void* w, int64_t stride, int64_t n,
+  static void add_blocks(const Codes& x, int64_t tokens, const void* w, int64_t stride, int64_t n,
                          int32_t* sums) {
     int64_t t = 0;
     for (; t + kBlock <= tokens; t += kBlock)
-      add_block<kBlock, kSigned>(x + t * n, w, stride, n, sums + t * kOutputs, kOutputs);
+      add_block<kBlock, kSigned>(x.of + t * x.stride, x.stride, w, stride, n, sums + t * kOutputs,
+                                 kOutputs);
     for (; t < tokens; ++t)
-      add_block<1, kSigned>(x + t * n, w, stride, n, sums + t * kOutputs, kOutputs);
+      add_block<1, kSigned>(x.of + t * x.stride, x.stride, w, stride, n, sums + t * kOutputs,
+                            kOutputs);
   }
 };
 #else
@@ -88,8 +102,7 @@ using Products = Widened;
 #endif
 
 int64_t tokens_of_task(const Linear& l) {
-  const int64_t bytes = smaller(l.depth, kDepth) * int64_t(sizeof(Products::Element));
-  return smaller(smaller(kBytesOfX / bytes, kTokens), l.tokens);
+  return smaller(smaller(Products::kMost / smaller(l.depth, kDepth), kTokens), l.tokens);
 }
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -100,16 +113,12 @@ int64_t linear_tasks(const Linear& l) {
 // The sums of rows [first, first + tokens) of x by rows [row, row + rows) of q.
 void sums_of(const Linear& l, int64_t first, int64_t tokens, int64_t row, int64_t rows,
              int32_t* sums) {
-  using Element = Products::Element;
-  alignas(64) Element x[kBytesOfX / sizeof(Element)];
   for (int64_t i = 0; i < tokens * kOutputs; ++i) sums[i] = 0;
   for (int64_t from = 0; from < l.depth; from += kDepth) {
     const int64_t n = smaller(kDepth, l.depth - from);
-    const int8_t* const codes = l.x + first * l.depth + from;
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t k = 0; k < n; ++k) x[t * n + k] = Products::element(codes[t * l.depth + k]);
+    const Products::Codes x(l.x + first * l.depth + from, l.depth, tokens, n);
     int32_t unwanted[kTokens] = {};
-    Products::unwanted(codes, tokens, l.depth, n, unwanted);
+    Products::unwanted(x, tokens, n, unwanted);
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t i = 0; i < kOutputs; ++i) sums[t * kOutputs + i] -= unwanted[t];
     const int8_t* const q = l.q + row * l.depth + from;
