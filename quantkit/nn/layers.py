@@ -25,9 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .. import _torch
-from .._checks import format_of
-from ..formats import CODED_SCALES, E8M0, power_of_two
+from .. import _checks, _torch
+from ..formats import CODED_SCALES, E8M0, FLOAT_DTYPES, power_of_two
 from ..ops import aminmax, dequantize_tensor, linear_w8a8, quantize
 from ..params import QuantizationParams
 from ..schemes import keywords_of
@@ -47,7 +46,7 @@ class QuantizedLayer(nn.Module):
     """What QuantLinear, QuantEmbedding and QuantConv2d share.
 
     Attributes:
-        weight, weight_scale, weight_zero_point, weight_global_scale: see the module's first lines.
+        weight, weight_scale, weight_zero_point, weight_global_scale: see docs/layers.md.
         bias: that of the float layer, which may be trained; frozen beside ``activations="int8"``.
         scheme: how the weight was quantized, in words.
         dtype: of the float layer's weight. ``.half()`` and the like change it, and no scale.
@@ -108,23 +107,29 @@ class QuantizedLayer(nn.Module):
     def from_float(
         cls: type[_Self],
         module: nn.Module,
-        scheme: str | Mapping[str, Any],
+        scheme: str | Mapping[str, Any] | None = None,
         activations: str | None = None,
+        **keywords: Any,
     ) -> _Self:
         """The layer of a float one, whose bias it takes over.
 
         Args:
             module: a float layer of the class that ``float_class`` names, and of no class made of it.
-            scheme: a name of :data:`quantkit.SCHEMES`, or keywords of :func:`quantkit.dynamic_quantize`,
-                as for :func:`quantkit.quantize`. Steps are float32. Sizes of blocks are those of the
-                weight as a matrix.
+            scheme: a name of :data:`quantkit.SCHEMES`, or a mapping of keywords of
+                :func:`quantkit.dynamic_quantize`, as for :func:`quantkit.quantize`. Steps are float32.
+                Sizes of blocks are those of the weight as a matrix.
+            keywords: those of such a mapping, instead of it: ``dtype="int4", block_size=[32]``.
             activations: "int8" quantizes the inputs of a QuantLinear, too: see its page.
 
         Raises:
-            TypeError or ValueError that says what does not fit: another class, an unknown scheme, rows
-            that do not fill whole bytes, NaN or an infinity in the weight, hooks that would be lost: all
-            but those of torch's tensor parallel.
+            TypeError or ValueError that says what does not fit: another class, an unknown scheme, NaN or
+            an infinity in the weight. Rows that do not fill whole bytes are one, too. So are hooks and a
+            ``forward`` of the layer's own, which would be lost, but for hooks of torch's tensor parallel.
         """
+        if (scheme is None) is not bool(keywords):
+            given = "both" if keywords else "none"
+            raise _checks.wrong(TypeError, "scheme", "a scheme or its keywords", given)
+        scheme = keywords if scheme is None else scheme
         cls._check(module)
         weight: Any = module.weight
         check_finite(weight)
@@ -139,6 +144,15 @@ class QuantizedLayer(nn.Module):
         expected = f"a torch.nn.{cls.float_class.__name__}"
         if type(module) is not cls.float_class:
             raise TypeError(f"module: expected {expected}, got {type(module).__name__}")
+        weight: Any = getattr(module, "weight", None)
+        if weight.numel() == 0:
+            raise _checks.wrong(
+                ValueError, "module", f"{expected} whose weight has elements", tuple(weight.shape)
+            )
+        if "forward" in vars(module):
+            raise ValueError(
+                f"module: expected {expected} without a forward of its own, which would be lost"
+            )
         for hooks in _HOOKS:
             there = getattr(module, hooks, {}).values()
             if not all(hooks in _MOVED and _is_placing(hook) for hook in there):
@@ -153,6 +167,11 @@ class QuantizedLayer(nn.Module):
         )
 
     def _set(self, q: torch.Tensor, p: QuantizationParams, symmetric: bool | None) -> None:
+        if not isinstance(p, QuantizationParams):
+            raise _checks.wrong(TypeError, "qparams", "a QuantizationParams", type(p).__name__)
+        f = _checks.smallest_format(p.q_min, p.q_max) if p.dtype is None else None
+        f = f or _checks.format_of(p.dtype)
+        _checks.codes("q", q, f)
         rows, row = self.shape[0], self.shape[1:].numel()
         scale = p.scale if p.scale.dtype in CODED_SCALES else p.scale.to(torch.float32)
         blocks = p.block_size
@@ -162,8 +181,7 @@ class QuantizedLayer(nn.Module):
         zero: torch.Tensor | None = p.zero_point
         g = p.global_scale
         if symmetric is None and zero is not None:
-            f = format_of(p.dtype) if p.dtype is not None else None
-            symmetric = (f is not None and not f.has_zero_point) or not bool((zero != 0).any())
+            symmetric = not f.has_zero_point or not bool((zero != 0).any())
         if symmetric or zero is None:
             zero = None
         else:
@@ -195,7 +213,13 @@ class QuantizedLayer(nn.Module):
     def _tensor(self, name: str) -> torch.Tensor | None:
         """A tensor in its own dtype, not in bytes."""
         t: torch.Tensor | None = getattr(self, name)
-        return t if t is None or t.dtype == self._dtypes[name] else t.view(self._dtypes[name])
+        if t is None or t.dtype == self._dtypes[name]:
+            return t
+        if self._dtypes[name] == E8M0 and torch.onnx.is_in_onnx_export():
+            raise ValueError(  # the exporter itself has no number of this dtype
+                f"quantkit.onnx cannot write scales of {E8M0}: docs/onnx.md has what it can"
+            )
+        return t.view(self._dtypes[name])
 
     @property
     def codes(self) -> torch.Tensor:
@@ -250,6 +274,8 @@ class QuantizedLayer(nn.Module):
         fn gets float32 scales as int32, which no conversion to a float dtype touches. So ``.to(dtype)``
         keeps them, and ``.to(device)``, ``.to_empty`` and ``share_memory`` do as ever.
         """
+        if fn(torch.empty(0, dtype=torch.int32, device=self.weight.device)).dtype != torch.int32:
+            raise TypeError("type: it would convert codes, too; expected .to(dtype)")
         kept = {id(t) for t in map(self._buffers.get, _TENSORS) if t is not None}
 
         def keeping(t: torch.Tensor) -> torch.Tensor:
@@ -329,8 +355,7 @@ class QuantLinear(QuantizedLayer):
     out_features: int
 
     def _check_activations(self, activations: str) -> None:
-        if activations != "int8":
-            raise ValueError(f"activations: expected None or 'int8', got {activations!r}")
+        check_activations(activations)
         scale = self.weight_scale
         by_row = scale.numel() == 1 or scale.shape == (self.shape[0], 1)
         if _torch.is_dtensor(self.weight):
@@ -351,6 +376,9 @@ class QuantLinear(QuantizedLayer):
             scale = self.weight_scale
             scale = scale.reshape(()) if scale.numel() == 1 else scale
             x = x if x.dtype == dtype else x.to(dtype)
+            if x.dim() == 0 or x.shape[-1] != self.in_features:
+                expected = f"a last size of {self.in_features}"
+                raise _checks.wrong(ValueError, "x", expected, f"shape {tuple(x.shape)}")
             return linear_w8a8(x, self.weight, scale.to(torch.float32), self.bias)
         bias = None if self.bias is None else self.bias.to(dtype)
         return F.linear(x, self.dequantized(dtype), bias)
@@ -384,18 +412,20 @@ class QuantEmbedding(QuantizedLayer):
             return F.embedding(indices, self.dequantized())
         flat = indices.reshape(-1)
         p = self.qparams
-        q = _rows(self.codes, flat)
+        q = _rows(self.weight, flat, self._dtypes["weight"])
         if p.scale.dim() == 2:
             assert p.block_size is not None
             height, width = p.block_size
             where = flat // (self.shape[0] if height == -1 else height)
-            zero, g = p.zero_point, p.global_scale
+            zero, g = (
+                t if t is None or t.dim() == 0 else t.index_select(0, where)
+                for t in (p.zero_point, p.global_scale)
+            )
             p = QuantizationParams(
-                _scale_rows(p.scale, where), None if zero is None else _rows(zero, where),
-                global_scale=g if g is None or g.dim() == 0 else _rows(g, where),
+                _rows(self.weight_scale, where, self._dtypes["weight_scale"]), zero, global_scale=g,
                 **{**self._fields, "block_size": (1, width)},
             )  # fmt: skip
-        return _decoded(q, p, self.dtype).reshape(*indices.shape, -1)
+        return _decoded(q, p, self.dtype).reshape(*indices.shape, self.embedding_dim)
 
 
 class QuantConv2d(QuantizedLayer):
@@ -465,6 +495,11 @@ def _matrix(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().reshape(weight.shape[0], -1)
 
 
+def check_activations(activations: object) -> None:
+    if activations not in (None, "int8"):
+        raise _checks.wrong(ValueError, "activations", "None or 'int8'", _checks.shown(activations))
+
+
 def check_finite(weight: torch.Tensor) -> None:
     """Raise ValueError for NaN or an infinity, where the weight has memory."""
     if weight.is_meta or _torch.is_fake(weight) or weight.numel() == 0:
@@ -477,18 +512,13 @@ def _bytes(t: torch.Tensor) -> torch.Tensor:
     return t.view(torch.uint8) if t.dtype in _BYTES else t
 
 
-def _rows(t: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Rows of a matrix; torch selects none of float8."""
-    if t.dtype in _BYTES:
-        return t.view(torch.uint8).index_select(0, indices).view(t.dtype)
-    return t.index_select(0, indices)
-
-
-def _scale_rows(scale: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Rows of scales; powers of two as float32, since torch's compiler knows no E8M0."""
-    if scale.dtype != E8M0:
-        return _rows(scale, indices)
-    return power_of_two(scale.view(torch.uint8).index_select(0, indices).to(torch.int32))
+def _rows(t: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of a layer's tensor in its own dtype: torch selects none of float8, and its compiler knows no
+    E8M0, whose powers of two are float32 here."""
+    rows = t.index_select(0, indices)
+    if dtype == E8M0:
+        return power_of_two(rows.to(torch.int32))
+    return rows if rows.dtype == dtype else rows.view(dtype)
 
 
 def _decoded(q: torch.Tensor, p: QuantizationParams, dtype: torch.dtype) -> torch.Tensor:
@@ -500,6 +530,9 @@ def _decoded(q: torch.Tensor, p: QuantizationParams, dtype: torch.dtype) -> torc
 
 def _dtype_for(x: torch.Tensor) -> torch.dtype:
     """The dtype that torch's own product takes: x's, or that of autocast."""
+    if not isinstance(x, torch.Tensor) or x.dtype not in FLOAT_DTYPES:
+        got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+        raise _checks.wrong(TypeError, "x", "a tensor of floats", got)
     kind = x.device.type
     there = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if there and x.dtype != torch.float64 else x.dtype
