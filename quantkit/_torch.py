@@ -97,6 +97,27 @@ def all_reduce(t: torch.Tensor, how: str, mesh: Any, mesh_dim: int) -> torch.Ten
     return collectives.wait_tensor(collectives.all_reduce(t, how, (mesh, mesh_dim)))
 
 
+_ranks_tag = ""
+
+
+def keep_ranks_apart() -> None:
+    """Have torch.compile's caches on the disk keep the graphs of ranks apart, which hold their shards.
+
+    torch gives one rank the graph of another. What the user has for the tag stays in front.
+    """
+    global _ranks_tag
+    from torch import distributed
+
+    config = getattr(torch.compiler, "config", None)
+    tag = getattr(config, "cache_key_tag", None)
+    if tag is None or not (distributed.is_available() and distributed.is_initialized()):
+        return
+    mine = f" rank {distributed.get_rank()} of {distributed.get_world_size()}"
+    if not tag.endswith(mine):
+        config.cache_key_tag = (tag.removesuffix(_ranks_tag) if _ranks_tag else tag) + mine
+    _ranks_tag = mine
+
+
 def register_pytree_node(*args: Any, **names: Any) -> None:
     """For export, vmap and torch.func; without it they take the class for a leaf."""
     try:

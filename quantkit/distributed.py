@@ -251,6 +251,7 @@ def _kernel(name: str) -> Callable[..., Any]:
     rule, names = _RULES.get(name.partition(".")[0], _refused), _names(name)
 
     def kernel(cls, func, types, args=(), kwargs=None):
+        _torch.keep_ranks_apart()  # compilers call this too, before they look for a graph
         given = dict(zip(names, args, strict=False)) | (kwargs or {})
         if not isinstance(given[names[0]], DTensor):
             raise RuntimeError(f"{names[0]}: expected a DTensor, as another argument is one")
@@ -271,6 +272,7 @@ def _no_out(cls, func, types, args=(), kwargs=None):
 if not hasattr(torch.library, "register_torch_dispatch"):
     version = ".".join(map(str, _torch.RELEASE))
     raise RuntimeError(f"torch {version} has no rules for DTensors; pass to_local()")
+_torch.keep_ranks_apart()
 _library = torch.library.Library("quantkit", "FRAGMENT")
 for _name in (*OPERATORS, *GRADIENTS):
     torch.library.register_torch_dispatch(functional(_name), DTensor, _kernel(_name), lib=_library)

@@ -60,6 +60,15 @@ def test_calls_compiled_by_inductor(two):
     two.run("compiled", world=2, backend="inductor")
 
 
+@pytest.mark.full
+def test_no_rank_gets_the_graph_of_another(tmp_path):
+    """Compiled first, then found on the disk."""
+    for _ in range(2):
+        ranks = Ranks(2, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+        ranks.run("graphs", world=2)
+        ranks.close()
+
+
 def test_training_under_ddp_and_fsdp2(two):
     two.run("training", world=2)
 
@@ -165,10 +174,10 @@ def test_gloo_loses_nan_in_a_maximum(two):
 
 @pytest.mark.full
 def test_torch_gives_a_rank_the_graph_of_another(tmp_path):
-    """Why uneven shards need TORCHINDUCTOR_AUTOGRAD_CACHE=0 under torch.compile."""
+    """Why quantkit.distributed adds the rank to cache_key_tag."""
     errors = []
     for _ in range(2):
-        ranks = Ranks(2, TORCHINDUCTOR_AUTOGRAD_CACHE="1", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+        ranks = Ranks(2, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
         errors += ranks.run("uneven_graphs", world=2)
         ranks.close()
     assert any(errors), "mended: graphs of uneven shards are kept apart"

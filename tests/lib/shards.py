@@ -424,6 +424,24 @@ def compiled(world, backend):
         same(made, model(i))
 
 
+def graphs(world):
+    """What depends on the rank, compiled by inductor, which looks for graphs on the disk."""
+    import quantkit.distributed
+
+    torch.compiler.config.cache_key_tag = "mine"  # the first call in a graph adds the rank
+    mesh, x = mesh_of(world), numbers((8, 32), torch.float32, random.Random(4)).nan_to_num(1, 1, 1)
+    p = quantkit.QuantizationParams(torch.arange(1.0, 9.0).reshape(8, 1) / 10, 0.0, -128, 127)
+    for call in (
+        lambda t: quantkit.fake_quantize(t, p),
+        lambda t: quantkit.quantize(t, "int8_channel", seed=torch.tensor([1, 2]))[0],
+        lambda t: t.redistribute(placements=[Shard(0)]) * 1 if isinstance(t, DTensor) else t * 1,
+    ):
+        for place in (Shard(0), Replicate()):
+            torch._dynamo.reset()
+            same(torch.compile(call, fullgraph=True)(sharded(x, mesh, place)), call(x))
+    assert torch.compiler.config.cache_key_tag == f"mine rank {dist.get_rank()} of {world}"
+
+
 # ---- models -------------------------------------------------------------------------------------------
 
 
@@ -861,6 +879,7 @@ def maximum_of_nan(world):
 
 def uneven_graphs(world):
     """What each rank gets of a compiled graph of uneven shards: its error, or nothing."""
+    torch.compiler.config.cache_key_tag = ""  # quantkit.distributed adds the rank
     d = sharded(torch.randn(15, 24), mesh_of(world), Shard(0))
     _, error = outcome(lambda: torch.compile(lambda t: t * 2 + 1, fullgraph=True)(d).to_local())
     errors = [None] * world
