@@ -64,9 +64,14 @@ def _with_parameters(name: str, given: _Arguments) -> Any:
             break
         results = results or _shaped(name, given, at.local)
         for whole, part in zip(results, made, strict=True):
-            at.part(whole, piece, unit).copy_(part)
+            at.part(_joinable(whole), piece, unit).copy_(_joinable(part))
     alike = [at.alike(t, unit) for t in results or _shaped(name, given, at.local)]
     return tuple(alike) if len(alike) > 1 else alike[0]
+
+
+def _joinable(t: _Tensor) -> _Tensor:
+    """float8 as its bytes: inductor selects no float8."""
+    return t.view(torch.uint8) if t.is_floating_point() and t.element_size() == 1 else t
 
 
 def _tuple(results: Any) -> tuple[_Tensor, ...]:

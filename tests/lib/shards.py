@@ -405,6 +405,17 @@ def compiled(world, backend):
             return q, x_hat, p.scale, p.zero_point
 
         same(torch.compile(both, fullgraph=True, backend=backend)(sharded(x, mesh, place)), both(x))
+    for place, scheme in itertools.product(
+        (Shard(0), Shard(1)),
+        ({"dtype": F8}, {"dtype": F8, "scale_dtype": E8}, {"dtype": F4, "scale_dtype": F8}),
+    ):
+        torch._dynamo.reset()
+
+        def cut(t, scheme=scheme):
+            q, p = quantkit.dynamic_quantize(t, block_size=[5, 8], **scheme)
+            return q, quantkit.dequantize_tensor(q, p), quantkit.fake_quantize(t, p)
+
+        same(torch.compile(cut, fullgraph=True, backend=backend)(sharded(x, mesh, place)), cut(x))
     torch._dynamo.reset()
 
     def loss(w):
