@@ -75,6 +75,14 @@ def is_dtensor(t: object) -> bool:
     return kind is not None and isinstance(t, kind)
 
 
+def no_dtensors(name: str, *values: object) -> None:
+    """Raise where one of values is a DTensor."""
+    if "torch.distributed.tensor" in sys.modules and any(map(is_dtensor, values)):
+        raise RuntimeError(
+            f"{name}: expected plain tensors, got a DTensor; pass full_tensor() or to_local()"
+        )
+
+
 def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """What function.apply() ends in, without its search for default arguments.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from . import _torch, reference, sums
 from ._shards import Beside, Shards, index_of, local_part, whole_blocks
@@ -259,11 +259,15 @@ def _kernel(name: str) -> Callable[..., Any]:
         _torch.keep_ranks_apart()  # compilers call this too, before they look for a graph
         given = dict(zip(names, args, strict=False)) | (kwargs or {})
         if not isinstance(given[names[0]], DTensor):
-            raise RuntimeError(f"{names[0]}: expected a DTensor, as another argument is one")
+            others = [k for k, v in given.items() if isinstance(v, DTensor)]
+            raise RuntimeError(f"{names[0]}: expected a DTensor, as {', '.join(others)} is one")
         try:
             OPERATORS[name].check(**given) if name in OPERATORS else None
         except (TypeError, ValueError) as error:  # the functions raise the exact type
             raise RuntimeError(str(error)) from None
+        if isinstance(given.get("seed"), DTensor):
+            mesh = given[names[0]].device_mesh
+            given["seed"] = local_part(given["seed"], [Replicate()] * mesh.ndim, mesh)
         with torch.no_grad():
             return rule(name, given)
 

@@ -35,20 +35,32 @@ def test_given_parameters_of_any_granularity_and_place(two):
 
 
 def test_raw_operators_and_what_is_refused(two):
-    out, linear, *learned, plain, divides, eps, packed = two.run("raw_operators", world=2)
+    out, linear, *learned, plain, divides, eps, packed, mesh = two.run("raw_operators", world=2)
     assert (
         out == "quantkit.quantize.out: expected plain tensors, got a DTensor; call it without out="
     )
     assert linear == "linear_w8a8: expected plain tensors, got a DTensor; pass to_local()"
     text = "scale, zero_point: no gradient over a DTensor's shards; pass detached ones"
     assert learned == [text] * 2
-    assert plain == "x: expected a DTensor, as another argument is one"
+    assert plain == "x: expected a DTensor, as scale is one"
     assert divides.startswith("block_size: 4 does not divide 9, the size of dimension 0 of x;")
     assert eps == "eps: expected a number above 0, got -1.0"
     assert packed == (
         "DTensor: shards of 6 elements over 2 ranks do not end with whole bytes of 2 codes; "
         "shard another dimension"
     )
+    expected = "DTensors of x's mesh, DeviceMesh((2,), 'cpu', stride=(1,)), got DeviceMesh((dp=2)"
+    assert mesh.startswith(f"scale, zero_point, global_scale, seed: expected {expected}")
+
+
+def test_functions_that_take_plain_tensors(two):
+    for name, message in two.run("plain_alone", world=2).items():
+        expected = "expected plain tensors, got a DTensor; pass full_tensor() or to_local()"
+        assert message == f"{name}: {expected}"
+
+
+def test_layouts_of_results_are_those_of_the_whole(two):
+    two.run("layouts", world=2)
 
 
 def test_compiled_calls(two):
@@ -227,6 +239,30 @@ assert torch.equal(choose(d, *given)[0].to_local(), choose(d.to_local(), *given)
 dist.destroy_process_group()
 """
     done = torch_process.run(program.replace("STORE", str(tmp_path / "store")), ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("call, error", [
+    ('quantkit.quantize(x, "nvfp4", global_scale=whole)', "expected a DTensor, as global_scale is"),
+    ("torch.func.grad(lambda t: quantkit.fake_quantize(t, p).sum())(d)", None),
+])  # fmt: skip
+def test_first_calls(torch_process, tmp_path, call, error):
+    program = f"""
+import torch, quantkit
+import torch.distributed as dist
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+dist.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+mesh, x = dist.init_device_mesh("cpu", (1,)), torch.randn(4, 8)
+d, whole = distribute_tensor(x, mesh, [Shard(0)]), distribute_tensor(torch.ones(()), mesh, [Replicate()])
+p, said = quantkit.QuantizationParams(0.1, 0.0, -8, 7), "None"
+try:
+    {call}
+except RuntimeError as raised:
+    said = str(raised)
+assert {str(error)!r} in said, said
+dist.destroy_process_group()
+"""
+    done = torch_process.run(program, ROOT)
     assert done.returncode == 0, done.stderr
 
 

@@ -30,6 +30,8 @@ def whole(t):
     """All of a DTensor on each rank: bits travel as int32, as gloo gathers neither int16 nor float8."""
     if not isinstance(t, DTensor):
         return t
+    order = sorted(range(t.dim()), key=lambda dim: -t.stride()[dim])
+    assert t.to_local().permute(order).is_contiguous(), (t.stride(), t.to_local().stride())
     bits = BITS[t.element_size()]
     local = t.to_local().view(bits)
     local = local.to(torch.int32) if t.element_size() < 4 else local
@@ -340,7 +342,64 @@ def raw_operators(world):
         message_of(
             lambda: quantkit.dynamic_quantize(sharded(x[:, :6], mesh, Shard(1)), dtype="int4")
         ),
+        message_of(
+            lambda: quantkit.quantize_tensor(
+                d, params(sharded(scale, named_mesh(world), Replicate()), 0.0)
+            )
+        ),
     ]
+
+
+@cache
+def named_mesh(world):
+    return init_device_mesh("cpu", (world,), mesh_dim_names=("dp",))
+
+
+def plain_alone(world):
+    """What takes no DTensors says so."""
+    x = numbers((8, 16), torch.float32, random.Random(1)).nan_to_num(1, 1, 1)
+    d, reference = sharded(x, mesh_of(world), Shard(0)), quantkit.reference
+    q, p = quantkit.quantize(d, "int8_channel")
+    messages = {
+        "explain": [message_of(lambda: quantkit.explain(q, d, p))],
+        "join_measures": [
+            message_of(lambda: quantkit.join_measures(*quantkit.measure_limbs(d, p)))
+        ],
+        "reference": [
+            message_of(lambda: reference.quantize(d, "nvfp4")),
+            message_of(lambda: reference.quantize_tensor(x, p)),
+            message_of(lambda: reference.fake_quantize(d, p)),
+            message_of(lambda: reference.aminmax(d)),
+        ],
+    }
+    for name, said in messages.items():
+        assert len(set(said)) == 1, (name, said)
+    return {name: said[0] for name, said in messages.items()}
+
+
+def layouts(world):
+    """Transposed and sliced x: strides of the whole tensor's results, and shards that lie so."""
+    mesh, x = mesh_of(world), numbers((8, 12), torch.float32, random.Random(8))
+    p = quantkit.QuantizationParams(torch.full((1, 1), 0.1), 0.0, -128, 127)
+    for place in (Shard(0), Shard(1), Replicate()):
+        d, rows = sharded(x, mesh, place), sharded(x.t(), mesh, place)
+        for t, right in (
+            (d.t(), x.t()),
+            (d[:, ::2], x[:, ::2]),
+            (rows, x.t()),
+            (d.t()[::2], x.t()[::2]),
+        ):
+            for call in (
+                lambda t: quantkit.quantize_dequant(t, block_size=[5, -1], compute_dtype=torch.float32),
+                lambda t: quantkit.quantize_tensor(t, p, seed=(1, 2)),
+                lambda t: quantkit.dequantize_tensor(quantkit.quantize_tensor(t, p), p),
+                lambda t: quantkit.fake_quantize(t, p),
+            ):  # fmt: skip
+                same(call(t), call(right))
+        made = quantkit.fake_quantize(d[:, ::2], p)
+        same(made.view(-1), quantkit.fake_quantize(x[:, ::2], p).view(-1))
+    seed = sharded(torch.tensor([1, 2]), mesh, Replicate())
+    same(quantkit.quantize_tensor(d, p, seed=seed), quantkit.quantize_tensor(x, p, seed=(1, 2)))
 
 
 # ---- bytes on the wire --------------------------------------------------------------------------------
