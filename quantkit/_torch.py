@@ -116,7 +116,7 @@ def keep_ranks_apart() -> None:
     global _ranks_tag
     from torch import distributed
 
-    config = getattr(torch.compiler, "config", None)
+    config: Any = getattr(torch.compiler, "config", None)
     tag = getattr(config, "cache_key_tag", None)
     if tag is None or not (distributed.is_available() and distributed.is_initialized()):
         return
