@@ -25,6 +25,13 @@ def two():
     ranks.close()
 
 
+@pytest.fixture(scope="module")
+def three():
+    ranks = Ranks(3)
+    yield ranks
+    ranks.close()
+
+
 def test_the_table_of_placements_and_operators(two):
     found = two.run("table", seed=SEED, cases=60, world=2)
     print(found)
@@ -122,15 +129,11 @@ def test_observers_count_each_element_once(two):
     assert average == "update: a DTensor needs all_ranks=True"
 
 
-def test_distributed_checkpoints(two, tmp_path):
+def test_distributed_checkpoints(two, three, tmp_path):
     """Saved by two ranks; loaded by two and by three, and on each by one alone."""
     two.run("save_checkpoint", world=2, folder=str(tmp_path))
     two.run("load_checkpoint", world=2, folder=str(tmp_path))
-    three = Ranks(3)
-    try:
-        three.run("load_checkpoint", world=3, folder=str(tmp_path))
-    finally:
-        three.close()
+    three.run("load_checkpoint", world=3, folder=str(tmp_path))
 
 
 def test_bytes_on_the_wire_are_those_of_the_page(two):
@@ -148,10 +151,13 @@ def four():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, 3, 4])
 def test_the_whole_table(world, request):
     """QUANTKIT_DISTRIBUTED_CASES=4000: the table of docs/distributed.md."""
-    ranks, found = request.getfixturevalue({2: "two", 4: "four"}[world]), collections.Counter()
+    ranks, found = (
+        request.getfixturevalue({2: "two", 3: "three", 4: "four"}[world]),
+        collections.Counter(),
+    )
     for part in range(0, CASES, 250):
         found += ranks.run("table", seed=SEED + part, cases=min(250, CASES - part), world=world)
     print(world, "ranks:", dict(found))
