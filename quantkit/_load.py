@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -158,10 +158,13 @@ def _raising_runtime_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def _are_first_dtensors(args: tuple[Any, ...]) -> bool:
+def _are_first_dtensors(values: Iterable[Any], raised: Exception) -> bool:
     """Whether a DTensor is among them and quantkit.distributed was not loaded; it is now."""
     name = f"{__package__}.distributed"
-    if name in sys.modules or not any(map(_torch.is_dtensor, args)):
+    if name in sys.modules:
+        return False
+    in_a_transform = "does not have a sharding strategy" in str(raised)  # torch.func wraps tensors
+    if not in_a_transform and not any(map(_torch.is_dtensor, values)):
         return False
     importlib.import_module(name)
     return True
@@ -178,7 +181,7 @@ def _raising_exact_errors(
         except Exception as error:  # torch's own of foreign arguments are of any type
             raised = error
         try:
-            if _are_first_dtensors(args):
+            if _are_first_dtensors((*args, *options.values()), raised):
                 return call(*args, **options)
             check(*args, **options)
             raise raised

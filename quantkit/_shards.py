@@ -163,9 +163,12 @@ class Shards:
         self, local: _Tensor, placements: Sequence[Any], shape: Sequence[int],
         stride: Sequence[int] | None = None,
     ) -> DTensor:  # fmt: skip
-        """A DTensor of a shape, contiguous if no strides are given."""
+        """A DTensor of a shape, contiguous if no strides are given; its shards lie as the whole does."""
         if stride is None:
             stride = torch.empty(tuple(shape), device="meta").stride()
+        order = sorted(range(len(stride)), key=lambda dim: -stride[dim])
+        back = sorted(order, key=order.__getitem__)
+        local = local.permute(order).contiguous().permute(back)
         return DTensor.from_local(
             local, self.mesh, placements, run_check=False, shape=torch.Size(shape),
             stride=tuple(stride),
@@ -174,7 +177,9 @@ class Shards:
     def alike(self, local: _Tensor, unit: int = 1) -> DTensor:
         """What lies as x does, with unit elements of x in one of its own."""
         if unit == 1 and self.unit == 1:
-            return self.distributed(local, self.placements, self.shape, self.x.stride())
+            like = torch.empty_strided(self.shape, self.x.stride(), device="meta")
+            stride = torch.empty_like(like).stride()
+            return self.distributed(local, self.placements, self.shape, stride)
         shape = (*self.shape[:-1], self.shape[-1] // unit)
         return self.distributed(local, self.placements, shape)
 
@@ -216,7 +221,8 @@ def local_part(p: _Tensor, placements: Sequence[Any], mesh: Any) -> _Tensor:
             return p.detach()
         p = DTensor.from_local(p.detach(), mesh, [Replicate()] * mesh.ndim, run_check=False)
     if p.device_mesh != mesh:
-        raise RuntimeError("scale, zero_point, global_scale: expected DTensors of x's mesh")
+        names = "scale, zero_point, global_scale, seed"
+        raise wrong(RuntimeError, names, f"DTensors of x's mesh, {mesh}", p.device_mesh)
     if tuple(p.placements) == tuple(placements):
         return p.to_local()
     if p.dtype in CODED_SCALES:  # gloo gathers neither float8 nor int16

@@ -75,6 +75,14 @@ def is_dtensor(t: object) -> bool:
     return kind is not None and isinstance(t, kind)
 
 
+def no_dtensors(name: str, *values: object) -> None:
+    """Raise where one of values is a DTensor."""
+    if "torch.distributed.tensor" in sys.modules and any(map(is_dtensor, values)):
+        raise RuntimeError(
+            f"{name}: expected plain tensors, got a DTensor; pass full_tensor() or to_local()"
+        )
+
+
 def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """What function.apply() ends in, without its search for default arguments.
 
@@ -95,6 +103,27 @@ def all_reduce(t: torch.Tensor, how: str, mesh: Any, mesh_dim: int) -> torch.Ten
         distributed.all_reduce(made, operation, group=mesh.get_group(mesh_dim))
         return made
     return collectives.wait_tensor(collectives.all_reduce(t, how, (mesh, mesh_dim)))
+
+
+_ranks_tag = ""
+
+
+def keep_ranks_apart() -> None:
+    """Have torch.compile's caches on the disk keep the graphs of ranks apart, which hold their shards.
+
+    torch gives one rank the graph of another. What the user has for the tag stays in front.
+    """
+    global _ranks_tag
+    from torch import distributed
+
+    config: Any = getattr(torch.compiler, "config", None)
+    tag = getattr(config, "cache_key_tag", None)
+    if tag is None or not (distributed.is_available() and distributed.is_initialized()):
+        return
+    mine = f" rank {distributed.get_rank()} of {distributed.get_world_size()}"
+    if not tag.endswith(mine):
+        config.cache_key_tag = (tag.removesuffix(_ranks_tag) if _ranks_tag else tag) + mine
+    _ranks_tag = mine
 
 
 def register_pytree_node(*args: Any, **names: Any) -> None:

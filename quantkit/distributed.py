@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from . import _torch, reference, sums
 from ._shards import Beside, Shards, index_of, local_part, whole_blocks
@@ -64,9 +64,14 @@ def _with_parameters(name: str, given: _Arguments) -> Any:
             break
         results = results or _shaped(name, given, at.local)
         for whole, part in zip(results, made, strict=True):
-            at.part(whole, piece, unit).copy_(part)
+            at.part(_joinable(whole), piece, unit).copy_(_joinable(part))
     alike = [at.alike(t, unit) for t in results or _shaped(name, given, at.local)]
     return tuple(alike) if len(alike) > 1 else alike[0]
+
+
+def _joinable(t: _Tensor) -> _Tensor:
+    """float8 as its bytes: inductor selects no float8."""
+    return t.view(torch.uint8) if t.is_floating_point() and t.element_size() == 1 else t
 
 
 def _tuple(results: Any) -> tuple[_Tensor, ...]:
@@ -251,13 +256,18 @@ def _kernel(name: str) -> Callable[..., Any]:
     rule, names = _RULES.get(name.partition(".")[0], _refused), _names(name)
 
     def kernel(cls, func, types, args=(), kwargs=None):
+        _torch.keep_ranks_apart()  # compilers call this too, before they look for a graph
         given = dict(zip(names, args, strict=False)) | (kwargs or {})
         if not isinstance(given[names[0]], DTensor):
-            raise RuntimeError(f"{names[0]}: expected a DTensor, as another argument is one")
+            others = [k for k, v in given.items() if isinstance(v, DTensor)]
+            raise RuntimeError(f"{names[0]}: expected a DTensor, as {', '.join(others)} is one")
         try:
             OPERATORS[name].check(**given) if name in OPERATORS else None
         except (TypeError, ValueError) as error:  # the functions raise the exact type
             raise RuntimeError(str(error)) from None
+        if isinstance(given.get("seed"), DTensor):
+            mesh = given[names[0]].device_mesh
+            given["seed"] = local_part(given["seed"], [Replicate()] * mesh.ndim, mesh)
         with torch.no_grad():
             return rule(name, given)
 
@@ -271,6 +281,7 @@ def _no_out(cls, func, types, args=(), kwargs=None):
 if not hasattr(torch.library, "register_torch_dispatch"):
     version = ".".join(map(str, _torch.RELEASE))
     raise RuntimeError(f"torch {version} has no rules for DTensors; pass to_local()")
+_torch.keep_ranks_apart()
 _library = torch.library.Library("quantkit", "FRAGMENT")
 for _name in (*OPERATORS, *GRADIENTS):
     torch.library.register_torch_dispatch(functional(_name), DTensor, _kernel(_name), lib=_library)

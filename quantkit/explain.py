@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import _checks, reference
+from . import _checks, _torch, reference
 from .formats import HALF_DTYPES, Float, Format
 from .params import QuantizationParams, unpack
 
@@ -92,6 +92,7 @@ def explain(codes: _Tensor, x: _Tensor, qparams: QuantizationParams) -> Explanat
 
     docs/compatibility.md says who takes which convention.
     """
+    _torch.no_dtensors("explain", codes, x, getattr(qparams, "scale", None))
     ours = reference.quantize_tensor(x, qparams)  # says what is wrong with the two
     f = unpack("x", x, qparams)[4]
     _checks.codes("codes", codes, f)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import _autograd, _checks, ops, philox, schemes, sums
+from . import _autograd, _checks, _torch, ops, philox, schemes, sums
 from .formats import HALF_DTYPES, OF_NAME, OF_NUMBER, WIDEST, Float, Format, rounded, scale_numbers
 from .params import QuantizationParams
 
@@ -595,6 +595,20 @@ def linear_w8a8_op(x: _Tensor, q: _Tensor, scale: _Tensor, bias: _Tensor | None 
 
 # ---- the public functions: those of quantkit/ops.py over the operators above ------------------------
 
+
+def _of_plain(operators: Any) -> Any:
+    """The same, refusing DTensors: torch would take blocks of their shards."""
+
+    def refusing(operator: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args, **options):
+            _torch.no_dtensors("reference", *args, *options.values())
+            return operator(*args, **options)
+
+        return call
+
+    return type(operators)(**{name: refusing(f) for name, f in vars(operators).items()})
+
+
 _OF_PARAMETERS = scale_gradient_op, zero_point_gradient_op
 _OPERATORS = ops.Operators(
     choose_qparams=choose_qparams_op,
@@ -626,8 +640,9 @@ _SINGLE_OPERATORS = ops.SingleOperators(
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # What the functions find here in place of torch.ops.quantkit's operators.
 _NAMES: dict[str, Any] = {
-    **vars(ops), "operators": _OPERATORS, "format_operators": _FORMAT_OPERATORS,
-    "single_operators": _SINGLE_OPERATORS,
+    **vars(ops), "operators": _of_plain(_OPERATORS),
+    "format_operators": _of_plain(_FORMAT_OPERATORS),
+    "single_operators": _of_plain(_SINGLE_OPERATORS),
 }  # fmt: skip
 del _NAMES["__name__"]  # of a module whose `operators` a compiler would take instead
 

@@ -215,6 +215,11 @@ def test_exit_codes(source, tmp_path, capsys, monkeypatch):
 
     code, err = error("quantize", source, source)
     assert code == cli.REFUSED and err == f"quantkit: error: {source}: is the source itself\n"
+    with monkeypatch.context() as several:
+        several.setenv("RANK", "2")
+        several.setenv("WORLD_SIZE", "3")
+        _, err = error("quantize", source, source)
+    assert err == f"quantkit: rank 2 of 3: error: {source}: is the source itself\n"
     code, err = error("quantize", source, tmp_path / "dst", "--exclude", "nothing\n")
     assert code == cli.REFUSED and err.count("\n") == 1 and err.isascii()
     for arguments, text in (

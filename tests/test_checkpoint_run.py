@@ -1,8 +1,10 @@
 """Quantized checkpoints: the same bytes by any way, whole files or none, and the way back."""
 
+import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -229,7 +231,8 @@ def test_killed_in_a_file_and_resumed_by_two_processes(source, made, tmp_path):
     for run in runs:
         out, err = run.communicate()
         assert run.returncode == 0, out + err
-        assert "model-00001-of-00003.safetensors: was done before" in err
+        line = r"rank [01] of 2: model-00001-of-00003.safetensors: was done before"
+        assert re.search(line, err)
     assert (dst / "model-00001-of-00003.safetensors").stat() == first
     (dst / "report.png").unlink(missing_ok=True)
     assert files_of(dst) == files_of(made)
@@ -328,6 +331,27 @@ def test_lock(source, tmp_path, monkeypatch):
         checkpoint.quantize(source, dst)
         monkeypatch.delenv("WORLD_SIZE")
         refused("another process works here", source, dst)
+
+
+def test_a_long_wait_says_for_whom(source, made, tmp_path, monkeypatch):
+    dst, events = tmp_path / "dst", []
+    stamp = plan.plan_to_quantize(checkpoint.run.Source(source), checkpoint.options()).stamp
+    other = state.State(dst, stamp, several=True, restart=False)
+    held = contextlib.ExitStack()
+    monkeypatch.setattr(state, "PATIENCE", 0.1)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+
+    def tell(event):
+        events.append(event)
+        if "waits" in event.name:
+            held.close()
+
+    with other.locked():
+        held.enter_context(other.file("model-00002-of-00003.safetensors", "rank 2 of 3, process 5"))
+        checkpoint.quantize(source, dst, progress=tell)
+    notes = [event.name for event in events if "waits" in event.name]
+    assert notes == [f"{dst}/model-00002-of-00003.safetensors: waits for rank 2 of 3, process 5"]
+    assert files_of(dst) == files_of(made)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "nvfp4", "mxfp8"])

@@ -25,6 +25,13 @@ def two():
     ranks.close()
 
 
+@pytest.fixture(scope="module")
+def three():
+    ranks = Ranks(3)
+    yield ranks
+    ranks.close()
+
+
 def test_the_table_of_placements_and_operators(two):
     found = two.run("table", seed=SEED, cases=60, world=2)
     print(found)
@@ -35,20 +42,32 @@ def test_given_parameters_of_any_granularity_and_place(two):
 
 
 def test_raw_operators_and_what_is_refused(two):
-    out, linear, *learned, plain, divides, eps, packed = two.run("raw_operators", world=2)
+    out, linear, *learned, plain, divides, eps, packed, mesh = two.run("raw_operators", world=2)
     assert (
         out == "quantkit.quantize.out: expected plain tensors, got a DTensor; call it without out="
     )
     assert linear == "linear_w8a8: expected plain tensors, got a DTensor; pass to_local()"
     text = "scale, zero_point: no gradient over a DTensor's shards; pass detached ones"
     assert learned == [text] * 2
-    assert plain == "x: expected a DTensor, as another argument is one"
+    assert plain == "x: expected a DTensor, as scale is one"
     assert divides.startswith("block_size: 4 does not divide 9, the size of dimension 0 of x;")
     assert eps == "eps: expected a number above 0, got -1.0"
     assert packed == (
         "DTensor: shards of 6 elements over 2 ranks do not end with whole bytes of 2 codes; "
         "shard another dimension"
     )
+    expected = "DTensors of x's mesh, DeviceMesh((2,), 'cpu', stride=(1,)), got DeviceMesh((dp=2)"
+    assert mesh.startswith(f"scale, zero_point, global_scale, seed: expected {expected}")
+
+
+def test_functions_that_take_plain_tensors(two):
+    for name, message in two.run("plain_alone", world=2).items():
+        expected = "expected plain tensors, got a DTensor; pass full_tensor() or to_local()"
+        assert message == f"{name}: {expected}"
+
+
+def test_layouts_of_results_are_those_of_the_whole(two):
+    two.run("layouts", world=2)
 
 
 def test_compiled_calls(two):
@@ -58,6 +77,15 @@ def test_compiled_calls(two):
 @pytest.mark.full
 def test_calls_compiled_by_inductor(two):
     two.run("compiled", world=2, backend="inductor")
+
+
+@pytest.mark.full
+def test_no_rank_gets_the_graph_of_another(tmp_path):
+    """Compiled first, then found on the disk."""
+    for _ in range(2):
+        ranks = Ranks(2, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+        ranks.run("graphs", world=2)
+        ranks.close()
 
 
 def test_training_under_ddp_and_fsdp2(two):
@@ -101,15 +129,11 @@ def test_observers_count_each_element_once(two):
     assert average == "update: a DTensor needs all_ranks=True"
 
 
-def test_distributed_checkpoints(two, tmp_path):
+def test_distributed_checkpoints(two, three, tmp_path):
     """Saved by two ranks; loaded by two and by three, and on each by one alone."""
     two.run("save_checkpoint", world=2, folder=str(tmp_path))
     two.run("load_checkpoint", world=2, folder=str(tmp_path))
-    three = Ranks(3)
-    try:
-        three.run("load_checkpoint", world=3, folder=str(tmp_path))
-    finally:
-        three.close()
+    three.run("load_checkpoint", world=3, folder=str(tmp_path))
 
 
 def test_bytes_on_the_wire_are_those_of_the_page(two):
@@ -127,10 +151,13 @@ def four():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, 3, 4])
 def test_the_whole_table(world, request):
     """QUANTKIT_DISTRIBUTED_CASES=4000: the table of docs/distributed.md."""
-    ranks, found = request.getfixturevalue({2: "two", 4: "four"}[world]), collections.Counter()
+    ranks, found = (
+        request.getfixturevalue({2: "two", 3: "three", 4: "four"}[world]),
+        collections.Counter(),
+    )
     for part in range(0, CASES, 250):
         found += ranks.run("table", seed=SEED + part, cases=min(250, CASES - part), world=world)
     print(world, "ranks:", dict(found))
@@ -165,10 +192,10 @@ def test_gloo_loses_nan_in_a_maximum(two):
 
 @pytest.mark.full
 def test_torch_gives_a_rank_the_graph_of_another(tmp_path):
-    """Why uneven shards need TORCHINDUCTOR_AUTOGRAD_CACHE=0 under torch.compile."""
+    """Why quantkit.distributed adds the rank to cache_key_tag."""
     errors = []
     for _ in range(2):
-        ranks = Ranks(2, TORCHINDUCTOR_AUTOGRAD_CACHE="1", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+        ranks = Ranks(2, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
         errors += ranks.run("uneven_graphs", world=2)
         ranks.close()
     assert any(errors), "mended: graphs of uneven shards are kept apart"
@@ -218,6 +245,30 @@ assert torch.equal(choose(d, *given)[0].to_local(), choose(d.to_local(), *given)
 dist.destroy_process_group()
 """
     done = torch_process.run(program.replace("STORE", str(tmp_path / "store")), ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("call, error", [
+    ('quantkit.quantize(x, "nvfp4", global_scale=whole)', "expected a DTensor, as global_scale is"),
+    ("torch.func.grad(lambda t: quantkit.fake_quantize(t, p).sum())(d)", None),
+])  # fmt: skip
+def test_first_calls(torch_process, tmp_path, call, error):
+    program = f"""
+import torch, quantkit
+import torch.distributed as dist
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+dist.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+mesh, x = dist.init_device_mesh("cpu", (1,)), torch.randn(4, 8)
+d, whole = distribute_tensor(x, mesh, [Shard(0)]), distribute_tensor(torch.ones(()), mesh, [Replicate()])
+p, said = quantkit.QuantizationParams(0.1, 0.0, -8, 7), "None"
+try:
+    {call}
+except RuntimeError as raised:
+    said = str(raised)
+assert {str(error)!r} in said, said
+dist.destroy_process_group()
+"""
+    done = torch_process.run(program, ROOT)
     assert done.returncode == 0, done.stderr
 
 

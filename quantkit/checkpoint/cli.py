@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(why: object, code: int) -> int:
-    print(f"quantkit: error: {shown(why, 1000)}", file=sys.stderr)
+    print(f"quantkit: {_rank()}error: {shown(why, 1000)}", file=sys.stderr)
     return code
 
 
@@ -221,6 +221,12 @@ def _first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _rank() -> str:
+    """Of several processes the one that says something."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    return "" if world == "1" else f"rank {shown(os.environ.get('RANK', '0'))} of {shown(world)}: "
+
+
 def _print_json(value: object) -> None:
     print(json.dumps(value, indent=1))
 
@@ -228,7 +234,7 @@ def _print_json(value: object) -> None:
 def _show_report(made: dict[str, Any], as_json: bool) -> None:
     lost = sum(row["left_out"] > 0 for row in made["tensors"])
     if lost:
-        text = f"quantkit: warning: weights with errors that are not finite: {lost}"
+        text = f"quantkit: {_rank()}warning: weights with errors that are not finite: {lost}"
         print(text, file=sys.stderr)
     if as_json:
         _print_json(made)
@@ -319,6 +325,7 @@ def _progress(as_json: bool) -> Iterator[Progress]:
     task: Any = None
 
     def line(text: str) -> None:
+        text = _rank() + text
         if bar is not None:
             bar.console.print(text, markup=False, highlight=False)
         else:

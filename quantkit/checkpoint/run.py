@@ -25,6 +25,7 @@ from .source import Source
 from .state import FOLDER, State, read_json
 
 Path_ = str | os.PathLike[str]
+LAST = "config.json"  # whose lock is that of all small files
 INDEX = "model.safetensors.index.json"
 
 
@@ -139,6 +140,11 @@ def _run(
 ) -> dict[str, Any]:  # fmt: skip
     _check_places(source, dst)
     rank, world = _ranks()
+    who = f"rank {rank} of {world}, process {os.getpid()}"
+
+    def waits(text: str) -> None:
+        progress(Event("note", text))
+
     state = State(dst, plan.stamp, world > 1, restart)
     with state.locked():
         todo = [file for file in plan.files if state.rows(file.name) is None]
@@ -153,10 +159,10 @@ def _run(
         ):
             # Each process begins elsewhere; then it takes what no one has, then what is not whole.
             first = len(todo) * rank // world
-            for wait in (False, True):
+            for tell in (None, waits):
                 for file in [*todo[first:], *todo[:first]]:
                     with contextlib.ExitStack() as held:
-                        mine = held.enter_context(state.file(file.name, wait))
+                        mine = held.enter_context(state.file(file.name, who, tell))
                         if not mine or state.rows(file.name) is not None:
                             continue
                         progress(Event("file", file.name))
@@ -165,7 +171,7 @@ def _run(
                         rows = converter.convert(file, writer, functools.partial(_read, progress))
                         finisher.take(file.name, writer, rows, held)
             finisher.take_none()
-        with state.file("last", True):
+        with state.file(LAST, who, waits):
             return last(state)
 
 

@@ -11,7 +11,8 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .files import CheckpointError, shown
 from .output import as_json, write_whole
 
 FOLDER = ".quantkit"
+PATIENCE = 5.0  # seconds of waiting in silence
 
 
 class State:
@@ -61,28 +63,48 @@ class State:
             yield
 
     @contextlib.contextmanager
-    def file(self, name: str, wait: bool) -> Iterator[bool]:
-        """An output file belongs to this process; False where it is another's and wait is False."""
-        how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
-        with self._lock(f"{name}.lock", how) as mine:
+    def file(
+        self, name: str, who: str = "", tell: Callable[[str], None] | None = None
+    ) -> Iterator[bool]:
+        """An output file belongs to this process; False where it is another's and tell is None.
+
+        who: this process, for others. tell: called once where another one's work takes long.
+        """
+        with self._lock(f"{name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB, tell) as mine:
+            if mine:
+                with contextlib.suppress(OSError):  # a full disk
+                    (self.folder / f"{name}.lock").write_text(who)
             yield mine
 
     @contextlib.contextmanager
-    def _lock(self, name: str, how: int) -> Iterator[bool]:
+    def _lock(
+        self, name: str, how: int, tell: Callable[[str], None] | None = None
+    ) -> Iterator[bool]:
+        """With tell it waits, whatever how says."""
         fd = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            try:
-                fcntl.flock(fd, how)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise CheckpointError(
-                        f"{shown(self.dst)}: its file system has no locks: {error.strerror}"
-                    ) from None
-                yield False
-            else:
-                yield True
+            began, mine = time.monotonic(), self._takes(fd, how)
+            while tell is not None and not mine and time.monotonic() < began + PATIENCE:
+                time.sleep(0.05)
+                mine = self._takes(fd, how)
+            if tell is not None and not mine:
+                holder = os.pread(fd, 100, 0).decode(errors="replace") or "another process"
+                tell(f"{shown(self.dst / name.removesuffix('.lock'))}: waits for {shown(holder)}")
+                mine = self._takes(fd, how & ~fcntl.LOCK_NB)
+            yield mine
         finally:
             os.close(fd)
+
+    def _takes(self, fd: int, how: int) -> bool:
+        try:
+            fcntl.flock(fd, how)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise CheckpointError(
+                    f"{shown(self.dst)}: its file system has no locks: {error.strerror}"
+                ) from None
+            return False
+        return True
 
     def _check_stamp(self) -> None:
         path = self.folder / "stamp.json"

@@ -15,9 +15,7 @@ class Ranks:
     def __init__(self, count, **variables):
         self.folder = tempfile.TemporaryDirectory()
         env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-        # torch gives a rank another one's compiled graph of uneven shards: docs/distributed.md
-        env |= {"TORCHINDUCTOR_AUTOGRAD_CACHE": "0", "OMP_NUM_THREADS": "1"}
-        env |= variables
+        env |= {"OMP_NUM_THREADS": "1", **variables}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         self.processes = [
             subprocess.Popen(
