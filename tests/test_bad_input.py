@@ -278,13 +278,13 @@ def check_in_one_memory(name, result, other):
         memory = torch.full((4096,), 77, dtype=torch.uint8)
         home = among[other]
         placed = at(memory, home, 2048).copy_(home)
-        lent = outs | {result: at(memory, outs[result], 2048 + shift)}
+        shared = outs | {result: at(memory, outs[result], 2048 + shift)}
         given = dict(arguments)
-        (lent if among is outs else given)[other] = placed
+        (shared if among is outs else given)[other] = placed
         refused(
             (RuntimeError,), (rf"{result}: overlaps {other}",),
-            lambda g=given, t=lent: getattr(ops, name).out(**g, **t),
-            [memory, *given.values(), *lent.values()],
+            lambda g=given, t=shared: getattr(ops, name).out(**g, **t),
+            [memory, *given.values(), *shared.values()],
         )  # fmt: skip
 
 

@@ -423,8 +423,8 @@ def test_options_and_mappings(m):
     assert m.quantize(x, "nvfp4", global_scale=0.5)[1].global_scale == 0.5
     assert m.quantize(x * 0, "nvfp4")[1].global_scale == 2.0**-126
     assert m.quantize(x * 0, "nvfp4", eps=0.25)[1].scale.float().max() == 0.25  # the blocks'
-    spoilt = m.quantize(torch.where(x == x.max(), float("nan"), x), "nvfp4")[1]
-    assert spoilt.global_scale.isnan() and spoilt.scale.float().isnan().all()
+    bad = m.quantize(torch.where(x == x.max(), float("nan"), x), "nvfp4")[1]
+    assert bad.global_scale.isnan() and bad.scale.float().isnan().all()
     with pytest.raises(ValueError, match=r"scheme: expected one of int8_tensor.*got 'mxfp6'"):
         m.quantize(X, "mxfp6")
     with pytest.raises(TypeError, match="scheme: expected a str or a mapping, got int"):

@@ -269,7 +269,7 @@ def test_empty_outs():
 @pytest.mark.parametrize("by", daily([0, 1, 3], 1))
 @pytest.mark.parametrize("blocks", [None, [1, -1], [-1, 1], [1, 559]], ids=str)
 def test_outputs_large_enough_to_be_streamed(blocks, by):
-    """Lent float outputs of 32 MiB and more are written past the caches, whole cache lines at a time."""
+    """Float outputs of 32 MiB and more are written past the caches, whole cache lines at a time."""
     shape = (5003, 1677)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(by))
     numel = x.numel()
