@@ -30,6 +30,7 @@ OUT = ("tests/test_out.py",)
 OVERLAPS = ("tests/test_overlap.py",)
 ERRORS = ("tests/test_errors.py",)
 THREADS = ("tests/test_threads.py",)
+ENVIRONMENT = ("tests/test_environment.py", "-k", "test_several_threads")
 DIVISION = ("tests/test_division.py",)
 AUTOGRAD = ("tests/test_autograd.py",)
 MEMORY_GIVEN_BACK = ("tests/test_bad_input.py", "-k", "given_back")
@@ -265,11 +266,11 @@ MUTANTS = (
     Mutant("CPU: the second thread's keys not joined", PARALLEL, "for (int64_t i = 1; i < threads; ++i) k.join",
            "for (int64_t i = 2; i < threads; ++i) k.join", kernels("large_tensors or extreme")),
     Mutant("CPU: threads in the caller's environment", PARALLEL, "        FloatingPointGuard guard;\n        (*static_cast",
-           "        (*static_cast", THREADS),
-    Mutant("CPU: flushed denormals", "csrc/cpu/fpenv.h", "_mm_setcsr(0x1f80)", "_mm_setcsr((saved_ & 0x8040) | 0x1f80)", THREADS),
-    Mutant("CPU: the caller's rounding", "csrc/cpu/fpenv.h", "_mm_setcsr(0x1f80)", "_mm_setcsr((saved_ & 0x6000) | 0x1f80)", THREADS),
+           "        (*static_cast", ENVIRONMENT),
+    Mutant("CPU: flushed denormals", "csrc/cpu/fpenv.h", "_mm_setcsr(0x1f80)", "_mm_setcsr((saved_ & 0x8040) | 0x1f80)", ENVIRONMENT),
+    Mutant("CPU: the caller's rounding", "csrc/cpu/fpenv.h", "_mm_setcsr(0x1f80)", "_mm_setcsr((saved_ & 0x6000) | 0x1f80)", ENVIRONMENT),
     Mutant("CPU: the caller's environment not restored", "csrc/cpu/fpenv.h", "~FloatingPointGuard() { _mm_setcsr(saved_); }",
-           "~FloatingPointGuard() {}", THREADS),
+           "~FloatingPointGuard() {}", ENVIRONMENT),
     Mutant("CPU: a forked child asks for threads", PARALLEL, "  if (forked_from_threads()) return 1;\n", "", PROCESSES),
     Mutant("CPU: every child goes alone", "csrc/cpu/forks.cpp", "several = used || count_threads() > at_first;", "several = true;", PROCESSES),
     # csrc/numerics as the CPU compiles it.
