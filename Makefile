@@ -44,7 +44,7 @@ run: build $(STAMP)-run
 # Processes side by side, each with one thread. By file: those of one share what they compile.
 JOBS ?= 2
 PYTEST = $(PY) -m pytest -n $(JOBS) --dist loadfile
-FALLBACK := autograd learnable errors operators out storage
+FALLBACK := autograd learnable errors operators out params
 test: build $(STAMP)-test $(STAMP)-run lint
 	QUANTKIT_REQUIRE_EXTENSION=1 $(PYTEST)
 	QUANTKIT_ISA= QUANTKIT_REFERENCE=1 $(PYTEST) -m fallback $(FALLBACK:%=tests/test_%.py)
@@ -83,7 +83,7 @@ mutants: build $(STAMP)-test
 # Which tests: all of cuda_emu take more than 10 minutes. TIER= leaves the full tier out.
 SANITIZE ?= cuda_emu
 TIER ?= --full
-SANITIZED := kernels operators reference out errors bad_input spoiled_calls generated storage autograd \
+SANITIZED := kernels operators reference out errors bad_input random_arguments generated params autograd \
 	threads processes memory compile measure stochastic aminmax
 # Whatever is chosen, sums and draws on every instruction set: their loops on the CPU are others.
 SUMS_AND_DRAWS := (measure or stochastic) and (special_values or far_apart or threads_and_chunks)

@@ -1,7 +1,6 @@
-"""Measure quantkit beside its rivals, compare two runs, or render a run for the pages that quote it.
+"""Measure quantkit beside its rivals, or render a run for the pages that quote it.
 
 python -m benchmarks [options]              measures; writes JSON and plots
-python -m benchmarks compare OLD NEW        prints what got slower beyond the measured noise
 python -m benchmarks publish RUN [--root DIR] puts a run into README.md and docs/ of this source tree
 """
 
@@ -20,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import quantkit
 
-from . import cells, compare, machine, report
+from . import cells, command, machine, report
 from .cases import (
     CUDA_SHAPES,
     DTYPES,
@@ -32,6 +31,7 @@ from .cases import (
     cuda_cases,
     default_cases,
 )
+from .command import shapes, words
 from .rivals import RIVALS
 
 FORMAT = 1
@@ -44,33 +44,6 @@ MEMORY = (
 )
 
 
-def words(known):
-    """argparse's type for a comma-separated list of known names."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(name.strip() for name in text.split(",") if name.strip())
-        wrong = [name for name in names if name not in known]
-        if wrong or not names:
-            raise argparse.ArgumentTypeError(
-                f"expected some of {', '.join(known)}, got {', '.join(wrong) or 'nothing'}"
-            )
-        return tuple(dict.fromkeys(names))
-
-    return parse
-
-
-def shapes(text: str) -> tuple[tuple[int, int], ...]:
-    try:
-        found = tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or any(len(s) != 2 or min(s) < 1 for s in found):
-        raise argparse.ArgumentTypeError(
-            f"expected matrices such as 4096x4096,64x1024, got {text!r}"
-        )
-    return found
-
-
 def threads(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
         raise argparse.ArgumentTypeError(
@@ -80,8 +53,7 @@ def threads(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    kind = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser("benchmarks", description=__doc__, formatter_class=kind)
+    p = command.parser("benchmarks", __doc__)
     p.add_argument("--ops", type=words(OPS), help="default: all")
     p.add_argument("--dtypes", type=words(DTYPES), help="default: all, for some operators")
     p.add_argument(
@@ -192,28 +164,6 @@ def load(path: Path) -> dict:
     return run
 
 
-def main_compare(arguments: list[str], console: Console) -> int:
-    p = argparse.ArgumentParser("benchmarks compare")
-    p.add_argument("old", type=Path)
-    p.add_argument("new", type=Path)
-    args = p.parse_args(arguments)
-    old, new = load(args.old), load(args.new)
-    for note in compare.differences(old, new):
-        console.print(f"[bold yellow]not the same setting:[/] {note}")
-    fit, unfit = compare.pairs(old, new)
-    for cell in unfit:
-        console.print(
-            f"[bold yellow]not compared[/], no yardstick in both runs: {report.title(cell)}"
-        )
-    if not fit:
-        raise SystemExit("benchmarks: the two runs have no cell in common that can be compared")
-    found = compare.slower(old, new)
-    for cell, name, times, noise in found:
-        console.print(f"slower: {report.title(cell)}, {name}: {times:.2f}× (noise {noise:.0%})")
-    console.print(f"{len(found)} slower beyond noise, of {len(fit)} cells compared")
-    return 1 if found else 0
-
-
 def main_publish(arguments: list[str], console: Console) -> int:
     p = argparse.ArgumentParser("benchmarks publish")
     p.add_argument("run", type=Path)
@@ -243,9 +193,8 @@ def main_publish(arguments: list[str], console: Console) -> int:
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     console = Console()
-    commands = {"compare": main_compare, "publish": main_publish}
-    if arguments and arguments[0] in commands:
-        return commands[arguments[0]](arguments[1:], console)
+    if arguments[:1] == ["publish"]:
+        return main_publish(arguments[1:], console)
     args = parser().parse_args(arguments)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     if args.device == "cuda":

@@ -13,21 +13,18 @@ cells are measured again, and all times count. The exit status is 1 if results d
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
 from quantkit import QuantizationParams
 
-from . import builds, machine
+from . import builds
 from .builds import operators_of
 from .cases import (
     CHOOSERS,
@@ -42,6 +39,8 @@ from .cases import (
     Results,
     differing,
 )
+from .command import numbers, table
+from .command import parser as parser_of
 from .measure import interleaved, summary
 
 BUILDS = ("old", "new")
@@ -83,44 +82,24 @@ class Cell:
         return " ".join(words)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A cell beside the fastest of some others in the same build."""
-
-    cell: Cell
-    what: str
-    others: tuple[Cell, ...]
-    copied: bool = False  # the others make x.contiguous() in every call
-
-
-def layouts() -> Iterator[Comparison]:
-    keys, copy = (1, 8, 4, 512, 128), "x.contiguous() and the call"
+def layouts() -> Iterator[Cell]:
+    """x in other strides, and the same groups of W where they are W.t()'s."""
+    keys = (1, 8, 4, 512, 128)
     blocks = {"tensor": None, "token": (1, 1, 1, 1, -1), "group32": (1, 1, 1, 1, 32)}
     for dtype in ("float32", "bfloat16"):
         for name, block in blocks.items():
             for op in (*CHOOSERS, "quantize", "fake_quantize", BACKWARD):
-                cell = Cell(Case(op, keys, dtype, name, block_size=block), "expanded")
-                yield Comparison(cell, copy, (cell,), copied=True)
+                yield Cell(Case(op, keys, dtype, name, block_size=block), "expanded")
         for size in (32, 128):
             for op in OPERATORS:
                 along = Case(op, MIDDLE[::-1], dtype, f"group{size} of W", block_size=(size, 1))
-                straight = Cell(Case(op, MIDDLE, dtype, f"group{size}"))
-                yield Comparison(Cell(along, "transposed"), "W, the same groups", (straight,))
+                yield Cell(along, "transposed")
     for op in OPS:
-        across = Cell(Case(op, MIDDLE[::-1], granularity="group32"), "transposed")
-        straight = Cell(Case(op, MIDDLE, granularity="group32 of W.t()", block_size=(32, 1)))
-        yield Comparison(across, "W, the same groups", (straight,))
-    for last in (2, 3, 4, 8, 16):
+        yield Cell(Case(op, MIDDLE[::-1], granularity="group32"), "transposed")
+    shapes = [((1 << 20) // last, last) for last in (2, 3, 4, 8, 16)]
+    for shape in (*shapes, MIDDLE, LARGE):
         for op in OPERATORS:
-            shape = ((1 << 20) // last, last)
-            cell, one = (Cell(Case(op, shape, granularity=g)) for g in ("channel_last", "tensor"))
-            yield Comparison(cell, "one channel", (one,))
-    others = tuple(name for name in GRANULARITIES if name != "channel_last")
-    for shape in (MIDDLE, LARGE):
-        for op in OPERATORS:
-            cell = Cell(Case(op, shape, granularity="channel_last"))
-            fastest = tuple(Cell(Case(op, shape, granularity=name)) for name in others)
-            yield Comparison(cell, "the fastest granularity", fastest)
+            yield Cell(Case(op, shape, granularity="channel_last"))
 
 
 EVERY, FEW = (*GRANULARITIES, "token"), ("tensor", "channel", "group32")
@@ -167,7 +146,7 @@ def cells(everything: bool) -> list[Cell]:
     for shape in (SMALL, MIDDLE, LARGE) if everything else (MIDDLE,):
         found += [Cell(Case(op, shape), fresh=True) for op in OPERATORS]
     found += matrices(ALL if everything else USUAL)
-    found += [comparison.cell for comparison in layouts()]
+    found += layouts()
     for granularity in ("tensor", "channel", "channel_last", "group32"):
         for op in OPERATORS:
             found.append(Cell(Case(op, MIDDLE, granularity=granularity), "every second"))
@@ -176,8 +155,6 @@ def cells(everything: bool) -> list[Cell]:
 
 def chosen(args) -> list[Cell]:
     found = cells(args.all or bool(args.only))
-    if args.layouts:
-        found = [comparison.cell for comparison in layouts()]
     if args.only:
         found = [cell for cell in found if all(words in str(cell) for words in args.only)]
     if not found:
@@ -241,18 +218,6 @@ def call_of(cell: Cell, job: Job, build: str) -> Call:
     return fresh(job, build) if cell.fresh else job.out(operators_of(build))
 
 
-def call_with_a_copy(cell: Cell, job: Job, build: str) -> Call:
-    """x.contiguous() and the call."""
-    overloads = getattr(operators_of(build), job.case.op)
-    arguments, x, at = job.arguments(), job.x, int(job.case.op == BACKWARD)
-    before, after = arguments[:at], arguments[at + 1 :]
-    if cell.fresh:
-        return lambda: overloads.default(*before, x.contiguous(), *after)
-    outs = job.named_outs()
-    operator = overloads.out
-    return lambda: operator(*before, x.contiguous(), *after, **outs)
-
-
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -290,25 +255,15 @@ def compare(cell: Cell) -> str:
 # ---- measuring ------------------------------------------------------------------------------------
 
 
-def measure(cell: Cell, repeats: int, comparison: Comparison | None = None) -> dict:
-    """Seconds of every call of both builds, and of what stands beside them."""
+def measure(cell: Cell, repeats: int) -> dict:
+    """Seconds of every call of both builds."""
     job = job_of(cell)
     calls = {build: call_of(cell, job, build) for build in BUILDS}
-    per_byte = {}
     if cell.case.shape == CALL:
         absolute, x = torch.ops.aten.abs.default, job.x
         calls["abs"] = lambda: absolute(x)
-    for i, other in enumerate(comparison.others if comparison else ()):
-        beside = job if other == cell else job_of(other)
-        make = call_with_a_copy if comparison.copied else call_of
-        for build in BUILDS:
-            calls[f"{build} beside {i}"] = make(other, beside, build)
-        per_byte[str(other)] = job.bytes / beside.bytes
     seconds = interleaved(calls, budget=0, rounds=repeats, alike=True)
-    found = {"cell": str(cell), "threads": torch.get_num_threads(), "seconds": seconds}
-    if comparison:
-        found |= {"comparison": comparison.what, "others": per_byte}
-    return found
+    return {"cell": str(cell), "threads": torch.get_num_threads(), "seconds": seconds}
 
 
 def pooled(one: dict, two: dict) -> dict:
@@ -326,18 +281,7 @@ def is_slow(found: dict) -> bool:
     return ratios(found)[0] < SLOW
 
 
-def beside(found: dict, build: str) -> tuple[float, str]:
-    """The layout's minimum over that of the fastest other, by byte, and which that is."""
-    times = {
-        name: min(found["seconds"][f"{build} beside {i}"]) * per_byte
-        for i, (name, per_byte) in enumerate(found["others"].items())
-    }
-    fastest = min(times, key=times.__getitem__)
-    return min(found["seconds"][build]) / times[fastest], fastest
-
-
 def run(args, console: Console) -> list[dict]:
-    beside_of = {c.cell: c for c in layouts()} if args.layouts else {}
     spaces = [operators_of(build) for build in BUILDS]
     if missing := [op for op in OPERATORS if not all(hasattr(space, op) for space in spaces)]:
         console.print(f"[bold yellow]not in both builds:[/] {', '.join(missing)}")
@@ -355,13 +299,10 @@ def run(args, console: Console) -> list[dict]:
     if different:
         raise SystemExit(f"ab: {len(different)} of {len(todo)} cells have other bits")
     console.print(f"the same bits in {len(todo)} cells")
-    found = {
-        entry: measure(entry[1], args.repeats, beside_of.get(entry[1]))
-        for entry in each("measuring", todo)
-    }
+    found = {entry: measure(entry[1], args.repeats) for entry in each("measuring", todo)}
     slow = [entry for entry in todo if is_slow(found[entry])]
     for entry in each("measuring again", slow):
-        again = measure(entry[1], AGAIN * args.repeats, beside_of.get(entry[1]))
+        again = measure(entry[1], AGAIN * args.repeats)
         found[entry] = pooled(found[entry], again)
     return list(found.values())
 
@@ -371,15 +312,6 @@ def run(args, console: Console) -> list[dict]:
 
 def microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:,.0f}" if seconds >= 1e-4 else f"{seconds * 1e6:.2f}"
-
-
-def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    made = Table(title=title, title_justify="left")
-    for name in columns:
-        made.add_column(name, justify="left" if name in ("cell", "beside", "") else "right")
-    for row in rows:
-        made.add_row(*row, style="bold red" if "slow" in row else None)
-    return made
 
 
 def show(found: list[dict], labels: tuple[str, str], console: Console) -> int:
@@ -397,48 +329,19 @@ def show(found: list[dict], labels: tuple[str, str], console: Console) -> int:
     rest = [entry for entry in found if "abs" not in entry["seconds"]]
     title = f"old: {labels[0]}, new: {labels[1]}"
     if rest:
-        rows = [(e["cell"], str(e["threads"]), *minima(e), *common(e)) for e in rest]
-        console.print(table(title, ("cell", "threads", "old µs", "new µs", *last), rows))
+        rows = [(e["cell"], e["threads"], *minima(e), *common(e)) for e in rest]
+        console.print(table(title, ("cell",), ("threads", "old µs", "new µs", *last), rows))
     if calls:
         rows = []
         for entry in calls:
             least = min(entry["seconds"]["abs"])
             above = minima(entry, least)
             rows.append((entry["cell"], *above, microseconds(least), *common(entry)))
-        columns = ("cell", "old µs above abs", "new µs above abs", "abs µs", *last)
-        console.print(table(f"Calls on 8 elements. {title}", columns, rows))
-    compared = [entry for entry in found if "comparison" in entry]
-    if compared:
-        rows = []
-        for entry in compared:
-            (old, _), (new, fastest) = (beside(entry, build) for build in BUILDS)
-            what = entry["comparison"] + (f": {fastest}" if len(entry["others"]) > 1 else "")
-            rows.append((entry["cell"], str(entry["threads"]), what, f"{old:.2f}", f"{new:.2f}"))
-        columns = ("cell", "threads", "beside", "cell / beside, old", "cell / beside, new")
-        console.print(table(f"Layouts, by minima per byte. {title}", columns, rows))
+        columns = ("old µs above abs", "new µs above abs", "abs µs", *last)
+        console.print(table(f"Calls on 8 elements. {title}", ("cell",), columns, rows))
     slow = sum(map(is_slow, found))
     console.print(f"{slow} of {len(found)} cells below {SLOW}")
     return slow
-
-
-def as_json(found: list[dict], labels: tuple[str, str]) -> str:
-    description = machine.description()
-    del description["quantkit"]  # neither of the two builds
-    cells = []
-    for entry in found:
-        low, median = ratios(entry)
-        cells.append(entry | {"ratio_of_minima": low, "ratio_of_medians": median})
-        if "comparison" in entry:
-            cells[-1]["beside"] = {build: beside(entry, build) for build in BUILDS}
-    run = {"old": labels[0], "new": labels[1], "machine": description, "cells": cells}
-    return json.dumps(run) + "\n"
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise argparse.ArgumentTypeError(f"expected numbers such as 2 or 1,2, got {text!r}")
-    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def number(text: str) -> int:
@@ -448,8 +351,7 @@ def number(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    kind = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser("benchmarks.ab", description=__doc__, formatter_class=kind)
+    p = parser_of("benchmarks.ab", __doc__)
     p.add_argument("old", nargs="?", metavar="OLD")
     p.add_argument("new", nargs="?", metavar="NEW")
     p.add_argument("--all", action="store_true", help="every cell, not the usual ones")
@@ -459,13 +361,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="SUBSTRING",
         help="those of all cells with it in the name; given more than once: with each of them",
     )
-    p.add_argument(
-        "--layouts", action="store_true", help="layouts, also beside others in the same build"
-    )
     p.add_argument("--list", action="store_true", help="print the cells, measure nothing")
     p.add_argument("--repeats", type=number, default=40, help="default: 40")
     p.add_argument("--threads", type=numbers, help="such as 1,2; default: torch's")
-    p.add_argument("--json", type=Path, metavar="FILE", help="writes every time")
     return p
 
 
@@ -481,18 +379,11 @@ def main(arguments: list[str] | None = None) -> int:
     chosen(args)  # says now that there is none
     found = [builds.sources(name) for name in (args.old, args.new)]
     labels = (found[0][0], found[1][0])
-    if args.json:
-        try:  # now, not when minutes were measured
-            args.json.open("a").close()
-        except OSError as error:
-            raise SystemExit(f"ab: {error}") from None
     loaded = []
     for build, (label, files) in zip(BUILDS, found, strict=True):
         loaded.append(builds.made(build, label, files, OPERATORS))
     console = Console(width=None if sys.stdout.isatty() else 160)
     measured = run(args, console)
-    if args.json:
-        args.json.write_text(as_json(measured, labels))
     return 1 if show(measured, labels, console) else 0
 
 

@@ -56,7 +56,7 @@ class Case:
 
 @dataclass
 class Job:
-    """A case with its data: x, parameters chosen from it, its codes, and outputs to lend.
+    """A case with its data: x, parameters chosen from it, its codes, and outputs for `out=`.
 
     A job with a gradient can also do the operator _fake_quantize_backward.
     """

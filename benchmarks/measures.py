@@ -12,13 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from rich.table import Table
 
 import quantkit
 from quantkit import SCHEMES
 
-from .measure import interleaved, summary
-from .schemes import Job, run_with_threads
+from .schemes import Job, run_jobs
 
 READ, OURS, OUTLIERS = "x.amax()", "quantkit", "with outliers"
 EAGER, COMPILED = "float64 sums", "float64 sums, compiled"
@@ -44,43 +42,11 @@ def calls_of(job: Job) -> dict[str, Callable[[], object]]:
     }
 
 
-def cell(job: Job, threads: int, budget: float) -> dict:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        seconds = interleaved(calls_of(job), budget)
-    finally:
-        torch.set_num_threads(before)
-    return {
-        "scheme": job.scheme,
-        "dtype": str(job.x.dtype).removeprefix("torch."),
-        "shape": list(job.x.shape),
-        "threads": threads,
-        "gigabytes_per_second": job.x.nbytes / min(seconds[OURS]) / 1e9,
-        "contestants": {k: {**summary(v), "seconds": v} for k, v in seconds.items()},
-    }
-
-
-def table(run: list[dict]) -> Table:
-    grid = Table(title="measure, and how many times longer others take", title_justify="left")
-    for column in ("shape", "dtype", "scheme", "threads", "GB/s", "of a read", *LONGER):
-        grid.add_column(
-            column, justify="left" if column in ("shape", "dtype", "scheme") else "right"
-        )
-    for c in run:
-        best = {name: c["contestants"][name]["min"] for name in c["contestants"]}
-        longer = [f"{best[name] / best[OURS]:.1f}×" for name in LONGER]
-        speed = f"{c['gigabytes_per_second']:.1f}", f"{best[READ] / best[OURS]:.2f}"
-        shape = "×".join(map(str, c["shape"]))
-        grid.add_row(shape, c["dtype"], c["scheme"], str(c["threads"]), *speed, *longer)
-    return grid
-
-
 def main(arguments: list[str] | None = None) -> int:
-    schemes = ("int8_channel", "fp8_token", "mxfp4")
-    return run_with_threads(
-        "benchmarks.measures", __doc__, SCHEMES, schemes, cell, table, arguments
-    )
+    return run_jobs(
+        "benchmarks.measures", __doc__, SCHEMES, ("int8_channel", "fp8_token", "mxfp4"), calls_of,
+        lambda job: (job.x.nbytes, job.x.nbytes), ("measure", "of a read"), arguments,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

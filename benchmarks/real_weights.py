@@ -105,7 +105,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             return dict(_tensors("", state, set()))
     except Refused:
         raise
-    except Exception as error:  # whatever a foreign or hostile file provokes becomes one line
+    except Exception as error:  # whatever a foreign or malicious file provokes becomes one line
         raise Refused(f"{path}: cannot be read as weights: {reason_of(error)}") from None
     raise Refused(f"{path}: expected .safetensors, .pt or .pth, got {path.suffix or 'no suffix'}")
 

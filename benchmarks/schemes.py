@@ -9,19 +9,13 @@ y.copy_(x)'s, and how many times longer others take. Every call of a row runs in
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
-import json
+import itertools
 import logging
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import quantkit
@@ -29,9 +23,7 @@ from quantkit import reference
 from quantkit.formats import OF_DTYPE, scale_numbers
 from quantkit.schemes import default_eps, keywords_of
 
-from . import machine
-from .__main__ import shapes, words
-from .measure import interleaved, summary
+from .command import cells_parser, contestants, numbers, reason_of, run, table, threads, words
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OPERATIONS = ("quantize", "dynamic_quantize", "dequantize")
@@ -281,33 +273,40 @@ def agreement(result: object, job: Job, operation: str) -> str:
 
 
 def cell(job: Job, operation: str, budget: float) -> dict:
-    out = torch.empty_like(job.x_hat if operation == "dequantize" else job.x)
     source = job.x_hat if operation == "dequantize" else job.x
+    out = torch.empty_like(source)
     calls: Calls = {COPY: lambda: out.copy_(source), OURS: ours(job, operation)}
     notes, absent = {}, {}
     for name, make in RIVALS.items():
         try:
             call = make(job, operation)
             notes[name] = agreement(call(), job, operation)
-        except Exception as reason:  # whatever a rival cannot do
-            absent[name] = str(reason).splitlines()[0][:120] if str(reason) else repr(reason)
+        except Exception as error:  # whatever a rival cannot do
+            absent[name] = reason_of(error)
             continue
         calls[name] = call
-    measured = {k: {**summary(v), "seconds": v} for k, v in interleaved(calls, budget).items()}
-    copied = 2 * source.numel() * source.element_size() / measured[COPY]["min"]
-    moved = job.bytes(operation) / measured[OURS]["min"]
+    measured = contestants(calls, budget)
+    found = described(job, measured, 2 * source.nbytes, job.bytes(operation))
+    return found | {"operation": operation, "notes": notes, "absent": absent}
+
+
+def described(job: Job, measured: dict[str, dict], yardstick: int, moved: int) -> dict:
+    """A cell: of the contestants the first is the yardstick, the second is ours, each with its bytes."""
+    first, second = (c["min"] for c in list(measured.values())[:2])
+    speed = moved / second
     return {
         "scheme": job.scheme,
-        "operation": operation,
         "dtype": str(job.x.dtype).removeprefix("torch."),
         "shape": list(job.x.shape),
         "threads": torch.get_num_threads(),
-        "gigabytes_per_second": moved / 1e9,
-        "of_copy": moved / copied,
+        "gigabytes_per_second": speed / 1e9,
+        "of_yardstick": speed / (yardstick / first),
         "contestants": measured,
-        "notes": notes,
-        "absent": absent,
     }
+
+
+def speeds(cell: dict) -> tuple[str, str]:
+    return f"{cell['gigabytes_per_second']:.1f}", f"{cell['of_yardstick']:.2f}"
 
 
 def cells(args) -> Iterator[tuple[Job, str]]:
@@ -319,78 +318,70 @@ def cells(args) -> Iterator[tuple[Job, str]]:
                     yield job, operation
 
 
-def table(run: list[dict], shape: list[int], dtype: str) -> Table:
-    title = f"{'×'.join(map(str, shape))} {dtype}: ours, and how many times longer others take"
-    grid = Table(title=title, title_justify="left")
-    for column in ("scheme", "operation", "GB/s", "of copy", *RIVALS):
-        grid.add_column(column, justify="left" if column in ("scheme", "operation") else "right")
-    for c in run:
-        if c["shape"] != shape or c["dtype"] != dtype:
-            continue
-        best = c["contestants"][OURS]["min"]
-        others = [
-            f"{c['contestants'][name]['min'] / best:.1f}× {c['notes'][name]}"
-            if name in c["contestants"] else "–"
-            for name in RIVALS
-        ]  # fmt: skip
-        speed = f"{c['gigabytes_per_second']:.1f}", f"{c['of_copy']:.2f}"
-        grid.add_row(c["scheme"], c["operation"], *speed, *others)
-    return grid
+def tables(run: list[dict]) -> Iterator[Table]:
+    for shape, dtype in dict.fromkeys((tuple(c["shape"]), c["dtype"]) for c in run):
+        rows = []
+        for c in run:
+            if (tuple(c["shape"]), c["dtype"]) == (shape, dtype):
+                best = c["contestants"][OURS]["min"]
+                others = (
+                    f"{c['contestants'][name]['min'] / best:.1f}× {c['notes'][name]}"
+                    if name in c["contestants"] else "–"
+                    for name in RIVALS
+                )  # fmt: skip
+                rows.append((c["scheme"], c["operation"], *speeds(c), *others))
+        title = f"{'×'.join(map(str, shape))} {dtype}: ours, and how many times longer others take"
+        yield table(title, ("scheme", "operation"), ("GB/s", "of copy", *RIVALS), rows)
 
 
-def run_with_threads(
-    name: str, description: str | None, schemes: Iterable[str], chosen: tuple[str, ...],
-    cell: Callable[[Job, int, float], dict], table: Callable[[list[dict]], Table],
-    arguments: list[str] | None,
-) -> int:  # fmt: skip
-    """The command of a module that measures one thing of some schemes, by one thread and by two."""
-    kind = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(name, description=description, formatter_class=kind)
-    p.add_argument("--schemes", type=words(schemes), default=chosen)
+def options(name, description, known: Iterable[str], chosen: tuple[str, ...]):
+    p = cells_parser(name, description)
+    p.add_argument("--schemes", type=words(known), default=chosen)
     p.add_argument("--dtypes", type=words(DTYPES), default=tuple(DTYPES))
-    p.add_argument("--shapes", type=shapes, default=((4096, 4096), (512, 1024)))
-    p.add_argument("--threads", type=words(("1", "2")), default=("1", "2"))
-    p.add_argument("--seconds", type=float, default=1.0, help="for each cell; default: 1")
-    p.add_argument("--json", type=Path, metavar="FILE", help="writes every time")
+    return p
+
+
+def run_jobs(
+    name: str, description: str | None, known: Iterable[str], chosen: tuple[str, ...],
+    calls_of: Callable[[Job], Calls], moved: Callable[[Job], tuple[int, int]],
+    words: tuple[str, str], arguments: list[str] | None,
+) -> int:  # fmt: skip
+    """The command of a module that measures one thing of some schemes, by one thread and by two.
+
+    calls_of: the yardstick, ours and the others; moved: bytes of the first two; words: for the table.
+    """
+    p = options(name, description, known, chosen)
+    p.add_argument("--threads", type=numbers, default=(1, 2))
     args = p.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    jobs = [
-        (scheme, shape, DTYPES[dtype], int(threads))
-        for shape in args.shapes
-        for dtype in args.dtypes
-        for scheme in args.schemes
-        for threads in args.threads
-    ]
-    run = [
-        cell(Job(*job), threads, args.seconds)
-        for *job, threads in track(jobs, description="measuring", console=console)
-    ]
-    console.print(table(run))
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine.description(), "cells": run}) + "\n")
+
+    def cell(scheme, shape, dtype, count, budget):
+        job = Job(scheme, shape, DTYPES[dtype])
+        with threads(count):
+            return described(job, contestants(calls_of(job), budget), *moved(job))
+
+    def rows(run):
+        for c in run:
+            _, best, *others = (v["min"] for v in c["contestants"].values())
+            longer = (f"{time / best:.2f}×" for time in others)
+            yield c["shape"], c["dtype"], c["scheme"], c["threads"], *speeds(c), *longer
+
+    def tables(run):
+        left, right = ("shape", "dtype", "scheme"), ("threads", "GB/s", words[1])
+        others = list(run[0]["contestants"])[2:]
+        title = f"{words[0]}, and how many times longer others take"
+        yield table(title, left, (*right, *others), rows(run))
+
+    jobs = list(itertools.product(args.schemes, args.shapes, args.dtypes, args.threads))
+    run(args, cell, jobs, tables)
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    kind = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser("benchmarks.schemes", description=__doc__, formatter_class=kind)
-    p.add_argument("--schemes", type=words(quantkit.SCHEMES), default=tuple(quantkit.SCHEMES))
-    p.add_argument("--dtypes", type=words(DTYPES), default=tuple(DTYPES))
+    p = options("benchmarks.schemes", __doc__, quantkit.SCHEMES, tuple(quantkit.SCHEMES))
     p.add_argument("--ops", type=words(OPERATIONS), default=OPERATIONS)
-    p.add_argument("--shapes", type=shapes, default=((4096, 4096), (512, 1024)))
-    p.add_argument("--seconds", type=float, default=1.0, help="for each cell; default: 1")
-    p.add_argument("--json", type=Path, metavar="FILE", help="writes every time")
     args = p.parse_args(arguments)
-    warnings.filterwarnings("ignore")
-    console = Console(width=None if sys.stdout.isatty() else 160)
     total = len(args.shapes) * len(args.dtypes) * len(args.schemes) * len(args.ops)
-    work = track(cells(args), description="measuring", total=total, console=console)
-    run = [cell(job, operation, args.seconds) for job, operation in work]
-    for shape in dict.fromkeys(tuple(c["shape"]) for c in run):
-        for dtype in args.dtypes:
-            console.print(table(run, list(shape), dtype))
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine.description(), "cells": run}) + "\n")
+    run(args, cell, cells(args), tables, total)
     return 0
 
 

@@ -12,10 +12,8 @@ import functools
 from collections.abc import Callable
 
 import torch
-from rich.table import Table
 
-from .measure import interleaved, summary
-from .schemes import Job, run_with_threads
+from .schemes import Job, run_jobs
 
 COPY, OURS, NEAREST, EAGER = "y.copy_(x)", "quantkit", "to nearest", "torch.rand_like"
 SCHEMES = ("int8_tensor", "int8_channel", "fp8_tensor", "fp8_token")
@@ -52,47 +50,12 @@ def calls_of(job: Job) -> dict[str, Callable[[], object]]:
     }
 
 
-def cell(job: Job, threads: int, budget: float) -> dict:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        seconds = interleaved(calls_of(job), budget)
-    finally:
-        torch.set_num_threads(before)
-    best = {name: min(v) for name, v in seconds.items()}
-    speed = job.bytes("quantize") / best[OURS]
-    return {
-        "scheme": job.scheme,
-        "dtype": str(job.x.dtype).removeprefix("torch."),
-        "shape": list(job.x.shape),
-        "threads": threads,
-        "gigabytes_per_second": speed / 1e9,
-        "of_a_copy": speed / (2 * job.x.nbytes / best[COPY]),
-        "contestants": {k: {**summary(v), "seconds": v} for k, v in seconds.items()},
-    }
-
-
-def table(run: list[dict]) -> Table:
-    title = "stochastic rounding, and how many times longer others take"
-    grid = Table(title=title, title_justify="left")
-    for column in ("shape", "dtype", "scheme", "threads", "GB/s", "of a copy", NEAREST, EAGER):
-        grid.add_column(
-            column, justify="left" if column in ("shape", "dtype", "scheme") else "right"
-        )
-    for c in run:
-        best = {name: c["contestants"][name]["min"] for name in c["contestants"]}
-        longer = [f"{best[name] / best[OURS]:.2f}×" for name in (NEAREST, EAGER)]
-        speed = f"{c['gigabytes_per_second']:.1f}", f"{c['of_a_copy']:.2f}"
-        shape = "×".join(map(str, c["shape"]))
-        grid.add_row(shape, c["dtype"], c["scheme"], str(c["threads"]), *speed, *longer)
-    return grid
-
-
 def main(arguments: list[str] | None = None) -> int:
-    schemes = ("int8_tensor", "fp8_tensor")
-    return run_with_threads(
-        "benchmarks.stochastic", __doc__, SCHEMES, schemes, cell, table, arguments
-    )
+    return run_jobs(
+        "benchmarks.stochastic", __doc__, SCHEMES, ("int8_tensor", "fp8_tensor"), calls_of,
+        lambda job: (2 * job.x.nbytes, job.bytes("quantize")),
+        ("stochastic rounding", "of a copy"), arguments,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ OUT = ("tests/test_out.py",)
 OVERLAPS = ("tests/test_overlap.py",)
 ERRORS = ("tests/test_errors.py",)
 THREADS = ("tests/test_threads.py",)
+ENVIRONMENT = ("tests/test_environment.py", "-k", "test_several_threads")
 DIVISION = ("tests/test_division.py",)
 AUTOGRAD = ("tests/test_autograd.py",)
 MEMORY_GIVEN_BACK = ("tests/test_bad_input.py", "-k", "given_back")
@@ -37,7 +38,6 @@ LAYOUTS = ("tests/test_layout.py",)
 GENERATED = ("tests/test_generated.py",)
 # The .format overloads: on every instruction set of the CPU, by the emulator, and their errors.
 FORMATTED = ("tests/test_format_kernels.py",)
-FORMATTED_OUT = OUT
 EMULATED_FORMATS = ("tests/test_format_kernels.py", "-k", "cuda_emu")
 MEASURES = ("tests/test_measure.py",)
 LINEAR_LAYERS = ("tests/test_linear.py",)
@@ -112,29 +112,11 @@ TENSOR = "csrc/torch/tensor.cpp"
 OVERLAP = "csrc/torch/overlap.cpp"
 FAKE = "quantkit/operators.py"
 
-# What went with the code it lived in.
-GONE = {
-    "no scale copied back": "Contiguous of csrc/ops.cpp: parameters are written in any strides",
-    "no zero point copied back": "Contiguous of csrc/ops.cpp",
-    "no check that there is no seed": "check_none of csrc/torch/checks.cpp: seeds are taken now",
-    "no check that there is no index": "check_none of csrc/torch/checks.cpp",
-    "the way back laid out at the end": "Contiguous of csrc/ops.cpp",
-    "fake_quantize writes before a check": "fake_quantize_out of csrc/ops.cpp: all outputs go through written()",
-}
-
 MUTANTS = (
-    Mutant(
-        "reciprocal for division, given parameters",
-        ELEMENTWISE,
-        "Wide<D>(widen(x)) / s.scale",
-        "Wide<D>(widen(x)) * (Wide<D>(1) / s.scale)",
-    ),
-    Mutant(
-        "reciprocal for division, chosen parameters",
-        DYNAMIC,
-        "W(widen(x)) / p.scale;",
-        "W(widen(x)) * (W(1) / p.scale);",
-    ),
+    Mutant("reciprocal for division, given parameters", ELEMENTWISE, "Wide<D>(widen(x)) / s.scale",
+           "Wide<D>(widen(x)) * (Wide<D>(1) / s.scale)"),
+    Mutant("reciprocal for division, chosen parameters", DYNAMIC, "W(widen(x)) / p.scale;",
+           "W(widen(x)) * (W(1) / p.scale);"),
     Mutant("half away from zero", FORMATS, "const V shifted = v + kShifter<V>;",
            "const V shifted = V(__builtin_round(v)) + kShifter<V>;"),
     Mutant("lost tail, given parameters", ELEMENTWISE, "      if (!a.ragged) return;", "      return;"),
@@ -284,11 +266,11 @@ MUTANTS = (
     Mutant("CPU: the second thread's keys not joined", PARALLEL, "for (int64_t i = 1; i < threads; ++i) k.join",
            "for (int64_t i = 2; i < threads; ++i) k.join", kernels("large_tensors or extreme")),
     Mutant("CPU: threads in the caller's environment", PARALLEL, "        FloatingPointGuard guard;\n        (*static_cast",
-           "        (*static_cast", THREADS),
-    Mutant("CPU: flushed denormals", "csrc/cpu/fpenv.h", "_mm_setcsr(0x1f80)", "_mm_setcsr((saved_ & 0x8040) | 0x1f80)", THREADS),
-    Mutant("CPU: the caller's rounding", "csrc/cpu/fpenv.h", "_mm_setcsr(0x1f80)", "_mm_setcsr((saved_ & 0x6000) | 0x1f80)", THREADS),
+           "        (*static_cast", ENVIRONMENT),
+    Mutant("CPU: flushed denormals", "csrc/cpu/fpenv.h", "_mm_setcsr(0x1f80)", "_mm_setcsr((saved_ & 0x8040) | 0x1f80)", ENVIRONMENT),
+    Mutant("CPU: the caller's rounding", "csrc/cpu/fpenv.h", "_mm_setcsr(0x1f80)", "_mm_setcsr((saved_ & 0x6000) | 0x1f80)", ENVIRONMENT),
     Mutant("CPU: the caller's environment not restored", "csrc/cpu/fpenv.h", "~FloatingPointGuard() { _mm_setcsr(saved_); }",
-           "~FloatingPointGuard() {}", THREADS),
+           "~FloatingPointGuard() {}", ENVIRONMENT),
     Mutant("CPU: a forked child asks for threads", PARALLEL, "  if (forked_from_threads()) return 1;\n", "", PROCESSES),
     Mutant("CPU: every child goes alone", "csrc/cpu/forks.cpp", "several = used || count_threads() > at_first;", "several = true;", PROCESSES),
     # csrc/numerics as the CPU compiles it.
@@ -471,7 +453,7 @@ MUTANTS = (
            "return convert(made.bytes, base + offset, n);", FORMATTED),
     Mutant("codes left unpacked", TYPES, "  if (!bytes_) return repack(Operation::pack, q_, *made_, format_);\n",
            "  if (!bytes_) return;\n", FORMATTED),
-    Mutant("packed codes not copied to strided outputs", TYPES, "  copy(q_, packed);\n", "", FORMATTED_OUT),
+    Mutant("packed codes not copied to strided outputs", TYPES, "  copy(q_, packed);\n", "", OUT),
     Mutant("two parameters in a byte", TYPES, "return block % per_byte(format) == 0 || block >= x.sizes[x.dim - 1];",
            "return true;", FORMATTED),
     Mutant("packed codes in the order of x, chosen parameters", CHOOSERS, "packed ? kQ : kX, packed ? kX : kQ,", "kX, kQ,", FORMATTED),

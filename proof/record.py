@@ -71,7 +71,7 @@ def check(name, *args, out=None, kept=True, **options):
     Operators that contract 1 had not are not kept: the hash has those of short.json.
     """
     expected = OPERATORS[name].reference(*args, **options)
-    check_results(name, args, options, expected, out)
+    check_results(name, (*args, options), expected, out)
     if kept:
         add_results(digest, expected)
     return expected

@@ -38,9 +38,8 @@ class Covered:
         self.sample = xxhash.xxh3_128()  # the reference's, of the calls that the emulator takes too
         self.inputs = self.results = self.emulated = 0
         self.drawn = None
-        self.calls = zlib.crc32(
-            repr(task).encode()
-        )  # where the emulator begins: each task elsewhere
+        # Where the emulator begins: each task elsewhere.
+        self.calls = zlib.crc32(repr(task).encode())
 
     def call(self, name, *args, **options):
         """An operator's results."""
@@ -58,8 +57,10 @@ class Covered:
                 continue
             _load.extension.set_isa(isa)
             found = operator(*args, **options)
-            for a, e in zip(flat(found), flat(expected), strict=True):
-                _compare(a, e, isa)
+            try:
+                assert_same(found, expected)
+            except AssertionError as error:
+                raise AssertionError(f"{isa}: {error}") from None
             add_results(self.hashes[isa], found, nans)
         count = sum(t.numel() for t in flat(expected))
         if emulates:
@@ -68,6 +69,14 @@ class Covered:
         self.calls += 1
         self.results += count
         return expected
+
+    def given(self, x, scale, zero_point, q_min, q_max, code):
+        """quantize, dequantize of its result, fake_quantize."""
+        given = (x, scale, zero_point, q_min, q_max)
+        q = self.call("quantize", *given, code)
+        self.call("dequantize", q, scale, zero_point)
+        self.call("_fake_quantize", *given)
+        self.inputs += x.numel()
 
     def draws(self, *parameters):
         """Tells results of other parameters apart: torch's exp2 is not the same on every machine."""
@@ -105,22 +114,6 @@ def add_results(digest, results, nans=None):
                 t = t.masked_fill(t.isnan(), math.nan)
             t = t.view(BITS[t.element_size()])
         digest.update(t.contiguous().numpy())
-
-
-def _compare(actual, expected, isa):
-    if not is_real(expected) and expected.is_floating_point():  # codes, whose NaN is one of them
-        assert actual.dtype == expected.dtype, f"{isa}: {actual.dtype}, not {expected.dtype}"
-        actual, expected = actual.view(torch.uint8), expected.view(torch.uint8)
-    same = (actual.dtype, actual.shape, actual.stride())
-    if same == (expected.dtype, expected.shape, expected.stride()):
-        bits = BITS.get(actual.element_size())
-        views = [t.view(bits) if t.is_floating_point() else t for t in (actual, expected)]
-        if torch.equal(*views):
-            return
-    try:
-        assert_same(actual, expected)
-    except AssertionError as error:
-        raise AssertionError(f"{isa}: {error}") from None
 
 
 # ---- every float32 --------------------------------------------------------------------------------
@@ -168,17 +161,12 @@ def floats_from(begin):
 
 
 def floats(which, index, every=1):
-    """Every float32 pattern of a slice: quantize, dequantize of its result, fake_quantize."""
-    scale, zero_point, q_min, q_max, code, _ = FLOAT_SETS[which]
+    """Every float32 pattern of a slice, by given parameters."""
+    scale, zero_point, *others, _ = FLOAT_SETS[which]
     scale, zero_point = scalar(scale), scalar(zero_point)
     covered = Covered("floats", which, index)
     for begin in chunks(FLOAT_SLICES, index, every):
-        x = floats_from(begin)
-        given = (x, scale, zero_point, q_min, q_max)
-        q = covered.call("quantize", *given, code)
-        covered.call("dequantize", q, scale, zero_point)
-        covered.call("_fake_quantize", *given)
-        covered.inputs += CHUNK
+        covered.given(floats_from(begin), scale, zero_point, *others)
     return covered.report()
 
 
@@ -291,32 +279,37 @@ def check_codes(found, x, scale, zero_point, f, round_first):
     assert torch.equal(mask, (v >= f.low) & (v <= f.high)), "another mask"
 
 
-def parameter_shapes(x):
-    """One scale for all, for each row, for each element of a row."""
-    return ((), (len(x), 1), (1, x.shape[1]))
+def parameters_for(x, which, some=slice(None)):
+    """(scale, zero point, arguments) of a set: one scale for all, for each row, for each of a row."""
+    name, scale, zero_point, *_ = FORMAT_SETS[which]
+    f = OF_NAME[name]
+    for shape in ((), (len(x), 1), (1, x.shape[1]))[some]:
+        s = scalar(scale).expand(shape).contiguous()
+        z = None if zero_point is None else scalar(zero_point).expand(shape).contiguous()
+        yield s, z, (x, s, z, f.low, f.high, name)
+
+
+def rows_of(strides):
+    """The corners of the floats and so many strides, in rows."""
+    floats = [*corner_floats(), *map(strided_floats, range(strides))]
+    return [x.view(-1, COLUMNS) for x in floats]
 
 
 def in_format(covered, x, which, some=slice(None)):
-    """Codes of x, their numbers, fake_quantize and its mask, by parameters of some of those shapes."""
-    name, scale, zero_point, round_first, _ = FORMAT_SETS[which]
-    f, scale = OF_NAME[name], scalar(scale)
-    zero_point = None if zero_point is None else scalar(zero_point)
-    x = x.view(-1, COLUMNS)
-    for shape in parameter_shapes(x)[some]:
-        s = scale.expand(shape).contiguous()
-        z = None if zero_point is None else zero_point.expand(shape).contiguous()
-        given = (x, s, z, f.low, f.high, name)
+    """Codes of x, their numbers, fake_quantize and its mask, by parameters of some shapes."""
+    name, _, _, round_first, _ = FORMAT_SETS[which]
+    for s, z, given in parameters_for(x, which, some):
         q = covered.call("quantize.format", *given, round_first=round_first)
         y = covered.call("dequantize.format", q, s, z, name)
         fake = covered.call("_fake_quantize_masked.format", *given, round_first=round_first)
-        check_codes((q, y, fake), x, as_scale(s), z, f, round_first)
+        check_codes((q, y, fake), x, as_scale(s), z, OF_NAME[name], round_first)
         covered.inputs += x.numel()
 
 
 def format_samples(which):
     """The corners and some strides of the floats."""
     covered = Covered("format_samples", which)
-    for x in [*corner_floats(), *map(strided_floats, range(3))]:
+    for x in rows_of(3):
         in_format(covered, x, which)
     return covered.report()
 
@@ -325,7 +318,8 @@ def format_floats(which, index, every=1):
     """Every float32 pattern of a slice, by one shape of parameters or another."""
     covered = Covered("format_floats", which, index)
     for i, begin in enumerate(chunks(FLOAT_SLICES, index, every)):
-        in_format(covered, floats_from(begin), which, slice(i % 3, i % 3 + 1))
+        x = floats_from(begin).view(-1, COLUMNS)
+        in_format(covered, x, which, slice(i % 3, i % 3 + 1))
     return covered.report()
 
 
@@ -385,18 +379,12 @@ def drawn_numbers(v, f, u):
 def format_draws(which):
     """Codes of corners and strides of the floats, drawn, against all neighbours in the format."""
     covered = Covered("format_draws", which)
-    name, scale, zero_point, _, _ = FORMAT_SETS[which]
-    f, scale = OF_NAME[name], scalar(scale)
-    zero_point = None if zero_point is None else scalar(zero_point)
-    for i, x in enumerate([*corner_floats(), *map(strided_floats, range(2))]):
-        x = x.view(-1, COLUMNS)
+    f = OF_NAME[FORMAT_SETS[which][0]]
+    for i, x in enumerate(rows_of(2)):
         words = (which << 40) + i, -1 - which
+        drawn = {"seed": torch.tensor(words)}
         u = (2 * draws_of(*words, x.numel()).astype(np.float64) + 1) / 2**17
-        for shape in parameter_shapes(x):
-            s = scale.expand(shape).contiguous()
-            z = None if zero_point is None else zero_point.expand(shape).contiguous()
-            given = (x, s, z, f.low, f.high, name)
-            drawn = {"seed": torch.tensor(words)}
+        for s, z, given in parameters_for(x, which):
             q = covered.call("quantize.format", *given, **drawn)
             _, mask = covered.call("_fake_quantize_masked.format", *given, **drawn)
             v = x / as_scale(s) if z is None else x / as_scale(s) + z
@@ -425,12 +413,9 @@ def whole_sum(t):
 def format_sums(which):
     """Errors of corners and strides of the floats: their sums in Python's integers."""
     covered = Covered("format_sums", which)
-    name, scale, zero_point, round_first, _ = FORMAT_SETS[which]
-    f, scale = OF_NAME[name], scalar(scale)
-    z = None if zero_point is None else scalar(zero_point)
-    for i, x in enumerate([*corner_floats(), *map(strided_floats, range(2))]):
-        x = x.view(-1, COLUMNS)
-        given = (x, scale, z, f.low, f.high, name)
+    name, _, _, round_first, _ = FORMAT_SETS[which]
+    for i, x in enumerate(rows_of(2)):
+        ((scale, z, given),) = parameters_for(x, which, slice(1))
         q = OPERATORS["quantize.format"].reference(*given, round_first=round_first)
         e = OPERATORS["dequantize.format"].reference(q, scale, z, name) - x
         kept = e.isfinite()
@@ -501,9 +486,8 @@ def format_scales(which):
     name, rule, dtype, global_scale = SCALE_SETS[which]
     f, options = OF_NAME[name], {"scale_rule": rule, "scale_dtype": dtype}
     options["global_scale"] = None if global_scale is None else scalar(global_scale)
-    floats = [*corner_floats(), *map(strided_floats, range(16))]
-    for x in [*floats, *(every_half(t).to(torch.float32) for t in (torch.float16, torch.bfloat16))]:
-        x = x.view(-1, COLUMNS)
+    halves = [every_half(t).float().view(-1, COLUMNS) for t in (torch.float16, torch.bfloat16)]
+    for x in [*rows_of(16), *halves]:
         args = (x, [1, 1], f.low, f.high, SMALLEST.get(dtype, 2.0**-126), True, name)
         scale, _ = covered.call("choose_qparams.format", *args, **options)
         found, expected = (
@@ -586,6 +570,11 @@ def some_scales(generator, n, dtype):
     return to_dtype(s, dtype)
 
 
+def some_parameters(seed, n, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    return some_scales(generator, n, dtype), some_zero_points(generator, n, dtype)
+
+
 def some_zero_points(generator, n, dtype):
     z = torch.randint(-130, 131, (n,), generator=generator).double()
     kind = torch.rand(n, generator=generator)
@@ -625,11 +614,7 @@ def halves(dtype, granularity, batch):
     covered.draws(scale, zero_point)
 
     def sweep(x, scale, zero_point):
-        given = (x, scale, zero_point, q_min, q_max)
-        q = covered.call("quantize", *given, code)
-        covered.call("dequantize", q, scale, zero_point)
-        covered.call("_fake_quantize", *given)
-        covered.inputs += x.numel()
+        covered.given(x, scale, zero_point, q_min, q_max, code)
 
     if granularity == "tensor":
         for s, z in zip(scale, zero_point, strict=True):
@@ -664,9 +649,7 @@ CODE_NAMES, FLOAT_NAMES = (
 def codes(code, dtype, batch):
     """dequantize of every code by SCALES_OF_A_TASK scales: one for a row, one for a column."""
     code, dtype = getattr(torch, code), getattr(torch, dtype)
-    generator = torch.Generator().manual_seed(batch)
-    scale = some_scales(generator, SCALES_OF_A_TASK, dtype)
-    zero_point = some_zero_points(generator, SCALES_OF_A_TASK, dtype)
+    scale, zero_point = some_parameters(batch, SCALES_OF_A_TASK, dtype)
     low, high = CODES[code]
     every = torch.arange(low, high + 1).to(code)
     covered = Covered("codes", code, dtype, batch)
@@ -683,9 +666,7 @@ def codes(code, dtype, batch):
 def format_codes(name, batch):
     """dequantize.format of every code by SCALES_OF_A_TASK scales: a row's, a column's, one of all."""
     f = OF_NAME[name]
-    generator = torch.Generator().manual_seed(batch)
-    scale = some_scales(generator, SCALES_OF_A_TASK, torch.float32)
-    zero_point = some_zero_points(generator, SCALES_OF_A_TASK, torch.float32)
+    scale, zero_point = some_parameters(batch, SCALES_OF_A_TASK, torch.float32)
     scale[:4] = torch.tensor([2.0**118, -(2.0**119), 2.0**127, -(2.0**-149)])
     every = torch.arange(256 if f.bits <= 8 else 65536)  # bytes: all codes, however many share one
     every = every.to(torch.uint8).view(f.storage) if f.bits <= 8 else every.to(f.storage)

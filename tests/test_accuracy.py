@@ -1,4 +1,4 @@
-"""How near x_hat is to x: half a step inside the limits, and how much of real weights is kept."""
+"""How near x_hat is to x: half a step inside the limits."""
 
 import itertools
 import os
@@ -139,48 +139,12 @@ def sqnr_db(x, **scheme):
     return quantkit.measure(x, quantkit.quantize_dequant(x, **scheme)[2]).sqnr_db.item()
 
 
-# The second one has a weight of 4.4, where no other is above 0.8: the hardest case of this model.
-LAYER = "encoder.layer.1."
-MATRICES = [LAYER + "attention.self.value.weight", LAYER + "output.dense.weight"]
-SYMMETRIC, ASYMMETRIC = {"sym": True}, {"sym": False, "include_zero": True}
-TENSOR, CHANNEL, GROUP = {}, {"per_channel": True}, {"block_size": [1, 128]}
-FOUR_BITS = {"q_min": -8, "q_max": 7}
-
-# The least SQNR in dB of each of MATRICES: what was measured, rounded down to a tenth. The codes are the
-# same on every machine, so that whatever falls below has become worse.
-LEAST = [
-    (SYMMETRIC | TENSOR, (38.3, 13.4)),
-    (SYMMETRIC | CHANNEL, (42.4, 35.4)),
-    (SYMMETRIC | GROUP, (43.5, 41.0)),
-    (ASYMMETRIC | TENSOR, (38.4, 18.3)),
-    (ASYMMETRIC | CHANNEL, (43.1, 37.7)),
-    (ASYMMETRIC | GROUP, (44.3, 42.9)),
-    (FOUR_BITS | SYMMETRIC | TENSOR, (13.1, 0.1)),
-    (FOUR_BITS | SYMMETRIC | CHANNEL, (17.3, 12.5)),
-    (FOUR_BITS | SYMMETRIC | GROUP, (18.3, 16.4)),
-    (FOUR_BITS | ASYMMETRIC | TENSOR, (13.8, 0.3)),
-    (FOUR_BITS | ASYMMETRIC | CHANNEL, (18.5, 14.1)),
-    (FOUR_BITS | ASYMMETRIC | GROUP, (19.7, 18.4)),
-    ({"dtype": torch.int16} | SYMMETRIC | CHANNEL, (90.7, 83.6)),
-]
-
-
-def scheme_of(value):
-    return ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
-
-
-@pytest.mark.parametrize("scheme, least", LEAST, ids=scheme_of)
-def test_sqnr_of_real_weights(weights, scheme, least):
-    for name, floor in zip(MATRICES, least, strict=True):
-        assert sqnr_db(weights[name], **scheme) >= floor, name
-
-
 def test_one_sided_weights_need_include_zero(weights):
     """This LayerNorm's weights lie in [0.39, 0.73], more than 255 steps above 0.
 
     So the zero point ends at q_min, every code at q_max, and nothing but a constant comes back.
     """
-    x = weights[LAYER + "output.LayerNorm.weight"]
+    x = weights["encoder.layer.1.output.LayerNorm.weight"]
     q, _, p = quantkit.quantize_dequant(x, sym=False)
     assert p.zero_point == p.q_min and torch.all(q == p.q_max)
     assert sqnr_db(x, sym=False) < 6.6

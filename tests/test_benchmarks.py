@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import ab, builds, cells, compare, linear, measures, report, rivals, stochastic
+from benchmarks import ab, builds, cells, linear, measures, report, rivals, schemes, stochastic
 from benchmarks.cases import Case, Job, differing
 from quantkit import quantize_tensor
 
@@ -132,91 +132,6 @@ def test_blocks_that_fit_no_shape_are_refused():
         main("--shapes", "8x9", "--granularity", "group32")
 
 
-# ---- compare ----------------------------------------------------------------------------------------
-
-
-def slowed(report, factor, name="quantkit out="):
-    other = copy.deepcopy(report)
-    for cell in other["cells"]:
-        contestant = cell["contestants"][name]
-        for key in ("min", "median", "lower", "upper"):
-            contestant[key] *= factor
-    return other
-
-
-def steady(report):
-    """The same run without noise."""
-    other = copy.deepcopy(report)
-    for cell in other["cells"]:
-        for contestant in cell["contestants"].values():
-            contestant["lower"] = contestant["upper"] = contestant["median"]
-    return other
-
-
-def test_compare_finds_what_got_slower(run):
-    report = steady(run[0])
-    assert compare.slower(report, report) == []
-    assert compare.slower(report, slowed(report, 1.04)) == []  # below what is worth a look
-    found = compare.slower(report, slowed(report, 1.2))
-    assert len(found) == len(report["cells"])
-    assert {name for _, name, _, _ in found} == {"quantkit out="}
-    assert all(times == pytest.approx(1.2) for _, _, times, _ in found)
-    assert compare.slower(slowed(report, 1.2), report) == []
-
-
-def test_compare_allows_for_the_noise_it_measured(run):
-    report = steady(run[0])
-    noisy = slowed(report, 1.2)
-    for cell in noisy["cells"]:
-        c = cell["contestants"]["quantkit out="]
-        c["lower"], c["upper"] = 0.8 * c["median"], 1.2 * c["median"]
-    assert compare.slower(report, noisy) == []
-
-
-def test_compare_cancels_a_slower_machine(run):
-    report = steady(run[0])
-    slower_machine = report
-    for name in ("quantkit", "quantkit out=", "copy"):
-        slower_machine = slowed(slower_machine, 1.5, name)
-    assert compare.slower(report, slower_machine) == []
-
-
-def test_compare_as_a_command(run, tmp_path, capsys):
-    report = steady(run[0])
-    old, new = tmp_path / "old.json", tmp_path / "new.json"
-    old.write_text(json.dumps(report))
-    other = slowed(report, 1.3)
-    other["machine"]["cpu"] = "another"
-    new.write_text(json.dumps(other))
-    assert main("compare", old, old) == 0
-    assert main("compare", old, new) == 1
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "1.30×" in printed and "another now" in printed
-    assert "6 slower beyond noise, of 6 cells" in printed
-
-
-def test_compare_names_cells_without_a_common_yardstick(run, tmp_path, capsys):
-    report, other = steady(run[0]), slowed(steady(run[0]), 100)
-    for cell in other["cells"]:
-        del cell["contestants"]["copy"]
-    assert len(compare.slower(report, other)) == len(report["cells"])  # eager is in both
-    del other["cells"][0]["contestants"]["eager"]
-    old, new = tmp_path / "old.json", tmp_path / "new.json"
-    old.write_text(json.dumps(report))
-    new.write_text(json.dumps(other))
-    assert main("compare", old, new) == 1
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "not compared" in printed and "of 5 cells compared" in printed
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 0}', '{"format": 1}'])
-def test_compare_refuses_other_files(tmp_path, text):
-    path = tmp_path / "other.json"
-    path.write_text(text)
-    with pytest.raises(SystemExit, match=r"other\.json"):
-        main("compare", path, path)
-
-
 # ---- two builds in one process ----------------------------------------------------------------------
 
 
@@ -249,23 +164,12 @@ def test_two_builds_are_measured_in_every_kind_of_cell(same_build, words):
         assert ("abs" in entry["seconds"]) == (" 8 " in words)
     slow = ab.show(found, ("one", "other"), console)
     assert f"{slow} of {len(found)} cells below 0.95" in console.export_text()
-    assert len(json.loads(ab.as_json(found, ("one", "other")))["cells"]) == len(found)
-
-
-def test_layouts_stand_beside_others_of_their_build(same_build):
-    args, console = arguments_of_ab("--layouts", "--only", "dynamic_quantize", "--only", "1x8x4")
-    found = ab.run(args, console)
-    assert len(found) == 6
-    ab.show(found, ("one", "other"), console)
-    assert "x.contiguous() and the call" in console.export_text()
-    for entry in found:
-        assert ab.beside(entry, "old")[1] == entry["cell"]
 
 
 def test_builds_with_other_bits_are_not_measured(same_build, monkeypatch):
     honest = ab.results_of
-    spoiled = lambda job, build: tuple(t + (build == "new") for t in honest(job, build))  # noqa: E731
-    monkeypatch.setattr(ab, "results_of", spoiled)
+    wrong = lambda job, build: tuple(t + (build == "new") for t in honest(job, build))  # noqa: E731
+    monkeypatch.setattr(ab, "results_of", wrong)
     monkeypatch.setattr(ab, "measure", lambda *_: pytest.fail("measured"))
     args, console = arguments_of_ab("--only", "choose_qparams 64x1024 float32 tensor symmetric")
     with pytest.raises(SystemExit, match="2 of 2 cells have other bits"):
@@ -304,7 +208,7 @@ def test_cells_are_named_once_and_the_usual_ones_are_some_of_all():
     assert len(set(map(str, every))) == len(every) and set(usual) < set(every)
     for words in ("float16", "float64", "token", "block128", "asymmetric", "fresh", "backward"):
         assert any(words in str(cell) for cell in usual), words
-    assert {c.cell for c in ab.layouts()} < set(usual)
+    assert set(ab.layouts()) < set(usual)
     assert not [cell for cell in every if cell.case.shape == (64, 1024) and "block" in str(cell)]
 
 
@@ -338,43 +242,39 @@ def test_sources_are_written_where_they_differ(tmp_path):
     assert (tmp_path / "quantkit" / "libquantkit.so").exists()
 
 
-# ---- sums of errors ---------------------------------------------------------------------------------
+# ---- one thing of some schemes ------------------------------------------------------------------------
 
 
-def test_measures_stand_beside_a_read_and_float64_sums(tmp_path, capsys):
-    tiny = ["--shapes", "8x32", "--seconds", "0", "--schemes", "int8_channel,mxfp4"]
-    assert measures.main([*tiny, "--json", str(tmp_path / "run.json")]) == 0
+@pytest.mark.parametrize("module, share", [(measures, "of a read"), (stochastic, "of a copy")])
+def test_a_module_measures_each_scheme_beside_others(module, share, tmp_path, capsys):
+    tiny = [
+        "--shapes",
+        "8x32",
+        "--seconds",
+        "0",
+        "--schemes",
+        "int8_channel",
+        "--dtypes",
+        "float32",
+    ]
+    assert module.main([*tiny, "--json", str(tmp_path / "run.json")]) == 0
     found = json.loads((tmp_path / "run.json").read_text())["cells"]
-    assert len(found) == 8 and {c["threads"] for c in found} == {1, 2}
-    for cell in found:
-        assert list(cell["contestants"]) == [
-            measures.READ, measures.OURS, *measures.LONGER
-        ]  # fmt: skip
-    assert "of a read" in capsys.readouterr().out
-    job = measures.Job("int8_channel", (8, 32), torch.float32)
+    assert [c["threads"] for c in found] == [1, 2]
+    job = schemes.Job("int8_channel", (8, 32), torch.float32)
+    assert {tuple(c["contestants"]) for c in found} == {tuple(module.calls_of(job))}
+    assert share in capsys.readouterr().out
+
+
+def test_sums_in_torch_are_those_of_measure():
+    job = schemes.Job("int8_channel", (8, 32), torch.float32)
     ours = measures.calls_of(job)[measures.OURS]()
     for a, b in zip(ours, measures.sums(job.x, job.x_hat), strict=False):
         assert a.item() == pytest.approx(b.item())
 
 
-# ---- stochastic rounding ------------------------------------------------------------------------------
-
-
-def test_stochastic_rounding_stands_beside_a_copy_and_eager_torch(tmp_path, capsys):
-    tiny = ["--shapes", "8x32", "--seconds", "0"]
-    assert stochastic.main([*tiny, "--json", str(tmp_path / "run.json")]) == 0
-    found = json.loads((tmp_path / "run.json").read_text())["cells"]
-    assert len(found) == 8 and {c["threads"] for c in found} == {1, 2}
-    for cell in found:
-        assert list(cell["contestants"]) == [
-            stochastic.COPY, stochastic.OURS, stochastic.NEAREST, stochastic.EAGER
-        ]  # fmt: skip
-    assert "of a copy" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("scheme", stochastic.SCHEMES)
 def test_stochastic_rounding_by_hand_makes_the_same_neighbours(scheme):
-    job = stochastic.Job(scheme, (16, 512), torch.float32)
+    job = schemes.Job(scheme, (16, 512), torch.float32)
     by_hand = torch.stack([stochastic.by_hand(job).float() for _ in range(50)])
     calls = [quantize_tensor(job.x, job.p, seed=seed).float() for seed in range(50)]
     ours = torch.stack(calls)

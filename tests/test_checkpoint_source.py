@@ -1,4 +1,4 @@
-"""Sources of checkpoints: every kind is read, every hostile one is refused in one line."""
+"""Sources of checkpoints: every kind is read, every malicious one is an error of one line."""
 
 import json
 import os

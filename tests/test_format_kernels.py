@@ -402,9 +402,9 @@ def test_constants_zeros_and_spread_nan(name, dtype):
     inputs = [torch.zeros(8, 24), -torch.zeros(8, 24), torch.full((8, 24), 3.5), -torch.ones(8, 24)]
     inputs += [torch.tensor([0.0, -0.0]).repeat(8, 12), torch.full((8, 24), 1e-42)]
     for k, value in enumerate((math.nan, math.inf, -math.inf, -math.nan)):
-        spoilt = values((8, 24), dtype, 9)
-        spoilt[k, 11] = spoilt[7, 23] = value
-        inputs.append(spoilt)
+        bad = values((8, 24), dtype, 9)
+        bad[k, 11] = bad[7, 23] = value
+        inputs.append(bad)
     for i, x in enumerate(inputs):
         for k, blocks in enumerate((None, [1, -1], [-1, 1], [2, 6], [3, 7])):
             for turn in (0, 1):

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
-from lib.generated import CASES, SEED, Case, Data, FormatCase, check, run_many
+from lib.generated import CASES, SEED, Case, Data, check, run_many
 
 HALF, E8M0 = torch.float16, torch.float8_e8m0fnu
 HARD = float.fromhex("0x1.f63c0ep-7")  # the divisor for which two multiplications are not enough
@@ -44,28 +44,33 @@ KEPT = [
     Case(Data((1,) * 40), block_size=(1,) * 40),
     Case(Data((1,) * 63 + (8,)), block_size=(1,) * 63 + (4,), symmetric=False, out="strided"),
     # A short block of one element in each row: packed codes are read in steps.
-    FormatCase(Data((2, 5, 8)), "uint4", (0, 15), Data((1, 1, 2)), block_size=(5, -1, 7)),
+    Case(Data((2, 5, 8)), Data((1, 1, 2)), limits=(0, 15), format="uint4", block_size=(5, -1, 7)),
     # One byte a row, whose stride leads nowhere.
-    FormatCase(Data((8, 2), layout="transposed"), "int4", (-8, 7), Data(())),
+    Case(Data((8, 2), layout="transposed"), Data(()), limits=(-8, 7), format="int4"),
     # The mask judges the sum, the code rounds it.
-    FormatCase(
-        Data((3, 8)), "uint16", (0, 65535), Data(()), Data((), put=((0, 0.5),)), round_first=True
+    Case(
+        Data((3, 8)),
+        Data(()),
+        Data((), put=((0, 0.5),)),
+        (0, 65535),
+        format="uint16",
+        round_first=True,
     ),
     # No elements, and no strides of an expanded scale.
-    FormatCase(Data((0, 1, 0)), "int4", (-8, 7), Data((1, 1, 0)), block_size=(-1, 32, 2)),
+    Case(Data((0, 1, 0)), Data((1, 1, 0)), limits=(-8, 7), format="int4", block_size=(-1, 32, 2)),
     # A power of two for m = inf and m = NaN, and a scale of e4m3 that saturates.
-    FormatCase(
+    Case(
         Data((3, 64), put=((5, math.inf), (70, math.nan))),
-        "float4_e2m1fn",
-        (-6, 6),
+        limits=(-6, 6),
+        format="float4_e2m1fn",
         block_size=(1, 32),
         scale_rule="even",
         scale_dtype=E8M0,
     ),
-    FormatCase(
+    Case(
         Data((3, 64), magnitude=15, put=((5, math.nan), (99, -0.0))),
-        "float4_e2m1fn",
-        (-4, 4),
+        limits=(-4, 4),
+        format="float4_e2m1fn",
         block_size=(1, 16),
         eps=0.5,
         scale_dtype=torch.float8_e4m3fn,
@@ -73,7 +78,7 @@ KEPT = [
         out="strided",
     ),
     # A half for y, which vectors of float do not make.
-    FormatCase(Data((5, 64)), "uint4", (3, 15), block_size=(-1, 4), output_dtype=torch.float16),
+    Case(Data((5, 64)), limits=(3, 15), format="uint4", block_size=(-1, 4), output_dtype=HALF),
 ]
 
 

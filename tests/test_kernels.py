@@ -386,9 +386,9 @@ def test_constants_zeros_and_spread_nan(dtype):
     inputs += [torch.tensor([0.0, -0.0]).repeat(8, 12), torch.tensor([-0.0, 0.0]).repeat(8, 12)]
     for value in (math.nan, math.inf, -math.inf, -math.nan):
         for position in ((0, 0), (3, 11), (7, 23)):
-            spoilt = base.clone()
-            spoilt[position] = value
-            inputs.append(spoilt)
+            bad = base.clone()
+            bad[position] = value
+            inputs.append(bad)
     for x in inputs:
         for blocks in (None, [1, -1], [-1, 1], [2, 6]):
             for symmetric, zero in ((True, False), (False, False), (False, True)):

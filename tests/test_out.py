@@ -5,38 +5,18 @@ from functools import partial
 import pytest
 import torch
 from lib.backends import daily
-from lib.cases import STRIDES, assert_same, bits_of, codes, flat, given, invoke, ops, values
+from lib.cases import STRIDES, arguments, assert_same, bits_of, flat, given, invoke, ops, values
 
 from quantkit import _load, reference
-from quantkit.formats import OF_NAME
 from quantkit.operators import OPERATORS
 
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.fallback]
 X = values((6, 8), torch.float32, 1)
 SCALE, ZERO = given((6, 8), [1, -1], torch.float32, 2)
-SEED = torch.tensor([3, 4])
 CHOOSE = (X, [1, -1], -128, 127, 1e-8, False)
+# Turns of formats whose numbers all dtypes of results hold.
 CALLS = {
-    "quantize": (X, SCALE, ZERO, -128, 127, torch.int8),
-    "dequantize": (X.to(torch.int8), SCALE, ZERO),
-    "fake_quantize": (X, SCALE, ZERO, -128, 127),
-    "_fake_quantize_masked": (X, SCALE, ZERO, -128, 127),
-    "_masked_gradient": (X, X > 0),
-    "_fake_quantize_backward": (X + 1, X, SCALE, ZERO, -128, 127),
-    "choose_qparams": CHOOSE,
-    "aminmax": (X, [4, 3]),
-    "linear_w8a8": (X, X[:3].to(torch.int8), torch.tensor(0.5), torch.ones(3)),
-    "dynamic_quantize": (*CHOOSE, torch.int8),
-    "quantize_dequantize": (*CHOOSE, torch.int8),
-    "quantize.format": (X, SCALE, ZERO, -8, 7, "int4", {"block_size": [1, -1]}),
-    "dequantize.format": (codes(OF_NAME["int4"], X.shape), SCALE, ZERO, "int4", {}),
-    "fake_quantize.format": (X, SCALE, None, -448, 448, "float8_e4m3fn", {"seed": SEED}),
-    "_fake_quantize_masked.format": (X, SCALE, ZERO, 0, 15, "uint4", {"round_first": True}),
-    "choose_qparams.format": (X, [4, 3], -8, 7, 1e-8, False, "int4", {}),
-    "dynamic_quantize.format": (X, [1, 3], 0, 65535, 1e-8, False, "uint16", {"seed": SEED}),
-    "quantize_dequantize.format": (X, [4, 3], -8, 7, 1e-8, True, "int4", {}),
-    "measure": (X, SCALE, ZERO, -8, 7, "int4", {"over": [4, 3]}),
-    "measure_limbs": (X, SCALE, None, -6, 6, "float4_e2m1fn", {"over": [1, -1]}),
+    name: arguments(name, X, [1, -1], 4 + i % 2, over=[4, 3]) for i, name in enumerate(OPERATORS)
 }
 
 
@@ -118,10 +98,8 @@ def test_overlap_with_an_input_is_refused():
         args = (X, SCALE, ZERO, -128, 127)
         grad = (x, *args)
         refused("_fake_quantize_backward", {"out": out}, RuntimeError, "overlaps grad", args=grad)
-    codes = memory.view(torch.int8)[:48].view(6, 8)
-    refused(
-        "quantize", {"out": codes}, RuntimeError, "overlaps x", args=(x, *CALLS["quantize"][1:])
-    )
+    codes, args = memory.view(torch.int8)[:48].view(6, 8), (x, SCALE, ZERO, -128, 127, torch.int8)
+    refused("quantize", {"out": codes}, RuntimeError, "overlaps x", args=args)
     args = (X.to(torch.int8), memory[:6].view(6, 1), ZERO)
     refused("dequantize", {"out": x}, RuntimeError, "overlaps scale", args=args)
     codes = torch.zeros(64, dtype=torch.int8)
@@ -249,33 +227,17 @@ def test_results_of_x_that_repeats_itself(repeated):
     x = values([1 if d in repeated else n for d, n in enumerate(shape)], torch.float32, 7)
     x = x.expand(shape)
     for blocks in (None, [1, -1, -1], [-1, -1, 1], [1, 1, -1], [1, 1, 30]):
-        scale, zero_point = given(shape, blocks, torch.float32, 8)
-        args = (x, scale, zero_point, -128, 127)
-        choose = (x, blocks, -128, 127, 1e-8, False)
         q = values(shape, torch.float32, 9)[:1].to(torch.int8).expand(shape)
-        for name, given_args in {
-            "quantize": (*args, torch.int8),
-            "dequantize": (q, scale, zero_point),
-            "fake_quantize": args,
-            "_fake_quantize_masked": args,
-            "_masked_gradient": (x, x > 0),
-            "choose_qparams": choose,
-            "aminmax": choose[:2],
-            "linear_w8a8": (x, q[0, :7], torch.tensor(0.5)),
-            "measure": (*args, "int8", {"over": blocks}),
-            "measure_limbs": (*args, "int8", {"over": [3, 1, 40]}),
-            "dynamic_quantize": (*choose, torch.int8),
-            "quantize_dequantize": (*choose, torch.int8),
-        }.items():
-            results = expected(name, given_args)
+        for name in (name for name in OPERATORS if ".format" not in name):
+            own = {} if name == "linear_w8a8" else {"q": q, "grad": x, "over": [3, 1, 40]}
+            args = arguments(name, x, blocks, 5, **own)
+            results = expected(name, args)
             for layout in ("contiguous", "transposed", "strided"):
                 outs = {
-                    k: STRIDES[layout if t.dim() else "contiguous"](
-                        torch.zeros(t.shape, dtype=t.dtype)
-                    )
+                    k: STRIDES[layout if t.dim() else "contiguous"](torch.zeros_like(t))
                     for k, t in results.items()
                 }
-                call(name, outs, given_args)
+                call(name, outs, args)
                 for k, t in results.items():
                     assert_same(outs[k].contiguous(), t.contiguous())
 
@@ -307,7 +269,7 @@ def test_empty_outs():
 @pytest.mark.parametrize("by", daily([0, 1, 3], 1))
 @pytest.mark.parametrize("blocks", [None, [1, -1], [-1, 1], [1, 559]], ids=str)
 def test_outputs_large_enough_to_be_streamed(blocks, by):
-    """Lent float outputs of 32 MiB and more are written past the caches, whole cache lines at a time."""
+    """Float outputs of 32 MiB and more are written past the caches, whole cache lines at a time."""
     shape = (5003, 1677)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(by))
     numel = x.numel()
@@ -344,7 +306,7 @@ def test_large_outputs_with_gaps():
 @pytest.mark.parametrize("name", CALLS)
 def test_lazily_negated_tensors(name):
     """The imaginary part of a conjugate: an input like any other, no output."""
-    real = X if not name.startswith("dequantize") else SCALE.expand(6, 8)
+    real = SCALE if name.startswith("dequantize") else X
     lazy = torch.complex(real, -real).conj().imag
     assert lazy.is_neg() and torch.equal(lazy, real)
     args = list(CALLS[name])

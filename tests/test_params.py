@@ -2,7 +2,9 @@
 
 import base64
 import copy
+import dataclasses
 import io
+import itertools
 import json
 import pickle
 import zlib
@@ -10,11 +12,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from lib.cases import assert_same, values
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
 
 import quantkit
-from quantkit import QuantizationParams, params
+from quantkit import QuantizationParams, formats, params, reference
+from quantkit.formats import CODED_SCALES, FORMATS
 
 pytestmark = pytest.mark.fallback
 # Version 1's zlib.compress(pickle.dumps(p, protocol=2)), p as in its test.
@@ -153,3 +157,144 @@ def test_text_of_exported_programs_names_dtypes_only():
             ValueError, match=r"QuantizationParams: expected the name of a torch.dtype"
         ):
             params._context_of_text(json.dumps([-7, 7, name]))
+
+
+# ---- parameters of version 2 -----------------------------------------------------------------------
+
+MODULES = pytest.mark.parametrize("m", [quantkit, reference], ids=lambda m: m.__name__)
+F8, F4, F32 = torch.float8_e4m3fn, torch.float4_e2m1fn_x2, torch.float32
+E8M0 = torch.float8_e8m0fnu
+X = values((6, 20), torch.bfloat16, 1)
+P = QuantizationParams(torch.tensor(0.1), torch.tensor(0.0), -128, 127)
+
+
+def of(**fields):
+    return dataclasses.replace(P, **fields)
+
+
+def every_kind():
+    """QuantizationParams of which no two are equal."""
+    two = torch.ones(3, 2)
+    yield from (P, of(dtype=torch.int8), of(compute_dtype=F32), of(round_first=True))
+    yield from (
+        of(dtype=torch.int4),
+        of(dtype=F8),
+        of(dtype=torch.uint16),
+        of(dtype=torch.int8, compute_dtype=F32),
+    )
+    yield from (of(scale=torch.ones(()).to(d), dtype=F4) for d in (E8M0, F8, F32))
+    yield of(scale=torch.full((), 2.0).to(E8M0), dtype=F4)
+    yield of(scale=two.to(F8), dtype=F4, block_size=(1, 16), global_scale=torch.ones(()))
+    for fields in (
+        {"global_scale": torch.ones(())},
+        {"global_scale": 2.0},
+        {"block_size": (1, 4), "compute_dtype": F32},
+    ):
+        yield of(scale=two, zero_point=two, **fields)
+    yield of(scale=two, zero_point=two, block_size=(1, -1), compute_dtype=F32)
+
+
+def is_version_1(p):
+    return (
+        p.compute_dtype is None
+        and p.global_scale is None
+        and not p.round_first
+        and (p.dtype in (None, *(f.dtype for f in formats.VERSION_1)))
+    )
+
+
+def test_equal_where_all_fields_are():
+    for (i, a), (j, b) in itertools.product(enumerate(every_kind()), enumerate(every_kind())):
+        assert (a == b) is (i == j) and (a != b) is (i != j)
+        assert i != j or hash(a) == hash(b)
+    assert of(block_size=(1, -1)) == P  # left out by pytrees
+    assert of(block_size=(1, -1), compute_dtype=F32) != of(compute_dtype=F32)
+    assert of(block_size=[1, -1], compute_dtype=F32) == of(block_size=(1, -1), compute_dtype=F32)
+    assert of(global_scale=2) == of(global_scale=torch.tensor(2.0, dtype=torch.float64))
+    assert of(global_scale=2) != of(global_scale=torch.tensor(2.0))
+    assert repr(of(block_size=(1, 2))).endswith(", block_size=(1, 2))")
+    assert repr(P).count("=") == 4  # version 1's
+    text = repr(of(scale=torch.ones(()).to(E8M0), dtype=F4, global_scale=2.0))
+    assert "scale=tensor(1., dtype=torch.float8_e8m0fnu), " in text
+    assert text.endswith(", dtype=torch.float4_e2m1fn_x2, global_scale=2.0)")
+    assert repr(of(dtype=torch.int4, compute_dtype=F32, round_first=True)).endswith(
+        ", dtype=torch.int4, compute_dtype=torch.float32, round_first=True)"
+    )
+
+
+def test_pickles_pytrees_and_text():
+    for p in every_kind():
+        again = [copy.deepcopy(p)]
+        if p.scale.dtype not in CODED_SCALES:  # of torch's own tensors pickle loads no float8
+            protocols = range(2, pickle.HIGHEST_PROTOCOL + 1)
+            again += [pickle.loads(pickle.dumps(p, protocol)) for protocol in protocols]
+        assert all(a == p and a.block_size == p.block_size for a in again)
+        file = io.BytesIO()
+        torch.save(p, file)
+        file.seek(0)
+        assert torch.load(file, weights_only=True) == p
+        leaves, context = _pytree.tree_flatten(p)
+        assert len(leaves) == (2 if p.global_scale is None else 3)
+        assert len(context.context) == (3 if is_version_1(p) else 6)
+        again = _pytree.tree_unflatten(
+            leaves, _pytree.treespec_loads(_pytree.treespec_dumps(context))
+        )
+        assert again == p
+        assert again.block_size == (None if is_version_1(p) else p.block_size)
+        keys, _ = _pytree.tree_flatten_with_path(p)
+        names = [path[0].name for path, _ in keys]
+        assert names == ["scale", "zero_point", "global_scale"][: len(names)]
+
+
+@pytest.mark.parametrize(
+    "context",
+    [[-7, 7, "load", None, None, False], [-7, 7, None, [1.5], None, False], [-7, 7, None, 3, None, False],
+     [-7, 7, None, None, "load", False], [-7, 7, None, None, None, "yes"], [-7, 7], [-7, 7, None, None],
+     [-7, 7, "int8", None, None, False, 1]],
+    ids=str,
+)  # fmt: skip
+def test_text_that_says_no_parameters(context):
+    with pytest.raises((TypeError, ValueError)):
+        params._context_of_text(json.dumps(context))
+
+
+def test_to_a_device_takes_all_tensors():
+    p = of(global_scale=torch.ones(()), block_size=(1, 2), compute_dtype=F32, round_first=True)
+    p.scale = p.scale.to(F8)
+    there = p.to("meta")
+    assert all(t.device.type == "meta" for t in (there.scale, there.zero_point, there.global_scale))
+    kept = ("block_size", "compute_dtype", "round_first", "dtype", "q_min")
+    assert all(getattr(there, k) == getattr(p, k) for k in kept)
+
+
+@MODULES
+@pytest.mark.parametrize("dtype", [None, *(f.dtype for f in FORMATS)], ids=str)
+def test_no_zero_point_is_0_in_float32_steps(m, dtype):
+    f = next(f for f in FORMATS if dtype in (None, f.dtype))
+    limits = {"dtype": dtype, "q_min": 0, "q_max": min(f.high, 7)}
+    limits |= {} if f.has_zero_point else {"q_min": -f.high, "q_max": f.high}
+    zero = of(compute_dtype=F32, **limits)
+    none = dataclasses.replace(zero, zero_point=None)
+    q = m.quantize_tensor(X, zero)
+    assert_same(m.quantize_tensor(X, none), q)
+    assert_same(m.dequantize_tensor(q, none), m.dequantize_tensor(q, zero))
+    assert_same(m.fake_quantize(X, none), m.fake_quantize(X, zero))
+    if dtype is None or dtype in [f.dtype for f in formats.VERSION_1]:
+        none = dataclasses.replace(none, compute_dtype=None)
+        for call in (m.quantize_tensor, m.dequantize_tensor, m.fake_quantize):
+            with pytest.raises(
+                TypeError, match=r"^zero_point: expected a torch\.Tensor or a number; None needs"
+            ):
+                call(X, none)
+
+
+@MODULES
+def test_parameters_that_no_steps_take(m):
+    with pytest.raises(TypeError, match="global_scale: expected a floating dtype"):
+        m.quantize_tensor(X, of(global_scale=torch.ones((), dtype=torch.int8)))
+    with pytest.raises(TypeError, match=r"compute_dtype: expected None or torch\.float32, got"):
+        m.quantize_tensor(X, of(compute_dtype=torch.float64))
+    with pytest.raises(
+        TypeError, match=r"global_scale: expected a torch\.Tensor or a number, got str"
+    ):
+        m.dynamic_quantize(X, global_scale="2")

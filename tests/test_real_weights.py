@@ -93,7 +93,7 @@ def test_what_has_no_parameters_is_left_out_and_said(tmp_path, capsys):
         assert f"left out {name}:" in printed.out
 
 
-class Hostile:
+class RunsCode:
     """Unpickling it would write a file."""
 
     def __init__(self, path):
@@ -113,7 +113,7 @@ def bad_files(tmp_path):
         "foreign.pt": b"neither a zip nor a pickle",
         "empty.pth": b"",
         "words.txt": b"hello",
-        "hostile.pt": pickle.dumps({"w": Hostile(trace)}),
+        "code.pt": pickle.dumps({"w": RunsCode(trace)}),
     }
     for name, content in made.items():
         (tmp_path / name).write_bytes(content)
@@ -125,14 +125,52 @@ def bad_files(tmp_path):
     return [tmp_path / name for name in names], trace
 
 
-def test_unusable_files_are_refused_in_one_line(tmp_path, capsys):
+def refused(path, folder, capsys):
+    code, printed, report = job(path, folder / "results", capsys)
+    assert code == 2 and report is None, path
+    error = printed.err
+    assert error.startswith("error: ") and error.endswith("\n") and error[:-1].isprintable(), error
+    return error
+
+
+def test_unusable_files_are_errors_of_one_line(tmp_path, capsys):
     files, trace = bad_files(tmp_path)
     for path in files:
-        code, printed, report = job(path, tmp_path / "results", capsys)
-        assert code == 2 and report is None, path
-        lines = printed.err.strip().splitlines()
-        assert len(lines) == 1 and lines[0].startswith("error: ") and path.name in lines[0], lines
+        assert path.name in refused(path, tmp_path, capsys)
     assert not trace.exists(), "unpickling ran code"
+    pickle.loads(pickle.dumps(RunsCode(trace)))  # only the loader held it back
+    assert trace.exists()
+
+
+def test_paths_without_a_regular_file(tmp_path, capsys):
+    path = tmp_path / "path.safetensors"
+    for make in (
+        lambda: path.symlink_to(tmp_path / "nowhere"),
+        lambda: path.symlink_to(path),
+        lambda: path.symlink_to("/dev/zero"),
+        lambda: os.mkfifo(path),
+    ):
+        make()
+        refused(path, tmp_path, capsys)
+        path.unlink()
+
+
+def test_names_are_shown_without_their_control_characters(tmp_path, capsys):
+    """Names are the file's own: they reach the report as they are, the terminal only as text."""
+    names = (
+        "[bold red]w[/]",
+        "a\nerror: b\r\nc\u2028d",
+        "\x1b[31mred\x07",
+        "\u202egnp.exe",
+        "n" * 5000,
+    )
+    path = tmp_path / "names.safetensors"
+    save_file({name: torch.ones(2, 3) for name in names}, path)
+    code, printed, report = job(path, tmp_path / "names", capsys)
+    assert code == 0 and {row["name"] for row in report["tensors"]} == set(names)
+    assert all(line.isprintable() for line in printed.out.split("\n"))
+    for name in names[1:4]:
+        refused(tmp_path / f"{name}.safetensors", tmp_path, capsys)
 
 
 @pytest.mark.parametrize("which", ["q", "x_hat", "scale", "zero_point"])

@@ -1,20 +1,18 @@
-"""Thread counts, calling threads, and the caller's floating-point environment."""
+"""Thread counts and calling threads."""
 
-import ctypes
 import functools
 import itertools
-import platform
 import threading
 
 import pytest
 import torch
-from lib.backends import with_results
+from lib.backends import on_every_backend, with_results
 from lib.cases import assert_same, given, values
 
 from quantkit import reference
 
 ops = torch.ops.quantkit
-pytestmark = pytest.mark.usefixtures("native")
+native = pytest.mark.usefixtures("native")
 SHAPES = [
     ((1, 200_003), [1, -1]),
     ((200_003, 3), [-1, 1]),
@@ -51,6 +49,7 @@ def cases(dtype):
     return made
 
 
+@native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_any_number_of_threads(threads, count, dtype):
@@ -59,6 +58,7 @@ def test_any_number_of_threads(threads, count, dtype):
         assert_same(results(*args), right)
 
 
+@native
 @pytest.mark.parametrize("row", [3, 5, 7])
 def test_extremes_in_short_rows_that_two_threads_share(threads, row):
     """Seven at a time, one for each parameter, over all that lies near a border between threads."""
@@ -77,83 +77,55 @@ def test_extremes_in_short_rows_that_two_threads_share(threads, row):
                     extremes[:] = 1
 
 
-@functools.cache
-def columns_with_extremes():
+@pytest.mark.usefixtures("several_threads")
+@on_every_backend(emulated=None)
+def test_few_columns():
     """Many rows of few, an extreme in turn near each border: of threads, periods and the tail."""
-
-    def calls():
-        for columns, dtype in itertools.product(
-            (2, 3, 4, 5, 8, 16, 85, 255, 257), (torch.float32, torch.float16, torch.float64)
-        ):
-            numel = 3 * 16_500 + columns * 7
-            x = torch.ones(numel // columns, columns, dtype=dtype)
-            n = x.numel()
-            borders = {b for i in (1, 2) for b in (n * i // 3 - n * i // 3 % 64, n * i // 3)}
-            places = {
-                0,
-                1,
-                columns,
-                255,
-                256,
-                1023,
-                1024,
-                n // 2,
-                n - 1025,
-                n - 257,
-                n - columns - 1,
-                n - 1,
-            }
-            places |= {b + i for b in borders for i in (-columns, -1, 0, 1, columns)}
-            for place in sorted(places):
-                x = x.clone()
-                x.view(-1)[place] = -2 if place % 2 else 3
-                yield "choose_qparams", (x, [-1, 1], -128, 127, 1e-3, place % 3 == 0)
+    for columns, dtype in itertools.product(
+        (2, 3, 4, 5, 8, 16, 85, 255, 257), (torch.float32, torch.float16, torch.float64)
+    ):
+        numel = 3 * 16_500 + columns * 7
+        x = torch.ones(numel // columns, columns, dtype=dtype)
+        n = x.numel()
+        borders = {b for i in (1, 2) for b in (n * i // 3 - n * i // 3 % 64, n * i // 3)}
+        places = {0, 1, columns, 255, 256, 1023, 1024, n // 2}
+        places |= {n - k for k in (1025, 257, columns + 1, 1)}
+        places |= {b + i for b in borders for i in (-columns, -1, 0, 1, columns)}
+        for place in sorted(places):
             x = x.clone()
-            x.view(-1)[::7] = values((n,), dtype, columns)[::7]
-            yield "quantize_dequantize", (x, [-1, 1], -128, 127, 1e-8, False, torch.int8)
-            yield "quantize", (x, *given(x.shape, [-1, 1], dtype, 3), 0, 255, torch.uint8)
-
-    return list(with_results(calls()))
-
-
-def test_few_columns(several_threads):
-    for name, args, right in columns_with_extremes():
-        assert_same(getattr(ops, name)(*args), right)
+            x.view(-1)[place] = -2 if place % 2 else 3
+            yield "choose_qparams", (x, [-1, 1], -128, 127, 1e-3, place % 3 == 0)
+        x = x.clone()
+        x.view(-1)[::7] = values((n,), dtype, columns)[::7]
+        yield "quantize_dequantize", (x, [-1, 1], -128, 127, 1e-8, False, torch.int8)
+        yield "quantize", (x, *given(x.shape, [-1, 1], dtype, 3), 0, 255, torch.uint8)
 
 
-@functools.cache
-def groups_across_memory(dtype):
+@pytest.mark.usefixtures("several_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@on_every_backend(emulated=None)
+def test_groups_across_memory(dtype):
     """w.t() with groups along its rows: neighbours in memory have parameters that lie apart.
 
     Long rows are cut into tiles, but for those that no number near a tile's length divides.
     """
-
-    def calls():
-        for i, (rows, columns) in enumerate(
-            [(1025, 12), (1031, 8), (2048, 24), (3000, 6), (2 * 1031, 4), (5 * 1024, 8)]
-        ):
-            x = values((columns, rows), dtype, i).t()
-            for k, group in enumerate((2, columns // 2, columns)):
-                for blocks in ([1, group], [2 if rows % 2 == 0 else -1, group]):
-                    p = tuple(given(x.shape, blocks, dtype, k))
-                    yield "quantize", (x, *p, -128, 127, torch.int8)
-                    yield "dequantize", (x.to(torch.int8), *p)
-                    yield "_fake_quantize_masked", (x, *p, -128, 127)
-                    choose = x, blocks, -128, 127, 1e-8, (i + k) % 2 == 0
-                    yield "choose_qparams", choose
-                    yield "quantize_dequantize", (*choose, torch.int8)
-            # One of both changes along the rows of memory, the other along none or across.
-            each, one = (tuple(given(x.shape, b, dtype, 7)) for b in ([1, columns], [-1, 2]))
-            yield "fake_quantize", (x, each[0], one[1], -128, 127)
-            yield "fake_quantize", (x, one[0], each[1], -128, 127)
-
-    return list(with_results(calls()))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
-def test_groups_across_memory(several_threads, dtype):
-    for name, args, right in groups_across_memory(dtype):
-        assert_same(getattr(ops, name)(*args), right)
+    for i, (rows, columns) in enumerate(
+        [(1025, 12), (1031, 8), (2048, 24), (3000, 6), (2 * 1031, 4), (5 * 1024, 8)]
+    ):
+        x = values((columns, rows), dtype, i).t()
+        for k, group in enumerate((2, columns // 2, columns)):
+            for blocks in ([1, group], [2 if rows % 2 == 0 else -1, group]):
+                p = tuple(given(x.shape, blocks, dtype, k))
+                yield "quantize", (x, *p, -128, 127, torch.int8)
+                yield "dequantize", (x.to(torch.int8), *p)
+                yield "_fake_quantize_masked", (x, *p, -128, 127)
+                choose = x, blocks, -128, 127, 1e-8, (i + k) % 2 == 0
+                yield "choose_qparams", choose
+                yield "quantize_dequantize", (*choose, torch.int8)
+        # One of both changes along the rows of memory, the other along none or across.
+        each, one = (tuple(given(x.shape, b, dtype, 7)) for b in ([1, columns], [-1, 2]))
+        yield "fake_quantize", (x, each[0], one[1], -128, 127)
+        yield "fake_quantize", (x, one[0], each[1], -128, 127)
 
 
 @functools.cache
@@ -181,6 +153,7 @@ def many_states():
     return list(with_results(calls()))
 
 
+@native
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_many_states(threads, count):
     threads(count)
@@ -188,6 +161,7 @@ def test_many_states(threads, count):
         assert_same(getattr(ops, name)(*args), right)
 
 
+@native
 def test_from_many_python_threads(several_threads):
     args, right = cases(torch.float32)[3]
     failures = []
@@ -205,37 +179,3 @@ def test_from_many_python_threads(several_threads):
     for worker in workers:
         worker.join()
     assert not failures
-
-
-def test_a_caller_that_flushes_denormals_gets_the_same_bits(several_threads):
-    shape, blocks = SHAPES[3]
-    x = values(shape, torch.float32, special=True) * 1e-38
-    scale, zero_point = torch.full((320, 8), 1e-41), torch.full((320, 8), 0.5)
-    right = expected(x, blocks, scale, zero_point)
-    tiny, scale_of_tiny, zero = torch.full((8,), 1e-39), torch.tensor(1e-39), torch.tensor(0.0)
-    assert (tiny * 0.5 != 0).all()
-    if not torch.set_flush_denormal(True):
-        pytest.skip("this machine cannot flush denormals")
-    try:
-        assert (tiny * 0.5 == 0).all()
-        actual = results(x, blocks, scale, zero_point)
-        small = ops.quantize(tiny, scale_of_tiny, zero, -128, 127, torch.int8)
-        assert (tiny * 0.5 == 0).all(), "the caller's setting is lost"
-    finally:
-        torch.set_flush_denormal(False)
-    assert_same(actual, right)
-    assert small.tolist() == [1] * 8
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of the roundings of x86-64")
-@pytest.mark.parametrize("rounding", [0x400, 0x800, 0xC00], ids=["down", "up", "to zero"])
-def test_a_caller_with_another_rounding_gets_the_same_bits(rounding, several_threads):
-    (args, right), libm = cases(torch.float32)[3], ctypes.CDLL(None)
-    before = libm.fegetround()
-    assert libm.fesetround(rounding) == 0
-    try:
-        actual = results(*args)
-        assert libm.fegetround() == rounding, "the caller's setting is lost"
-    finally:
-        libm.fesetround(before)
-    assert_same(actual, right)

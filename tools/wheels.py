@@ -26,7 +26,7 @@ OLDEST = 10
 MOST_BYTES = 6_000_000
 # What comes from elsewhere in every process: torch brings these, and one OpenMP runtime must serve all.
 EXCLUDED = ("libtorch_cpu.so", "libtorch.so", "libc10.so", "libgomp.so.1")
-SUITE = ("operators", "errors", "reference", "threads", "storage")
+SUITE = ("operators", "errors", "reference", "threads", "params")
 
 
 def run(*command, quiet=True, **options):

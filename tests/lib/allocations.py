@@ -8,7 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lib.cases import arguments, assert_same, bits_of, flat, invoke, tensors_of
+from lib.cases import (
+    arguments,
+    assert_same,
+    bits_of,
+    flat,
+    invoke,
+    of_linear,
+    takes_format,
+    tensors_of,
+)
 
 from quantkit import _load
 from quantkit.operators import OPERATORS, overloads
@@ -33,24 +42,18 @@ def given(name, n, converts):
     """Arguments of n * n elements; converts: of dtypes that no kernel takes, and as many parameters."""
     x = torch.linspace(-3, 3, n * n).view(n, n)
     blocks = [1, 1] if converts or name.startswith(("choose", "aminmax")) else [1, -1]
-    args = arguments(name, x, blocks, turn=int(converts))  # 1: of a zero point
-    if name.startswith("measure"):  # of many blocks, so that there is something to allocate
-        args = (*args[:-1], {**args[-1], "over": [1, 8]})
-    if not converts:
-        return args
+    others = {"over": [1, 8]}  # of many blocks, so that there is something to allocate
     if name == "linear_w8a8":  # of half precision, strided weights and a bias
-        x, q, scale, _ = args
-        return x.to(torch.bfloat16), q.t().contiguous().t(), scale, torch.ones(len(q)).half()
-    others = {"x": (x * 40).to(torch.int16), "zero_point": torch.full((n, n), 3, dtype=torch.int32)}
-    if name == "_fake_quantize_backward":
-        del others["x"]  # which has grad's dtype
-    if ".format" not in name:  # where q has the format's dtype
-        others["q"] = (x * 40).to(torch.int32)
-    return tuple(others.get(k, a) for k, a in zip(names_of(name), args, strict=False))
-
-
-def names_of(name):
-    return [a.name for a in overloads(name)[0]._schema.arguments]
+        q = of_linear(x, 1)["q"].t().contiguous().t()
+        others = {"x": x.to(torch.bfloat16), "q": q, "bias": torch.ones(len(q)).half()}
+    else:
+        others |= {"zero_point": torch.full((n, n), 3, dtype=torch.int32)}
+        if name != "_fake_quantize_backward":  # where x has grad's dtype
+            others["x"] = (x * 40).to(torch.int16)
+        if not takes_format(name):  # where q has the format's dtype
+            others["q"] = (x * 40).to(torch.int32)
+    others = others if converts else {"over": [1, 8]}
+    return arguments(name, x, blocks, int(converts), **others)  # turn 1: of a zero point
 
 
 def strided(t):

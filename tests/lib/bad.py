@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from lib.cases import bits_of, flat, values
+from lib.cases import argument_names, bits_of, flat, values
 from torch._subclasses.fake_tensor import FakeTensor
 
 import quantkit
 from quantkit import QuantizationParams, _checks, ops, reference
-from quantkit.operators import OPERATORS, overloads
+from quantkit.operators import OPERATORS
 
 MODULES = {"quantkit": quantkit, "reference": reference}
 # Those whose arguments are not the ones of linear_w8a8's operator.
@@ -54,9 +54,9 @@ FORMAT |= {"output_dtype": torch.float32, "over": [1, -1]}
 
 def arguments_of(name):
     """A valid call of an operator, by argument, with tensors of its own."""
-    names = [a.name for a in overloads(name)[0]._schema.arguments]
     if name == "linear_w8a8":
         return copy.deepcopy(GIVEN_LINEAR)
+    names = [n for some in argument_names(name) for n in some]
     valid = FORMAT | (CHOOSE if "eps" in names else GIVEN)
     return copy.deepcopy({n: valid[n] for n in names})
 

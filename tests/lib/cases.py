@@ -1,5 +1,6 @@
 """One table of cases, and the one comparison, that all tests share."""
 
+import functools
 import itertools
 import math
 
@@ -44,12 +45,14 @@ def tensors_of(args):
 
 
 def on_meta(args):
-    """The same arguments with meta tensors; of those by name too."""
+    """The same arguments with meta tensors of the same strides; of those by name too."""
 
     def there(a):
         if isinstance(a, dict):
             return {k: there(v) for k, v in a.items()}
-        return a.to("meta") if isinstance(a, torch.Tensor) else a
+        if not isinstance(a, torch.Tensor):
+            return a
+        return torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device="meta")
 
     return [there(a) for a in args]
 
@@ -221,6 +224,25 @@ def given(shape, block_size, dtype, seed=0, scale=None, integral=True):
 NAMES = tuple(OPERATORS)
 
 
+@functools.cache
+def argument_names(name):
+    """(names of the arguments by position, of those by name) of an operator, by its schema."""
+    every = overloads(name)[0]._schema.arguments
+    return tuple([a.name for a in every if a.kwarg_only == by_name] for by_name in (False, True))
+
+
+def takes_format(name):
+    """Whether the operator takes the name of a format; others take a dtype of version 1, or none."""
+    return "format" in argument_names(name)[0]
+
+
+def call_of(name, table):
+    """The arguments of an operator from a table by argument: positional ones, and a dict of others."""
+    positional, by_name = argument_names(name)
+    args = tuple(table[k] for k in positional)
+    return (*args, {k: table[k] for k in by_name if k in table}) if by_name else args
+
+
 def inputs(name):
     """Arguments of several dtypes, strides and granularities."""
     for i, (dtype, blocks) in enumerate(zip(FLOATS, (None, [1, -1], [2, 3], [-1, 1]), strict=True)):
@@ -236,72 +258,55 @@ TURNS = (
     ("float8_e4m3fn", {"scale_dtype": E8M0, "scale_rule": "floor"}, {"seed": torch.tensor([1, 2])}),
     ("float4_e2m1fn", {"scale_dtype": E4M3.dtype, "global_scale": torch.tensor(0.5)}, {}),
 )
+# Of the others.
+LIMITS = ((torch.int8, -128, 127), (torch.uint8, 0, 255), (torch.int16, -7, 7))
 
 
-def arguments(name, x, blocks, turn=0):
-    """Those of one call of an operator on x, which has as many dimensions as blocks."""
-    operator, _, overload = name.partition(".")
-    scale, zero_point = given(
-        x.shape, blocks, x.dtype if x.is_floating_point() else torch.float32, turn
-    )
-    symmetric = turn % 2 == 0
-    if overload == "format" or operator.startswith("measure"):
-        return format_arguments(operator, x, blocks, scale, zero_point, turn % len(TURNS))
-    fake = x.clone().requires_grad_(turn < 2) if x.is_floating_point() else x
-    return {
-        "choose_qparams": (x, blocks, -128, 127, 1e-8, symmetric),
-        "quantize": (x, scale, zero_point, -128, 127, torch.int8),
-        "dequantize": (x.to(torch.int8), scale, zero_point),
-        "dynamic_quantize": (x, blocks, 0, 255, 1e-8, symmetric, torch.uint8),
-        "quantize_dequantize": (x, blocks, -7, 7, 1e-8, symmetric, torch.int16),
-        "aminmax": (x, blocks),
-        "linear_w8a8": linear_arguments(x, turn),
-        "fake_quantize": (fake, scale, zero_point, -128, 127),
-        "_fake_quantize": (x, scale, zero_point, -128, 127),
-        "_fake_quantize_masked": (x, scale, zero_point, -128, 127),
-        "_masked_gradient": (torch.ones_like(x), x > 0),
-        "_fake_quantize_backward": (torch.ones_like(x), x, scale, zero_point, -128, 127),
-    }[operator]
+def arguments(name, x, blocks, turn=0, /, **others):
+    """Those of one call of an operator on x, which has as many dimensions as blocks, or others."""
+    own = x.dtype if x.is_floating_point() else torch.float32
+    scale, zero_point = given(x.shape, blocks, own, turn)
+    dtype, low, high = LIMITS[turn % 3]
+    table = {
+        "x": x, "grad": torch.ones_like(x), "mask": x > 0, "q": x.to(torch.int8),
+        "scale": scale, "zero_point": zero_point, "block_size": blocks,
+        "q_min": low, "q_max": high, "eps": 1e-8, "symmetric": turn % 2 == 0, "dtype": dtype,
+        "include_zero": turn % 4 == 3,
+    }  # fmt: skip
+    if takes_format(name):
+        table |= of_format(x, blocks, scale, zero_point, turn % len(TURNS))
+    if name.startswith("fake_quantize") and x.is_floating_point():
+        table["x"] = x.clone().requires_grad_(turn < 2)
+    if name == "linear_w8a8":
+        table |= of_linear(x, turn)
+    return call_of(name, table | others)
 
 
-def linear_arguments(x, turn):
+def of_linear(x, turn):
     """By turns one scale or one for each output, and with a bias."""
     x = x if x.is_floating_point() else x.to(torch.float32)
     q = values((5, x.shape[-1]), torch.float32, turn, spread=60.0).to(torch.int8)
     scale = torch.tensor(0.25) if turn % 2 else torch.linspace(0.1, 0.5, 5).reshape(5, 1)
-    return x, q, scale, None if turn % 3 else torch.linspace(-1, 1, 5, dtype=x.dtype)
+    bias = None if turn % 3 else torch.linspace(-1, 1, 5, dtype=x.dtype)
+    return {"x": x, "q": q, "scale": scale, "bias": bias}
 
 
-def format_arguments(operator, x, blocks, scale, zero_point, turn):
+def of_format(x, blocks, scale, zero_point, turn):
     name, choosing, rounding = TURNS[turn]
-    f = OF_NAME[name]
-    symmetric = f.low < 0
-    zero_point = zero_point if f.has_zero_point and turn else None
-    scale_dtype, whole = choosing.get("scale_dtype"), choosing.get("global_scale")
-    scale = scale.to(scale_dtype) if scale_dtype in CODED_SCALES else scale
-    sizes = {"block_size": blocks, "global_scale": whole}
-    first = {k: v for k, v in rounding.items() if k == "round_first"}
-    if "seed" in rounding and turn == 2:
+    f, scale_dtype = OF_NAME[name], choosing.get("scale_dtype")
+    if turn == 2:
         larger, start = [n + 2 for n in x.shape], [1] * x.dim()
         rounding = {**rounding, "index": list(quantkit.shard_index(larger, start))}
-    choose = (x, blocks, f.low, f.high, default_eps(f, scale_dtype), symmetric, name)
-    limits = (scale, zero_point, f.low, f.high, name)
-    given_ = (*limits, {**sizes, **rounding})
-    fake = x.clone().requires_grad_(turn < 2) if x.is_floating_point() else x
-    output = {"output_dtype": (None, torch.float16, torch.bfloat16, torch.float32)[turn]}
-    over = {"over": (None, [1, -1], [3, 4], [-1, 1])[turn] if x.dim() == 2 else None}
     return {
-        "measure": (x, *limits, {**sizes, **first, **over}),
-        "measure_limbs": (x, *limits, {**sizes, **first, **over}),
-        "choose_qparams": (*choose, choosing),
-        "quantize": (x, *given_),
-        "dequantize": (codes(f, x.shape), scale, zero_point, name, {**sizes, **output}),
-        "dynamic_quantize": (*choose, {**choosing, **rounding}),
-        "quantize_dequantize": (*choose, {**choosing, **rounding, **output}),
-        "fake_quantize": (fake, *given_),
-        "_fake_quantize": (x, *given_),
-        "_fake_quantize_masked": (x, *given_),
-    }[operator]
+        "q": codes(f, x.shape),
+        "scale": scale.to(scale_dtype) if scale_dtype in CODED_SCALES else scale,
+        "zero_point": zero_point if f.has_zero_point and turn else None,
+        "q_min": f.low, "q_max": f.high, "eps": default_eps(f, scale_dtype),
+        "symmetric": f.low < 0, "include_zero": False, "format": name,
+        "output_dtype": (None, torch.float16, torch.bfloat16, torch.float32)[turn],
+        "over": (None, [1, -1], [3, 4], [-1, 1])[turn] if x.dim() == 2 else None,
+        **choosing, **rounding,
+    }  # fmt: skip
 
 
 def codes(f, shape, seed=0):

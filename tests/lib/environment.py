@@ -13,9 +13,22 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from lib.cases import FLOATS, STRIDES, assert_same, invoke, ops, parameter_shape, values
+from lib.cases import (
+    FLOATS,
+    LIMITS,
+    STRIDES,
+    assert_same,
+    call_of,
+    codes,
+    invoke,
+    ops,
+    parameter_shape,
+    takes_format,
+    values,
+)
 
 from quantkit import _load
+from quantkit.formats import OF_NAME
 from quantkit.operators import OPERATORS
 
 MACHINE = platform.machine()
@@ -170,6 +183,17 @@ KINDS = ("ties", "between", "denormal", "beside a tie")
 BLOCKS = (None, [1, -1], [-1, 1], [1, 1])
 
 
+def of_format(shape, layout, scale, zero_point, turn):
+    """What .format overloads take instead: an integer format, or one of floats, packed where it fits."""
+    f = OF_NAME[("int8", "float8_e4m3fn" if shape[-1] % 2 else "float4_e2m1fn")[turn % 2]]
+    zero_point = zero_point if f.has_zero_point else None
+    q = STRIDES[layout](codes(f, shape).view(torch.uint8)).view(f.storage)
+    return {
+        "q": q, "scale": scale, "zero_point": zero_point, "q_min": f.low, "q_max": f.high,
+        "format": f.name, "symmetric": True, "include_zero": False,
+    }  # fmt: skip
+
+
 @functools.cache
 def made(dtype, shape, layout):
     """(operator, arguments, right result) of every operator."""
@@ -177,29 +201,25 @@ def made(dtype, shape, layout):
     for i, (kind, blocks) in enumerate(itertools.product(KINDS, BLOCKS)):
         x, scale, zero_point = inputs(shape, dtype, kind, blocks, i)
         x = STRIDES[layout](x)
-        given = (x, scale, zero_point, -128, 127)
-        q = STRIDES[layout](torch.arange(x.numel()).view(shape).to(torch.int8))
-        over = None if i % 2 else blocks
-        eps = 1e-8 if i % 2 else max(torch.finfo(dtype).smallest_normal / 1000, 1e-307)
-        drawn = {"seed": torch.tensor([i, -i]), "index": [i, *[5] * x.dim()]}
-        coarse = (*given[:2], None, -6, 6, "float4_e2m1fn", drawn)
-        for name, args in (
-            ("quantize", (*given, torch.int8)),
-            ("quantize.format", (*given, "int8", drawn)),
-            ("fake_quantize.format", coarse),
-            ("dequantize", (q, scale, zero_point)),
-            ("fake_quantize", given),
-            ("_fake_quantize_masked", given),
-            ("_masked_gradient", (x.flip(0), x > 0)),
-            ("_fake_quantize_backward", (x.flip(0), *given)),
-            ("choose_qparams", (x, blocks, -128, 127, eps, i % 2 == 0)),
-            ("aminmax", (x, blocks)),
-            ("linear_w8a8", (x, q, scale.reshape(-1)[0].to(torch.float32), None)),
-            ("measure", (*given, "int8", {"over": over})),
-            ("measure_limbs", (*given, "int8", {"over": over})),
-            ("dynamic_quantize", (x, blocks, 0, 255, eps, False, torch.uint8, i % 3 == 0)),
-            ("quantize_dequantize", (x, blocks, -127, 127, eps, i % 2 == 0, torch.int8)),
-        ):
+        table = {
+            "x": x, "scale": scale, "zero_point": zero_point, "grad": x.flip(0), "mask": x > 0,
+            "q": STRIDES[layout](torch.arange(x.numel()).view(shape).to(torch.int8)),
+            "block_size": blocks, "over": None if i % 2 else blocks,
+            "eps": 1e-8 if i % 2 else max(torch.finfo(dtype).smallest_normal / 1000, 1e-307),
+            "symmetric": i % 2 == 0, "include_zero": i % 4 == 3, "seed": torch.tensor([i, -i]),
+            "index": [i, *[5] * x.dim()],
+        }  # fmt: skip
+        for name in OPERATORS:
+            if takes_format(name):
+                if (i + i // 4) % 2:
+                    continue
+                args = call_of(name, table | of_format(shape, layout, scale, zero_point, i // 2))
+            elif name == "linear_w8a8":
+                given = {"scale": scale.reshape(-1)[0].to(torch.float32), "bias": None}
+                args = call_of(name, table | given)
+            else:
+                code, low, high = LIMITS[i % 3]
+                args = call_of(name, table | {"dtype": code, "q_min": low, "q_max": high})
             results.append((name, args, Case(name, args).right))
     return results
 

@@ -8,7 +8,7 @@ import math
 import os
 import random
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from hypothesis import HealthCheck, given, seed, settings
@@ -18,11 +18,16 @@ from lib.cases import (
     FLOATS,
     SPECIAL,
     STRIDES,
+    argument_names,
     assert_same,
     assert_same_kind,
     bits_of,
+    call_of,
     flat,
+    invoke,
+    on_meta,
     parameter_shape,
+    takes_format,
 )
 
 import quantkit
@@ -35,6 +40,8 @@ from quantkit.operators import OPERATORS, overloads
 SEED = int(os.environ.get("QUANTKIT_SEED") or random.SystemRandom().randrange(2**32))
 FEW_ELEMENTS = 20_000
 META_EVERY = 8  # a case in so many: they cost a third of all the rest
+# No code of their own, or arguments of their own.
+OTHERS = {"fake_quantize", "fake_quantize.format", "linear_w8a8"}
 UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -67,6 +74,10 @@ class Data:
         return moved(STRIDES[self.layout](t), self.offset)
 
 
+def as_list(sizes):
+    return None if sizes is None else list(sizes)
+
+
 def moved(t, by):
     """t with its strides, `by` elements into memory of its own."""
     if by == 0 or t.numel() == 0:
@@ -79,58 +90,22 @@ def moved(t, by):
 
 @dataclass(frozen=True)
 class Case:
-    """The arguments of every operator that takes parameters, or (without a scale) that chooses them."""
+    """The arguments of every operator that takes parameters, or (without a scale) that chooses them.
 
-    x: Data  # q, for dequantize
+    Of version 1's operators, or (with a format) of those that take its name.
+    """
+
+    x: Data  # and q, of version 1
     scale: Data | None = None
     zero_point: Data | None = None
     limits: tuple[int, int] = (-128, 127)
     code: torch.dtype = torch.int8
+    format: str | None = None
     block_size: tuple[int, ...] | None = None
     eps: float = 1e-8
     symmetric: bool = True
     include_zero: bool = False
     grad: Data | None = None  # None: x's kind of numbers, others
-    out: str | None = None  # the layout of `out=` tensors, tried too
-
-    def calls(self):
-        """(operator, arguments, options) of each call."""
-        for name, args in self.positional():
-            yield name, args, {}
-
-    def positional(self):
-        x = self.x.tensor()
-        if self.scale is None:
-            blocks = None if self.block_size is None else list(self.block_size)
-            choice = (x, blocks, *self.limits, self.eps, self.symmetric)
-            yield "choose_qparams", (*choice, self.include_zero)
-            yield "dynamic_quantize", (*choice, self.code, self.include_zero)
-            yield "quantize_dequantize", (*choice, self.code, self.include_zero)
-            return
-        parameters = self.scale.tensor(), self.zero_point.tensor()
-        yield "dequantize", (x, *parameters)
-        yield "quantize", (x, *parameters, *self.limits, self.code)
-        yield "_fake_quantize", (x, *parameters, *self.limits)
-        yield "_fake_quantize_masked", (x, *parameters, *self.limits)
-        if x.is_floating_point():
-            grad = (self.grad or replace(self.x, seed=self.x.seed + 1)).tensor()
-            yield "_fake_quantize_backward", (grad, x, *parameters, *self.limits)
-            yield "_masked_gradient", (grad, x > 0)
-
-
-@dataclass(frozen=True)
-class FormatCase:
-    """The arguments of every `.format` operator with given parameters, or that chooses them."""
-
-    x: Data
-    format: str
-    limits: tuple[int, int]
-    scale: Data | None = None
-    zero_point: Data | None = None
-    block_size: tuple[int, ...] | None = None
-    eps: float = 1e-8
-    symmetric: bool = True
-    include_zero: bool = False
     scale_rule: str | None = None
     scale_dtype: torch.dtype | None = None  # of the given scale too, where it is coded
     global_scale: Data | None = None
@@ -139,38 +114,40 @@ class FormatCase:
     index: tuple[int, ...] | None = None
     output_dtype: torch.dtype | None = None
     over: tuple[int, ...] | None = None
-    out: str | None = None
+    out: str | None = None  # the layout of `out=` tensors, tried too
 
-    def calls(self):
-        x, blocks = self.x.tensor(), None if self.block_size is None else list(self.block_size)
-        to, first = {"output_dtype": self.output_dtype}, {"round_first": self.round_first}
-        rounding = {**first, "seed": None, "index": None}
+    def table(self):
+        """Values by argument."""
+        x, (low, high) = self.x.tensor(), self.limits
+        table = {
+            "x": x, "q": x if self.format is None else self.codes(), "q_min": low, "q_max": high,
+            "dtype": self.code, "format": self.format, "block_size": as_list(self.block_size),
+            "over": as_list(self.over), "index": as_list(self.index), "seed": self.seed,
+            "global_scale": self.global_scale and self.global_scale.tensor(),
+            "round_first": self.round_first, "output_dtype": self.output_dtype,
+        }  # fmt: skip
         if self.seed is not None:
-            rounding["seed"] = torch.tensor(self.seed)
-        if self.index is not None:
-            rounding["index"] = list(self.index)
-        whole = {"global_scale": self.global_scale and self.global_scale.tensor()}
+            table["seed"] = torch.tensor(self.seed)
+        if self.format is None and x.is_floating_point():
+            grad = self.grad or replace(self.x, seed=self.x.seed + 1)
+            table |= {"grad": grad.tensor(), "mask": x > 0}
         if self.scale is None:
-            choice = (x, blocks, *self.limits, self.eps, self.symmetric, self.format)
-            choosing = {"include_zero": self.include_zero, "scale_rule": self.scale_rule}
-            choosing |= {"scale_dtype": self.scale_dtype, **whole}
-            yield "aminmax", choice[:2], {}
-            yield "choose_qparams.format", choice, choosing
-            yield "dynamic_quantize.format", choice, choosing | rounding
-            yield "quantize_dequantize.format", choice, choosing | rounding | to
-            return
-        zero_point = None if self.zero_point is None else self.zero_point.tensor()
+            options = ("eps", "symmetric", "include_zero", "scale_rule", "scale_dtype")
+            return table | {k: getattr(self, k) for k in options}
         scale = self.scale.tensor()
         if self.scale_dtype in CODED_SCALES:
             scale = torch.empty_like(scale, dtype=self.scale_dtype).copy_(scale)
-        parameters, sizes = (scale, zero_point), {"block_size": blocks, **whole}
-        args = (x, *parameters, *self.limits, self.format)
-        for name in ("quantize", "_fake_quantize", "_fake_quantize_masked"):
-            yield f"{name}.format", args, sizes | rounding
-        for name in ("measure", "measure_limbs"):
-            yield name, args, sizes | first | {"over": self.over and list(self.over)}
-        q = self.codes()
-        yield "dequantize.format", (q, *parameters, self.format), sizes | to
+        return table | {"scale": scale, "zero_point": self.zero_point and self.zero_point.tensor()}
+
+    def calls(self):
+        """(operator, arguments) of each call."""
+        table = self.table()
+        for name in (name for name in OPERATORS if name not in OTHERS):
+            fits = takes_format(name) == (self.format is not None)
+            if name == "aminmax":
+                fits = self.scale is None
+            if fits and {*argument_names(name)[0]} <= table.keys():
+                yield name, call_of(name, table)
 
     def codes(self):
         """Any bytes, in the layout of x."""
@@ -185,10 +162,10 @@ class FormatCase:
         return STRIDES[self.x.layout if shape else "contiguous"](q).view(f.storage)
 
 
-def outcome(call, args, options=None):
-    """The result, or the refusal: its type, of which operators have no TypeError, and message."""
+def outcome(call, args):
+    """The result, or the error: its type, of which operators have no TypeError, and message."""
     try:
-        return call(*args, **(options or {}))
+        return invoke(call, args)
     except (TypeError, ValueError, RuntimeError) as error:
         return f"RuntimeError: {error}"
 
@@ -197,12 +174,13 @@ def dense(t):
     return t.clone(memory_format=torch.contiguous_format)
 
 
-def written(operator, args, options, expected, names, layout):
+def written(name, args, expected, layout):
     """What the overload writes into `out=` tensors of a layout; between their elements stays what was."""
     outs = [STRIDES[layout if t.dim() else "contiguous"](dense(t).fill_(7)) for t in expected]
     memory = [torch.empty(0, dtype=t.dtype).set_(t.untyped_storage()) for t in outs]
     before = list(map(bits_of, memory))
-    operator(*args, **options, **dict(zip(names, outs, strict=True)))
+    named = dict(zip(OPERATORS[name].results, outs, strict=True))
+    invoke(partial(overloads(name)[1], **named), args)
     found = tuple(map(dense, outs))
     for out, whole, bits in zip(outs, memory, before, strict=True):
         out.fill_(7)
@@ -211,66 +189,55 @@ def written(operator, args, options, expected, names, layout):
 
 
 def check(case):
-    """Every call of a case on every instruction set: (calls, how many gave a result and no refusal)."""
+    """Every call of a case on every instruction set: (calls, how many gave a result and no error)."""
     calls = results = 0
     before, threads = _load.extension.isa(), torch.get_num_threads()
     if math.prod(case.x.shape) > FEW_ELEMENTS:
         torch.set_num_threads(3)
     try:
-        for name, args, options in case.calls():
+        for name, args in case.calls():
             calls += 1
-            results += check_call(name, args, options, case.out, case.x.seed % META_EVERY == 0)
+            results += check_call(name, args, case.out, case.x.seed % META_EVERY == 0)
     finally:
         _load.extension.set_isa(before)
         torch.set_num_threads(threads)
     return calls, results
 
 
-def check_call(name, args, options, layout, asks_meta):
+def check_call(name, args, layout, asks_meta):
     functional, _ = overloads(name)
-    expected = outcome(OPERATORS[name].reference, args, options)
+    expected = outcome(OPERATORS[name].reference, args)
     refused = isinstance(expected, str)
     if asks_meta:
-        far = {k: meta(v) for k, v in options.items()}
-        check_meta(outcome(functional, [meta(a) for a in args], far), expected)
+        check_meta(outcome(functional, on_meta(args)), expected)
     for isa in quantkit.backend().isas:
         if isa == "cuda_emu" and args[0].numel() > FEW_ELEMENTS:
             continue  # a tenth of a second
         _load.extension.set_isa(isa)
         if refused:
-            assert outcome(functional, args, options) == expected, (name, isa)
+            assert outcome(functional, args) == expected, (name, isa)
         else:
-            check_results(name, args, options, expected, layout)
+            check_results(name, args, expected, layout)
     return not refused
 
 
-def check_results(name, args, options, expected, layout):
+def check_results(name, args, expected, layout):
     """What an operator returns, and what it writes into outputs of a layout (None: no such call)."""
-    functional, out = overloads(name)
-    assert_same(functional(*args, **options), expected)
+    assert_same(invoke(overloads(name)[0], args), expected)
     if layout is not None:
         results = flat(expected)
-        found = written(out, args, options, results, OPERATORS[name].results, layout)
-        for a, e in zip(found, results, strict=True):
+        for a, e in zip(written(name, args, results, layout), results, strict=True):
             assert_same(a, dense(e))
 
 
 def check_meta(actual, expected):
-    """What compilers are told: dtypes, shapes and strides, or the same refusal."""
+    """What compilers are told: dtypes, shapes and strides, or the same error."""
     if isinstance(expected, str):
         assert actual == expected
         return
     for a, e in zip(flat(actual), flat(expected), strict=True):
         # empty_like: torch gives empty tensors other strides on this device.
-        assert_same_kind(a, torch.empty_like(meta(e)))
-
-
-def meta(argument):
-    """A tensor's shape, strides and dtype without its values."""
-    if not isinstance(argument, torch.Tensor):
-        return argument
-    t = argument
-    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+        assert_same_kind(a, torch.empty_like(on_meta([e])[0]))
 
 
 # ---- strategies -----------------------------------------------------------------------------------
@@ -449,10 +416,10 @@ def format_cases(draw):
         tuple(draw(one_of(-1, 1, 2, 3, 4, 32, 128)) for _ in shape) if draw(YES) else None
         for _ in range(2)
     )
-    case = FormatCase(
+    case = Case(
         draw_data(draw, shape, draw(one_of(*FLOATS, *FLOATS, torch.int8, torch.int64))),
-        f.name,
-        limits,
+        limits=limits,
+        format=f.name,
         block_size=blocks,
         round_first=f.has_zero_point and draw(YES),
         output_dtype=draw(one_of(None, None, torch.float16, torch.bfloat16, torch.float32)),

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from lib.peers import _bits as bits
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "compatibility.md"
@@ -23,6 +22,14 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 # ---- inputs -----------------------------------------------------------------------------------------
+
+
+def bits(seed: int, n: int) -> torch.Tensor:
+    """n integers of 32 random bits (the finalizer of MurmurHash3 over a counter)."""
+    h = (torch.arange(n) + seed * 0x9E3779B1) & 0xFFFFFFFF
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = ((h ^ (h >> shift)) * factor) & 0xFFFFFFFF
+    return h ^ (h >> 16)
 
 
 def bell(seed: int, *shape: int) -> torch.Tensor:

@@ -1,40 +1,13 @@
-"""Outside oracles: torch's own quantization operators, and answers that others' tests and pages print."""
+"""Answers that others' tests and pages print: independent of the reference, and of torch's operators.
 
-import json
+torch's own operators are compared by tests/rivals/test_torch.py.
+"""
 
 import pytest
 import torch
 from lib.cases import assert_same, ops
-from lib.peers import ANSWERS, PEERS, answers, digest, find, label, summary
 
 pytestmark = pytest.mark.fallback
-RECORDED = json.loads(ANSWERS.read_text())
-
-
-@pytest.mark.parametrize("peer", PEERS, ids=label)
-def test_the_operator_answers_the_same(peer):
-    operator = find(peer.operator)
-    if operator is None:
-        pytest.skip(f"torch {torch.__version__} has no {peer.operator}: its answers are recorded")
-    assert_same(peer.ours(*peer.inputs()), answers(peer, operator))
-
-
-@pytest.mark.parametrize("peer", PEERS, ids=label)
-def test_the_operator_answered_the_same(peer):
-    """What is left of an operator that torch has removed."""
-    recorded = RECORDED[label(peer)]
-    inputs = peer.inputs()
-    assert [digest(t) for t in inputs] == recorded["inputs"], (
-        "other inputs: record the answers anew"
-    )
-    assert summary(peer.ours(*inputs)) == recorded["results"]
-
-
-def test_nothing_is_recorded_that_no_peer_answers():
-    assert set(RECORDED) == {"torch", *map(label, PEERS)}
-
-
-# ---- known answers ------------------------------------------------------------------------------------
 
 INT8, UINT8, INT16 = (
     (dtype, torch.iinfo(dtype).min, torch.iinfo(dtype).max)

@@ -1,4 +1,4 @@
-"""Calls of which hypothesis spoils several arguments: the result of the reference, or a refusal."""
+"""Calls with several random arguments, bad ones too: the reference's result, or an error."""
 
 import copy
 import inspect
@@ -105,7 +105,7 @@ def flat(result):
 
 
 @st.composite
-def spoiled_calls(draw):
+def operator_calls(draw):
     """An operator, with one to three of its arguments or outputs replaced by anything."""
     name = draw(st.sampled_from(list(OPERATORS)))
     arguments, outs = arguments_of(name), outs_of(name)
@@ -131,10 +131,10 @@ def plain(everything):
     )
 
 
-@given(spoiled_calls())
+@given(operator_calls())
 @settings(max_examples=100, deadline=None, print_blob=True)
-def test_operators_do_as_the_reference_or_refuse(spoiled):
-    name, arguments, outs = spoiled
+def test_operators_do_as_the_reference_or_raise(call):
+    name, arguments, outs = call
     function = OPERATORS[name].reference
     operator = getattr(ops, name)
     fits = all(isinstance(v, int) for k, v in arguments.items() if KIND_OF.get(k) == "flag")
@@ -160,7 +160,7 @@ def test_operators_do_as_the_reference_or_refuse(spoiled):
 
 
 @st.composite
-def spoiled_function_calls(draw):
+def function_calls(draw):
     """A function, with one to three of its arguments, or of the fields of qparams, replaced."""
     function = draw(st.sampled_from(FUNCTIONS))
     first, *others = inspect.signature(getattr(reference, function)).parameters
@@ -183,10 +183,10 @@ def spoiled_function_calls(draw):
     return function, {first: values[first], "qparams": QuantizationParams(**fields)}, count
 
 
-@given(spoiled_function_calls())
+@given(function_calls())
 @settings(max_examples=100, deadline=None, print_blob=True)
-def test_functions_do_as_the_reference_or_refuse(spoiled):
-    function, arguments, count = spoiled
+def test_functions_do_as_the_reference_or_raise(call):
+    function, arguments, count = call
     ours, theirs = (
         outcome(lambda m=m: getattr(m, function)(**arguments)) for m in MODULES.values()
     )
