@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _checks, _torch
 
@@ -196,9 +197,27 @@ def kernel(differentiable: Callable[..., Any], plain: Callable[..., Any]) -> Cal
     return fake_quantize
 
 
-def no_gradient(ctx: Any, *grads: Any) -> Any:
-    """The backward of an operator whose result requires grad as others' do, but has none."""
+# The gradients of linear_w8a8, which has none. An operator, so that a compiler's graph of the backward
+# raises when it runs, and not when it is made: the forward must not fail.
+NO_GRADIENT = "_no_gradient(Tensor grad, SymInt[] size, ScalarType dtype) -> Tensor"
+
+
+def no_gradient_op(*args: Any) -> torch.Tensor:
     raise RuntimeError("linear_w8a8: it has no gradient; call it under torch.no_grad()")
+
+
+def no_gradient_fake(grad: torch.Tensor, size: Any, dtype: Any) -> torch.Tensor:
+    return grad.new_empty(size, dtype=dtype)
+
+
+def keep_forms(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.forms = [t if t is None else (t.shape, t.dtype) for t in inputs]
+
+
+def no_gradient(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    raising = torch.ops.quantkit._no_gradient
+    needed = zip(ctx.needs_input_grad, ctx.forms, strict=True)
+    return tuple(raising(grad, *form) if needs else None for needs, form in needed)
 
 
 def without_gradient(operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,10 +225,20 @@ def without_gradient(operator: Callable[..., Any]) -> Callable[..., Any]:
 
     class Forward(torch.autograd.Function):
         forward = staticmethod(operator)
+        setup_context = staticmethod(keep_forms)
         backward = staticmethod(no_gradient)
 
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            pass
-
     return Forward.apply
+
+
+def without_tangents(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """operator, which would drop those of forward mode: they are an error here."""
+
+    def linear_w8a8(*args):
+        if not _is_compiling() and _torch.may_have_tangents():
+            tensors = [t for t in args if isinstance(t, torch.Tensor)]
+            if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+                no_gradient_op()
+        return operator(*args)
+
+    return linear_w8a8

@@ -217,9 +217,14 @@ def _register(library: torch.library.Library) -> None:
         # Without a kernel on this key results would claim requires_grad=True.
         library.impl(out, torch.library.fallthrough_kernel, "Autograd")
         if name == "linear_w8a8":
-            torch.library.register_autograd(allocating, _autograd.no_gradient, lib=library)
+            torch.library.register_autograd(
+                allocating, _autograd.no_gradient, setup_context=_autograd.keep_forms, lib=library
+            )
         elif name.partition(".")[0] != "fake_quantize":
             library.impl(allocating, torch.library.fallthrough_kernel, "Autograd")
+    library.define(_autograd.NO_GRADIENT, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl("_no_gradient", _autograd.no_gradient_op, "CompositeExplicitAutograd")
+    torch.library.register_fake("quantkit::_no_gradient", _autograd.no_gradient_fake, lib=library)
     for name, operator in GRADIENTS.items():
         library.define(schemas(name)[0], tags=(torch.Tag.pt2_compliant_tag,))
         overload, kernel = functional(name), _raising_runtime_errors(operator.reference)
@@ -262,8 +267,10 @@ def _functions_call(library: torch.library.Library, overload: str) -> ops.Operat
 
 
 def _single_operators() -> ops.SingleOperators:
+    calls = {name: functional(name) for name in _SINGLE}
+    calls["linear_w8a8"] = _autograd.without_tangents(calls["linear_w8a8"])
     return ops.SingleOperators(**{
-        name: _raising_exact_errors(functional(name), OPERATORS[name].check) for name in _SINGLE
+        name: _raising_exact_errors(call, OPERATORS[name].check) for name, call in calls.items()
     })  # fmt: skip
 
 

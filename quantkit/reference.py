@@ -585,6 +585,7 @@ def linear_w8a8_op(x: _Tensor, q: _Tensor, scale: _Tensor, bias: _Tensor | None 
     codes, x_scale, _ = dynamic_quantize_format_op(x, tokens, -128, 127, 1e-8, True, "int8")
     # float64 holds every sum of up to 2^17 products of int8.
     sums_of_products = codes.to(torch.float64) @ q.detach().to(torch.float64).t()
+    sums_of_products += 0.0  # an integer's zero: a product of one column may be -0.0
     per_output = scale.detach().to(x.device).reshape(-1)
     y = sums_of_products.to(torch.float32) * x_scale * per_output
     if bias is not None:

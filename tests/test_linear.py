@@ -156,8 +156,8 @@ def test_caps_of_other_libraries_do_not_matter(capped):
 )
 def test_there_is_no_gradient(function):
     q, scale = codes(3, 8), torch.ones(())
-    for which in (0, 3):
-        given = [values((2, 8), torch.float32), q, scale, torch.ones(3)]
+    for which in (0, 2, 3):
+        given = [values((2, 8), torch.float32), q, scale.clone(), torch.ones(3)]
         given[which].requires_grad_()
         y = function(*given)
         assert y.requires_grad
@@ -166,6 +166,42 @@ def test_there_is_no_gradient(function):
         with torch.no_grad():
             assert not function(*given).requires_grad
     assert not function(values((2, 8), torch.float32), q, scale).requires_grad
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("module", [quantkit, reference])
+def test_a_compiled_forward_has_no_gradient_either(module, backend):
+    q, scale, bias = codes(3, 8), torch.rand(3, 1), torch.ones(3, requires_grad=True)
+    compiled = torch.compile(
+        lambda x: module.linear_w8a8(x * 2, q, scale, bias), backend=backend, dynamic=True
+    )
+    for tokens in (2, 5):
+        x = values((tokens, 8), torch.float32).requires_grad_()
+        y = compiled(x)
+        assert y.requires_grad
+        assert_same(y.detach(), layer(x.detach() * 2, q, scale, bias.detach()))
+        with pytest.raises(RuntimeError, match="linear_w8a8: it has no gradient"):
+            y.sum().backward()
+
+
+def test_tangents_are_an_error():
+    x, q, scale = values((2, 8), torch.float32), codes(3, 8), torch.ones(())
+    with pytest.raises(RuntimeError, match="linear_w8a8: it has no gradient"):
+        torch.func.jvp(lambda x: quantkit.linear_w8a8(x, q, scale), (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        assert_same(quantkit.linear_w8a8(x, q, scale), layer(x, q, scale))
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.raises(RuntimeError, match="linear_w8a8: it has no gradient"):
+            quantkit.linear_w8a8(dual, q, scale)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("module", [quantkit, reference])
+def test_sums_of_one_column_have_no_negative_zero(module):
+    x, q = torch.tensor([[0.0], [-0.0], [1.0]]), torch.tensor([[-5], [0], [5]], dtype=torch.int8)
+    y = module.linear_w8a8(x, q, torch.tensor(1.0))
+    assert_same(y, layer(x, q, torch.tensor(1.0)))
+    assert not y.signbit()[:2].any()
 
 
 @pytest.mark.parametrize("module", [quantkit, reference])
