@@ -32,7 +32,8 @@ def translation_table(*, qdq: bool = False) -> dict[Callable[..., Any], Callable
             or one for each index of one dimension, and to quantize ``round_first=True``, no zero point,
             or a symmetric scale that the call itself chooses.
     """
-    return {functional(name): function for name, function in _functions(bool(qdq)).items()}
+    table = {functional(name): function for name, function in _functions(bool(qdq)).items()}
+    return table | {torch.ops.aten.view.dtype: _called(_Writer.view, qdq)}  # of a layer's bytes
 
 
 def _functions(qdq: bool) -> dict[str, Callable[..., Any]]:
@@ -203,6 +204,18 @@ class _Writer:
         if bias is not None:
             y = self.op.Add(y, self._float(bias))
         return self._cast(y, _dtype(x))
+
+    def view(self, v: _Value, dtype: int) -> Any:
+        """Bytes as float8: no operator has its bits, so a table has the numbers of all codes."""
+        to = _DTYPES.get(int(dtype))
+        if to == _dtype(v):
+            return self.op.Identity(v)
+        if _dtype(v) != torch.uint8 or to not in (torch.float8_e4m3fn, torch.float8_e5m2):
+            raise _unsupported(f"a view of {_dtype(v)} as", to)
+        numbers = torch.arange(256, dtype=torch.uint8).view(to).to(torch.float32)
+        table = self.op.Constant(value_floats=numbers.tolist())
+        found = self.op.Gather(table, self._cast(v, torch.int64))
+        return _shaped(self.op19.Cast(found, to=_NUMBERS[to]), _sizes(v), v)
 
     # ---- what is refused ----
 

@@ -87,6 +87,14 @@ def test_every_dtype(kind, dtype):
     assert_same(mine.float_layer()(x), mine(x))
 
 
+@pytest.mark.parametrize("scheme", ["int8_channel", "int4_group128", "mxfp4", "nvfp4"])
+def test_an_embedding_of_no_indices(scheme):
+    layer = QuantEmbedding.from_float(torch.nn.Embedding(20, 128), scheme)
+    for shape in ((0,), (2, 0)):
+        none = torch.empty(shape, dtype=torch.int64)
+        assert_same(layer(none), layer.float_layer()(none))
+
+
 def test_inputs_of_another_dtype_than_the_weights():
     layer, x = made("linear")
     mine, other = quantized(layer, "int4_group128"), decoded(layer, "int4_group128")

@@ -195,7 +195,13 @@ class QuantizedLayer(nn.Module):
     def _tensor(self, name: str) -> torch.Tensor | None:
         """A tensor in its own dtype, not in bytes."""
         t: torch.Tensor | None = getattr(self, name)
-        return t if t is None or t.dtype == self._dtypes[name] else t.view(self._dtypes[name])
+        if t is None or t.dtype == self._dtypes[name]:
+            return t
+        if self._dtypes[name] == E8M0 and torch.onnx.is_in_onnx_export():
+            raise ValueError(  # the exporter itself has no number of this dtype
+                f"quantkit.onnx cannot write scales of {E8M0}: docs/onnx.md has what it can"
+            )
+        return t.view(self._dtypes[name])
 
     @property
     def codes(self) -> torch.Tensor:
@@ -384,18 +390,20 @@ class QuantEmbedding(QuantizedLayer):
             return F.embedding(indices, self.dequantized())
         flat = indices.reshape(-1)
         p = self.qparams
-        q = _rows(self.codes, flat)
+        q = _rows(self.weight, flat, self._dtypes["weight"])
         if p.scale.dim() == 2:
             assert p.block_size is not None
             height, width = p.block_size
             where = flat // (self.shape[0] if height == -1 else height)
-            zero, g = p.zero_point, p.global_scale
+            zero, g = (
+                t if t is None or t.dim() == 0 else t.index_select(0, where)
+                for t in (p.zero_point, p.global_scale)
+            )
             p = QuantizationParams(
-                _scale_rows(p.scale, where), None if zero is None else _rows(zero, where),
-                global_scale=g if g is None or g.dim() == 0 else _rows(g, where),
+                _rows(self.weight_scale, where, self._dtypes["weight_scale"]), zero, global_scale=g,
                 **{**self._fields, "block_size": (1, width)},
             )  # fmt: skip
-        return _decoded(q, p, self.dtype).reshape(*indices.shape, -1)
+        return _decoded(q, p, self.dtype).reshape(*indices.shape, self.embedding_dim)
 
 
 class QuantConv2d(QuantizedLayer):
@@ -477,18 +485,13 @@ def _bytes(t: torch.Tensor) -> torch.Tensor:
     return t.view(torch.uint8) if t.dtype in _BYTES else t
 
 
-def _rows(t: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Rows of a matrix; torch selects none of float8."""
-    if t.dtype in _BYTES:
-        return t.view(torch.uint8).index_select(0, indices).view(t.dtype)
-    return t.index_select(0, indices)
-
-
-def _scale_rows(scale: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Rows of scales; powers of two as float32, since torch's compiler knows no E8M0."""
-    if scale.dtype != E8M0:
-        return _rows(scale, indices)
-    return power_of_two(scale.view(torch.uint8).index_select(0, indices).to(torch.int32))
+def _rows(t: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of a layer's tensor in its own dtype: torch selects none of float8, and its compiler knows no
+    E8M0, whose powers of two are float32 here."""
+    rows = t.index_select(0, indices)
+    if dtype == E8M0:
+        return power_of_two(rows.to(torch.int32))
+    return rows if rows.dtype == dtype else rows.view(dtype)
 
 
 def _decoded(q: torch.Tensor, p: QuantizationParams, dtype: torch.dtype) -> torch.Tensor:

@@ -289,6 +289,37 @@ def test_a_model_of_layers():
     torch.testing.assert_close(y, model(FINITE / 50).detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scheme", ["int8_channel", "int4_group128", "fp8_token", "fp8_block128"])
+def test_quantized_layers(scheme):
+    torch.manual_seed(0)
+    embed = quantkit.nn.QuantEmbedding.from_float(torch.nn.Embedding(20, 256), scheme)
+    compare(embed, torch.randint(0, 20, (2, 3)))
+    linear = quantkit.nn.QuantLinear.from_float(torch.nn.Linear(256, 8), scheme)
+    compare(lambda x: x + linear.dequantized(), torch.zeros(8, 256))
+    (y,) = run(written(linear, FINITE.reshape(-1, 256)), FINITE.reshape(-1, 256))
+    expected = linear(FINITE.reshape(-1, 256)).detach()
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "scheme, text",
+    [
+        ("mxfp8", "scales of torch.float8_e8m0fnu"), ("mxfp4", "scales of torch.float8_e8m0fnu"),
+        ("nvfp4", "the format float4_e2m1fn"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["linear", "embedding"])
+def test_refused_layers_say_why(kind, scheme, text):
+    if kind == "linear":
+        layer, x = quantkit.nn.QuantLinear.from_float(torch.nn.Linear(128, 8), scheme), FINITE
+    else:
+        layer, x = torch.nn.Embedding(20, 128), torch.zeros(3, dtype=torch.int64)
+        layer = quantkit.nn.QuantEmbedding.from_float(layer, scheme)
+    with pytest.raises(Exception) as error:
+        written(layer, x.reshape(-1, 128) if kind == "linear" else x)
+    assert any(text in str(e) for e in chain(error.value))
+
+
 def test_w8a8_has_the_same_bits_without_vnni_too():
     torch.manual_seed(0)
     q, p = quantkit.dynamic_quantize(torch.randn(48, 3000), per_channel=True, compute_dtype=F32)
