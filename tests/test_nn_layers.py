@@ -409,6 +409,8 @@ class Other(nn.Linear):
         (QuantLinear, hooked, "mxfp4", None, ValueError, "without hooks, .* got forward_hooks"),
         (QuantLinear, with_nan, "mxfp4", None, ValueError, "weight: expected finite numbers"),
         (QuantLinear, lambda: nn.Linear(5, 4), "mxfp4", None, ValueError, "last size that 2 divides"),
+        (QuantLinear, lambda: nn.Linear(4, 0), "int8_channel", None, ValueError,
+         r"module: expected a torch.nn.Linear whose weight has elements, got \(0, 4\)"),
         (QuantEmbedding, norm_embedding, "mxfp4", None, ValueError, "max_norm=None, got 1.0"),
         (QuantLinear, lambda: nn.Linear(4, 4), "int8_channel", "int4", ValueError, "None or 'int8'"),
         (QuantLinear, lambda: nn.Linear(4, 4), "mxfp4", "int8", ValueError, "scheme mxfp4, got 'int8'"),
@@ -420,6 +422,39 @@ class Other(nn.Linear):
 def test_what_cannot_be_is_named(cls, layer, scheme, activations, error, message):
     with pytest.raises(error, match=message):
         cls.from_float(layer(), scheme, activations)
+
+
+def test_codes_that_do_not_fit_are_named():
+    layer = nn.Linear(8, 8)
+    q, p = quantkit.quantize(layer.weight.detach(), "int8_channel")
+    with pytest.raises(TypeError, match=r"qparams: expected a QuantizationParams, got NoneType"):
+        QuantLinear(layer, q, None)
+    for wrong in (q.float(), q.long(), q.view(torch.uint8)):
+        with pytest.raises(TypeError, match=r"q: expected torch.int8 for int8, got torch."):
+            QuantLinear(layer, wrong, p)
+    with pytest.raises(TypeError, match=r"q: expected a torch.Tensor, got list"):
+        QuantLinear(layer, q.tolist(), p)
+
+
+@pytest.mark.parametrize("activations", [None, "int8"])
+def test_inputs_that_do_not_fit_are_named(activations):
+    layer = quantized(nn.Linear(8, 4), "int8_channel", activations)
+    for x, got in ((torch.ones(2, 8, dtype=torch.int32), "torch.int32"), ([1.0], "list")):
+        with pytest.raises(TypeError, match=f"x: expected a tensor of floats, got {got}"):
+            layer(x)
+    if activations:
+        for shape in ((2, 5), ()):
+            with pytest.raises(ValueError, match=r"x: expected a last size of 8, got shape"):
+                layer(torch.ones(shape))
+
+
+def test_type_is_an_error_and_changes_nothing():
+    layer = quantized(nn.Linear(8, 4), "int8_channel")
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(TypeError, match=r"expected .to\(dtype\)"):
+        layer.type(torch.float16)
+    for name, t in layer.state_dict().items():
+        assert_same(t, before[name])
 
 
 def test_reprs_tell_scheme_and_sizes():

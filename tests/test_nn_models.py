@@ -131,6 +131,10 @@ def hooked(m):
     m.blocks[1]["down"].register_forward_pre_hook(lambda *_: None)
 
 
+def replaced(m):
+    m.conv.forward = lambda x: x
+
+
 def infinite(m):
     m.conv.weight.data[0, 0, 1, 1] = float("inf")
 
@@ -151,6 +155,9 @@ def infinite(m):
         ("int4_group128", {}, None, ValueError, r"^conv \(Conv2d\): .*last size that 2 divides"),
         ("mxfp8", {"activations": "int8"}, None, ValueError, r"^blocks.0.up \(Linear\): activations"),
         ("int8_channel", {"activations": "int4"}, None, ValueError, "None or 'int8', got 'int4'"),
+        ("int8_channel", {"exclude": None}, None, TypeError, "exclude: expected a list of patterns"),
+        ("int8_channel", {"include": [1]}, None, TypeError, "include: expected .*, got 1 among them"),
+        ("int8_channel", {}, replaced, ValueError, r"^conv \(Conv2d\): .*without a forward of its own"),
         ("int8_channel", {}, hooked, ValueError, r"^blocks.1.down \(Linear\): .*without hooks"),
         ("int8_channel", {}, infinite, ValueError, r"^conv \(Conv2d\): weight: expected finite"),
     ],
@@ -162,6 +169,11 @@ def test_what_is_wrong_is_named_and_nothing_changes(scheme, options, change, err
     with pytest.raises(error, match=message):
         quantkit.quantize_model_(m, scheme, **options)
     assert not any(isinstance(layer, QuantizedLayer) for layer in m.modules())
+
+
+def test_activations_are_checked_where_no_layer_has_them():
+    with pytest.raises(ValueError, match="activations: expected None or 'int8', got 'banana'"):
+        quantkit.quantize_model_(nn.Sequential(nn.Conv2d(1, 1, 1)), activations="banana")
 
 
 def test_a_layer_by_itself_is_no_model():
@@ -187,6 +199,33 @@ def test_torchs_own_transformer_takes_the_layers():
         part.activation_relu_or_gelu = 0  # torch's way to say that there is none
     with torch.no_grad():
         assert_same(encoder(x), other(x))
+
+
+@pytest.mark.parametrize("activations", [None, "int8"])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_torchs_own_transformer_masks_padding(activations):
+    """Its encoder would give layers nested tensors; the switches come back with the float layers."""
+    torch.manual_seed(0)
+    m = nn.Transformer(16, 2, 2, 1, 32, batch_first=True).eval()
+    x, mask = torch.randn(2, 3, 16), torch.tensor([[False] * 3, [False, True, True]])
+    names = "activation_relu_or_gelu", "use_nested_tensor"
+
+    def switches():
+        return [vars(part)[n] for part in m.modules() for n in names if n in vars(part)]
+
+    before = switches()
+    quantkit.quantize_model_(m, activations=activations)
+    assert not any(switches())
+    other = copy.deepcopy(m)
+    with torch.no_grad():
+        y = m(x, x, src_key_padding_mask=mask, memory_key_padding_mask=mask)
+        assert_same(other(x, x, None, None, None, mask, None, mask), y)
+    quantkit.dequantize_model_(other)
+    quantkit.dequantize_model_(m)
+    assert switches() == before == [1, 1, True]
+    with torch.no_grad():
+        y = m(x, x, src_key_padding_mask=mask, memory_key_padding_mask=mask)
+    assert y.shape == x.shape
 
 
 def test_torchs_own_transformer_takes_a_checkpoint(tmp_path):
@@ -317,8 +356,29 @@ def test_what_does_not_fit_a_checkpoint_is_named(tmp_path):
         load_checkpoint_(wrong, tmp_path / "out", strict=False)
     wrong.blocks[0]["up"] = nn.Linear(5, 5)
     with pytest.raises(
-        ValueError, match=r"blocks.0.up \(Linear\): q: expected codes of shape \(5, 5\)"
+        ValueError, match=r"blocks.0.up \(Linear\): weight: expected shape \(5, 5\), got \(64, 256\)"
     ):
         load_checkpoint_(wrong, tmp_path / "out")
+    assert not any(isinstance(layer, QuantizedLayer) for layer in wrong.modules())
+    wrong = model()
+    wrong.norm = nn.LayerNorm(5)
+    with pytest.raises(ValueError, match=r"norm \(LayerNorm\): bias: expected shape \(5,\)"):
+        load_checkpoint_(wrong, tmp_path / "out")
+    assert not any(isinstance(layer, QuantizedLayer) for layer in wrong.modules())
     with pytest.raises(checkpoint.CheckpointError):
         load_checkpoint_(model(), tmp_path / "nowhere")
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got dict"):
+        load_checkpoint_({}, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"activations: expected None or 'int8', got 'banana'"):
+        load_checkpoint_(model(), tmp_path / "out", activations="banana")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tied_weights_stay_tied_where_a_file_names_both(device, tmp_path):
+    torch.save(model().state_dict(), tmp_path / "model.pt")
+    checkpoint.quantize(tmp_path / "model.pt", tmp_path / "out", "w8a8")
+    with torch.device(device):
+        m = Model()
+    load_checkpoint_(m, tmp_path / "out")
+    assert m.lm_head.weight is m.embed.weight
+    assert_same(m.embed.weight.detach(), model().embed.weight.detach())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import sys
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -171,3 +172,23 @@ def block_sizes(block_size: Any, name: str = "block_size") -> Any:
 def same(kind, name, what, got, expected, whose=""):
     if got != expected:
         raise wrong(kind, name, f"{what} {expected}{whose}", got)
+
+
+def module(name: str, value: object) -> None:
+    if not isinstance(value, torch.nn.Module):
+        raise wrong(TypeError, name, "a torch.nn.Module", type(value).__name__)
+
+
+def patterns(name: str, values: Any) -> list[str]:
+    """Globs, and after ``re:`` regular expressions."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise wrong(TypeError, name, "a list of patterns", shown(values))
+    values = list(values)
+    for pattern in values:
+        if not isinstance(pattern, str):
+            raise wrong(TypeError, name, "a list of patterns", f"{shown(pattern)} among them")
+        try:
+            re.compile(pattern[3:] if pattern.startswith("re:") else "")
+        except re.error as error:
+            raise ValueError(f"{name}: pattern {pattern!r}: {error}") from None
+    return values

@@ -466,5 +466,10 @@ class Checkpoint(Mapping[str, "torch.Tensor | tuple[torch.Tensor, QuantizationPa
         parts = {part: self._read(region) for part, region in self._parts[name].items()}
         return weight.scheme.loaded(parts, name, weight.shape, weight.dtype)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, or of a weight before it was quantized. Nothing is read."""
+        weight = self.weights.get(name)
+        return self._source.tensors[name].shape if weight is None else weight.shape
+
     def _read(self, region: Region) -> torch.Tensor:
         return self._source.read(region, Buffer(region.nbytes))

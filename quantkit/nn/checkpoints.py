@@ -12,8 +12,8 @@ from torch import nn
 from .. import _torch
 from ..checkpoint import Checkpoint
 from ..params import QuantizationParams
-from .layers import LAYERS, QuantizedLayer, QuantLinear
-from .models import check_unwrapped, put
+from .layers import LAYERS, QuantizedLayer, QuantLinear, check_activations
+from .models import check_unwrapped, set_fast_paths
 
 
 def load_checkpoint_(
@@ -41,10 +41,12 @@ def load_checkpoint_(
         The quantized layers by name.
 
     Raises:
-        RuntimeError that names missing and unexpected tensors; nothing is loaded then. ValueError for a
-        layer that cannot hold its weight. CheckpointError for files that are wrong.
+        RuntimeError that names missing and unexpected tensors. ValueError or TypeError for a layer that
+        cannot hold its tensor. CheckpointError for files that are wrong. Nothing is loaded then, unless
+        the numbers of a tensor cannot be read.
     """
     check_unwrapped(model)
+    check_activations(activations)
     held = dict(model.named_parameters(remove_duplicate=False))
     for name, p in held.items():
         if _torch.is_dtensor(p):
@@ -68,12 +70,13 @@ def load_checkpoint_(
                 raise RuntimeError(
                     f"load_checkpoint_: missing {_some(missing)}; unexpected {_some(unexpected)}"
                 )
+        wanted = [name for name in there if name in expected]
+        for name in wanted:
+            _check(name, layers[name.rpartition(".")[0]], there)
         done: dict[str, nn.Module] = {}
         moved: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
-        for name in there:
+        for name in wanted:
             parent, _, leaf = name.rpartition(".")
-            if name not in expected:
-                continue
             value = there[name]
             layer = layers[parent]
             if isinstance(value, tuple):
@@ -92,7 +95,31 @@ def load_checkpoint_(
             for leaf, p in module.named_parameters(recurse=False):
                 if p is not None and id(p) in moved:
                     setattr(module, leaf, moved[id(p)][1])
+        set_fast_paths(model)
         return done
+
+
+def _check(name: str, layer: Any, there: Checkpoint) -> None:
+    """Raise what keeps a layer from holding a tensor, before any is read."""
+    parent, _, leaf = name.rpartition(".")
+    quantized = isinstance(layer, QuantizedLayer)
+    if name in there.weights and not quantized:
+        if not parent:
+            got = type(layer).__name__
+            raise ValueError(f"model: expected a module with layers inside, got {got}")
+        if type(layer) not in LAYERS:
+            raise ValueError(
+                f"{parent}: expected Linear, Embedding or Conv2d for a quantized weight, got "
+                f"{type(layer).__name__}"
+            )
+        try:
+            LAYERS[type(layer)]._check(layer)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{parent} ({type(layer).__name__}): {error}") from None
+    held = layer.shape if quantized and leaf == "weight" else getattr(layer, leaf).shape
+    if (shape := tuple(there.shape(name))) != tuple(held):
+        kind = f"{parent} ({type(layer).__name__}): {leaf}"
+        raise ValueError(f"{kind}: expected shape {tuple(held)}, got {shape} in the checkpoint")
 
 
 def _is_inner(name: str, layers: Mapping[str, nn.Module]) -> bool:
@@ -110,7 +137,7 @@ def _put(layers: dict[str, nn.Module], old: nn.Module, new: nn.Module) -> None:
     for name, module in list(layers.items()):
         if module is old:
             parent, _, leaf = name.rpartition(".")
-            put(layers[parent], leaf, new)
+            setattr(layers[parent], leaf, new)
             layers[name] = new
 
 
@@ -119,19 +146,12 @@ def _quantized(
     activations: str | None, scheme: Any,
 ) -> nn.Module:  # fmt: skip
     """The layer of a weight of the checkpoint."""
-    if not name:
-        raise ValueError(f"model: expected a module with layers inside, got {type(layer).__name__}")
     if isinstance(layer, QuantizedLayer):
         device, skeleton = layer.weight.device, layer._skeleton()
         activations = activations or layer.activations
-    elif type(layer) in LAYERS:
+    else:
         weight: Any = layer.weight
         device, skeleton = weight.device, layer
-    else:
-        raise ValueError(
-            f"{name}: expected Linear, Embedding or Conv2d for a quantized weight, got "
-            f"{type(layer).__name__}"
-        )
     q, p = value
     if device.type != "meta":
         q, p = q.to(device), p.to(device)
@@ -151,10 +171,9 @@ def _copy(
     moved: dict[int, tuple[nn.Parameter, nn.Parameter]],
 ) -> None:  # fmt: skip
     old: Any = getattr(layer, leaf)
-    if old.shape != value.shape:
-        raise ValueError(
-            f"{leaf} of {layer}: expected shape {tuple(old.shape)}, got {tuple(value.shape)}"
-        )
+    if id(old) in moved:  # tied to what was loaded
+        old = moved[id(old)][1]
+        setattr(layer, leaf, old)
     if not old.is_meta:
         with torch.no_grad():
             old.copy_(value)

@@ -25,9 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .. import _torch
-from .._checks import format_of
-from ..formats import CODED_SCALES, E8M0, power_of_two
+from .. import _checks, _torch
+from ..formats import CODED_SCALES, E8M0, FLOAT_DTYPES, power_of_two
 from ..ops import aminmax, dequantize_tensor, linear_w8a8, quantize
 from ..params import QuantizationParams
 from ..schemes import keywords_of
@@ -139,6 +138,15 @@ class QuantizedLayer(nn.Module):
         expected = f"a torch.nn.{cls.float_class.__name__}"
         if type(module) is not cls.float_class:
             raise TypeError(f"module: expected {expected}, got {type(module).__name__}")
+        weight: Any = getattr(module, "weight", None)
+        if weight.numel() == 0:
+            raise _checks.wrong(
+                ValueError, "module", f"{expected} whose weight has elements", tuple(weight.shape)
+            )
+        if "forward" in vars(module):
+            raise ValueError(
+                f"module: expected {expected} without a forward of its own, which would be lost"
+            )
         for hooks in _HOOKS:
             there = getattr(module, hooks, {}).values()
             if not all(hooks in _MOVED and _is_placing(hook) for hook in there):
@@ -153,6 +161,11 @@ class QuantizedLayer(nn.Module):
         )
 
     def _set(self, q: torch.Tensor, p: QuantizationParams, symmetric: bool | None) -> None:
+        if not isinstance(p, QuantizationParams):
+            raise _checks.wrong(TypeError, "qparams", "a QuantizationParams", type(p).__name__)
+        f = _checks.smallest_format(p.q_min, p.q_max) if p.dtype is None else None
+        f = f or _checks.format_of(p.dtype)
+        _checks.codes("q", q, f)
         rows, row = self.shape[0], self.shape[1:].numel()
         scale = p.scale if p.scale.dtype in CODED_SCALES else p.scale.to(torch.float32)
         blocks = p.block_size
@@ -162,8 +175,7 @@ class QuantizedLayer(nn.Module):
         zero: torch.Tensor | None = p.zero_point
         g = p.global_scale
         if symmetric is None and zero is not None:
-            f = format_of(p.dtype) if p.dtype is not None else None
-            symmetric = (f is not None and not f.has_zero_point) or not bool((zero != 0).any())
+            symmetric = not f.has_zero_point or not bool((zero != 0).any())
         if symmetric or zero is None:
             zero = None
         else:
@@ -256,6 +268,8 @@ class QuantizedLayer(nn.Module):
         fn gets float32 scales as int32, which no conversion to a float dtype touches. So ``.to(dtype)``
         keeps them, and ``.to(device)``, ``.to_empty`` and ``share_memory`` do as ever.
         """
+        if fn(torch.empty(0, dtype=torch.int32, device=self.weight.device)).dtype != torch.int32:
+            raise TypeError("type: it would convert codes, too; expected .to(dtype)")
         kept = {id(t) for t in map(self._buffers.get, _TENSORS) if t is not None}
 
         def keeping(t: torch.Tensor) -> torch.Tensor:
@@ -335,8 +349,7 @@ class QuantLinear(QuantizedLayer):
     out_features: int
 
     def _check_activations(self, activations: str) -> None:
-        if activations != "int8":
-            raise ValueError(f"activations: expected None or 'int8', got {activations!r}")
+        check_activations(activations)
         scale = self.weight_scale
         by_row = scale.numel() == 1 or scale.shape == (self.shape[0], 1)
         if _torch.is_dtensor(self.weight):
@@ -357,6 +370,9 @@ class QuantLinear(QuantizedLayer):
             scale = self.weight_scale
             scale = scale.reshape(()) if scale.numel() == 1 else scale
             x = x if x.dtype == dtype else x.to(dtype)
+            if x.dim() == 0 or x.shape[-1] != self.in_features:
+                expected = f"a last size of {self.in_features}"
+                raise _checks.wrong(ValueError, "x", expected, f"shape {tuple(x.shape)}")
             return linear_w8a8(x, self.weight, scale.to(torch.float32), self.bias)
         bias = None if self.bias is None else self.bias.to(dtype)
         return F.linear(x, self.dequantized(dtype), bias)
@@ -473,6 +489,11 @@ def _matrix(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().reshape(weight.shape[0], -1)
 
 
+def check_activations(activations: object) -> None:
+    if activations not in (None, "int8"):
+        raise _checks.wrong(ValueError, "activations", "None or 'int8'", _checks.shown(activations))
+
+
 def check_finite(weight: torch.Tensor) -> None:
     """Raise ValueError for NaN or an infinity, where the weight has memory."""
     if weight.is_meta or _torch.is_fake(weight) or weight.numel() == 0:
@@ -503,6 +524,9 @@ def _decoded(q: torch.Tensor, p: QuantizationParams, dtype: torch.dtype) -> torc
 
 def _dtype_for(x: torch.Tensor) -> torch.dtype:
     """The dtype that torch's own product takes: x's, or that of autocast."""
+    if not isinstance(x, torch.Tensor) or x.dtype not in FLOAT_DTYPES:
+        got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+        raise _checks.wrong(TypeError, "x", "a tensor of floats", got)
     kind = x.device.type
     there = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if there and x.dtype != torch.float64 else x.dtype

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import _checks
 from ..checkpoint.plan import KEPT, matches
-from .layers import LAYERS, QuantizedLayer, QuantLinear, check_finite
+from .layers import LAYERS, QuantizedLayer, QuantLinear, check_activations, check_finite
 
 Scheme = str | Mapping[str, Any]
 Rules = Sequence[tuple[str, Scheme | None]]
@@ -56,15 +56,15 @@ def quantize_model_(
 
     docs/layers.md has more, docs/distributed.md of shards.
     """
+    include, exclude = _checks.patterns("include", include), _checks.patterns("exclude", exclude)
+    check_activations(activations)
     if isinstance(scheme, str | Mapping):
         rules = [*((p, None) for p in exclude), *((p, scheme) for p in include)]
         base: Scheme | None = scheme
     else:
         rules, base = [*((p, None) for p in exclude), *_rules(scheme)], None
         if include:
-            raise ValueError(f"include: expected no patterns beside rules, got {list(include)}")
-    _check_patterns("include", include)
-    _check_patterns("exclude", exclude)
+            raise ValueError(f"include: expected no patterns beside rules, got {include}")
     places = list(_places(model, LAYERS))
     for pattern, _ in rules:
         if not any(matches(pattern, name + ".weight") for name, *_ in places):
@@ -78,7 +78,7 @@ def quantize_model_(
     for layer, (name, found) in chosen.items():
         _try(layer, name, found, activations)
     new = {layer: _made(layer, name, s, activations) for layer, (name, s) in chosen.items()}
-    return _replaced(places, new)
+    return _replaced(model, places, new)
 
 
 def dequantize_model_(model: nn.Module) -> dict[str, nn.Module]:
@@ -92,7 +92,7 @@ def dequantize_model_(model: nn.Module) -> dict[str, nn.Module]:
         The new layers by name. Their weights have the dtype of those that were quantized.
     """
     places = list(_places(model, (QuantizedLayer,)))
-    return _replaced(places, {layer: layer.float_layer() for *_, layer in places})
+    return _replaced(model, places, {layer: layer.float_layer() for *_, layer in places})
 
 
 # name, the module that has it, its name there, the layer
@@ -106,8 +106,6 @@ def _places(model: nn.Module, classes: Any) -> Iterator[Place]:
     def fits(m: nn.Module) -> bool:
         return type(m) in classes if exact else isinstance(m, classes)
 
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     check_unwrapped(model)
     if fits(model):
         call = "QuantLinear.from_float and the like make" if exact else "float_layer() makes"
@@ -123,6 +121,7 @@ def _places(model: nn.Module, classes: Any) -> Iterator[Place]:
 
 def check_unwrapped(model: nn.Module) -> None:
     """Raise for wrappers that keep the parameters they have found: layers cannot be replaced then."""
+    _checks.module("model", model)
     for name, module in model.named_modules():
         for kind in type(module).__mro__:
             if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
@@ -135,21 +134,37 @@ def check_unwrapped(model: nn.Module) -> None:
 _WRAPPERS = ("FSDPModule", "FullyShardedDataParallel", "DistributedDataParallel")
 
 
-def _replaced(places: list[Place], new: Mapping[nn.Module, nn.Module]) -> dict[str, nn.Module]:
+def _replaced(
+    model: nn.Module, places: list[Place], new: Mapping[nn.Module, nn.Module]
+) -> dict[str, nn.Module]:
     done = {}
     for name, parent, leaf, layer in places:
         if layer in new:
-            put(parent, leaf, new[layer])
+            setattr(parent, leaf, new[layer])
             done[name] = new[layer]
+    set_fast_paths(model)
     return done
 
 
-def put(parent: nn.Module, leaf: str, layer: nn.Module) -> None:
-    """A layer in the place of another."""
-    setattr(parent, leaf, layer)
-    if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(layer, QuantizedLayer):
-        # Its way without forward() of its layers would take codes for weights.
-        parent.activation_relu_or_gelu = 0
+#: Torch's ways around forward() of layers, which take codes for weights, or give layers nested tensors.
+_FAST_PATHS: dict[type[nn.Module], str] = {
+    nn.TransformerEncoderLayer: "activation_relu_or_gelu",
+    nn.TransformerEncoder: "use_nested_tensor",
+}
+
+
+def set_fast_paths(model: nn.Module) -> None:
+    """Switch them off around quantized layers, and on again where there are none left."""
+    for module in model.modules():
+        for kind, switch in _FAST_PATHS.items():
+            if isinstance(module, kind):
+                kept = f"_quantkit_{switch}"
+                if not any(isinstance(m, QuantizedLayer) for m in module.modules()):
+                    if kept in vars(module):
+                        setattr(module, switch, vars(module).pop(kept))
+                elif value := getattr(module, switch):
+                    setattr(module, kept, value)
+                    setattr(module, switch, type(value)(0))
 
 
 def _rules(rules: Any) -> Iterator[tuple[str, Scheme | None]]:
@@ -160,18 +175,8 @@ def _rules(rules: Any) -> Iterator[tuple[str, Scheme | None]]:
     for rule in rules:
         if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[0], str)):
             raise TypeError(f"scheme: expected pairs of a pattern and a scheme, got {rule!r:.80}")
-        _check_patterns("scheme", (rule[0],))
+        _checks.patterns("scheme", (rule[0],))
         yield rule[0], rule[1]
-
-
-def _check_patterns(argument: str, patterns: Any) -> None:
-    if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
-        raise TypeError(f"{argument}: expected a list of patterns, got {patterns!r:.80}")
-    for pattern in patterns:
-        try:
-            re.compile(pattern[3:] if pattern.startswith("re:") else "")
-        except re.error as error:
-            raise ValueError(f"pattern {pattern!r}: {error}") from None
 
 
 def _tied(model: nn.Module) -> set[int]:
