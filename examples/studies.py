@@ -1,8 +1,8 @@
 """What studies do with quantkit: SmoothQuant, the search of AWQ, GPTQ, on a layer of a real model.
 
-python examples/studies.py    # the weights that make run installs; without them random ones
+PYTHONPATH=. .venv/bin/python examples/studies.py
 
-Inputs are synthetic, with outliers in few channels as transformers have them, and channels that go
+It takes the weights that `make run` installs, and without them random ones. Inputs are synthetic, with outliers in few channels as transformers have them, and channels that go
 together. Each line says how close the layer's outputs come, in dB, to those of the float weight. More is
 better.
 """

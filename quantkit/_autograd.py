@@ -214,10 +214,10 @@ def keep_forms(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.forms = [t if t is None else (t.shape, t.dtype) for t in inputs]
 
 
-def no_gradient(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def no_gradient(ctx: Any, *grads: Any) -> tuple[torch.Tensor | None, ...]:
     raising = torch.ops.quantkit._no_gradient
     needed = zip(ctx.needs_input_grad, ctx.forms, strict=True)
-    return tuple(raising(grad, *form) if needs else None for needs, form in needed)
+    return tuple(raising(grads[0], *form) if needs else None for needs, form in needed)
 
 
 def without_gradient(operator: Callable[..., Any]) -> Callable[..., Any]:

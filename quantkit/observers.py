@@ -11,6 +11,7 @@ import contextlib
 import fnmatch
 import math
 import re
+import sys
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,10 @@ _HALF = _BINS // 2
 _INFINITE = 0x7F80  # the bins of magnitudes from here on have no finite number
 _NORMAL = 0x80  # those below have no normal one
 _CHUNK = 1 << 22  # elements that are counted at a time
+_CHOICE: dict[str, Any] = {  # what ranges depend on
+    "dtype": torch.int8, "sym": True, "include_zero": True, "q_min": None, "q_max": None, "eps": None,
+    "scale_rule": None,
+}  # fmt: skip
 _CLIPS = 100  # ranges that the search of the mean squared error tries, each 1/128 smaller
 
 
@@ -97,7 +102,8 @@ class Observer:
             raise _checks.wrong(ValueError, "group_size", expected, _checks.shown(group_size))
         self.granularity, self.group_size = granularity, group_size
         self.channel_dim = _checks.integer("channel_dim", channel_dim)
-        self.has_counts = granularity == "tensor" if counts is None else bool(counts)
+        counted = granularity == "tensor" if counts is None else _checks.flag("counts", counts)
+        self.has_counts = bool(counted)
         self.size, self.rank = 0, 0  # of the dimension that has several scales; of the tensors
         self._allocate(0, torch.device("cpu"))
 
@@ -149,13 +155,15 @@ class Observer:
                 torch.float32
             )  # rounding keeps the order, so extremes are those of the numbers
         extremes, seen = self._extremes(x, dim)
+        counts = self._counted(x, dim) if self.has_counts else None
         device = self.extremes.device
         here = slice(first // group, first // group + extremes.shape[1])
         self.extremes[:, here] = torch.maximum(self.extremes[:, here], extremes.to(device))
         self.seen = self.seen + seen.to(device)
-        if self.has_counts:
-            self.counts[here] += self._counted(x, dim).to(device)
+        if counts is not None:
+            self.counts[here] += counts.to(device)
 
+    @torch.inference_mode(False)
     def merge(self, other: Observer) -> Observer:
         """Join what another one has seen, and return self."""
         if type(other) is not type(self) or self._form() != other._form():
@@ -172,6 +180,7 @@ class Observer:
             self.rank = max(self.rank, other.rank)
         return self
 
+    @torch.inference_mode(False)
     def all_reduce(self, group: Any = None) -> Observer:
         """Join what all ranks have seen, on each of them, and return self. Call it once, at the end.
 
@@ -236,7 +245,13 @@ class Observer:
         self, method: str = "minmax", *, percentile: float = 99.99, allow_nonfinite: bool = False,
         **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """The limits that the parameters come from, float32, one for each scale."""
+        """The limits that the parameters come from, float32, one for each scale.
+
+        options: those of :meth:`qparams` on which "mse" depends, and ``sym``.
+        """
+        if unknown := options.keys() - _CHOICE:
+            raise TypeError(f"range: expected options {', '.join(_CHOICE)}, got {_some(unknown)}")
+        options = _CHOICE | options
         if method not in METHODS:
             expected = f"one of {', '.join(METHODS)}"
             raise _checks.wrong(ValueError, "method", expected, _checks.shown(method))
@@ -247,10 +262,8 @@ class Observer:
                 "allow_nonfinite=True to leave them out"
             )
         if not finite:
-            raise ValueError(
-                "no number was seen: did the model run, uncompiled, inside observe()? Of DTensors some "
-                "ranks see none before all_reduce()"
-            )
+            lost = f"no finite number was seen: {nan} NaN and {above + below} infinite ones"
+            raise ValueError(lost if nan or above or below else _NONE)
         low, high = _numbers(~self.extremes[0]), _numbers(self.extremes[1])
         seen = low <= high
         low, high = torch.where(seen, low, 0.0), torch.where(seen, high, 0.0)
@@ -258,16 +271,17 @@ class Observer:
             return low, high
         if not self.has_counts:
             raise ValueError(f"method {method!r} needs counts=True")
-        part = Fraction(str(percentile)) / 100
-        if not 0 < part <= 1:
+        number = _checks.real("percentile", percentile)
+        if isinstance(number, bool) or not 0 < number <= 100:
             expected = "a number above 0, up to 100"
             raise _checks.wrong(ValueError, "percentile", expected, _checks.shown(percentile))
+        part = Fraction(str(number)) / 100
         pairs: list[Sequence[float]] = []
         for counts, *limits in zip(self.counts.cpu(), low.tolist(), high.tolist(), strict=True):
             if not counts.any():
                 pairs.append(limits)
             elif method == "percentile":
-                pairs.append(_percentile(counts, limits, part, options.get("sym", True)))
+                pairs.append(_percentile(counts, limits, part, options["sym"]))
             else:
                 pairs.append(_least_error(counts, limits, options))
         chosen = torch.tensor(pairs, dtype=torch.float32, device=low.device)
@@ -285,26 +299,33 @@ class Observer:
         return {name: t.detach().cpu().clone() for name, t in state.items()}
 
     @classmethod
+    @torch.inference_mode(False)
     def from_state_dict(cls, state: Mapping[str, torch.Tensor], **options: Any) -> Self:
         """The observer again; options are those that the state does not hold: momentum."""
-        form = state["form"].tolist()
-        if len(form) != 6 or not 0 <= form[0] < len(GRANULARITIES):
-            raise ValueError(f"form: expected that of an Observer, got {_checks.shown(form)}")
+
+        def taken(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+            t = state.get(name)
+            expected, found = f"{dtype} {shape} of an Observer", type(t).__name__
+            if isinstance(t, torch.Tensor):
+                found = f"{t.dtype} {tuple(t.shape)}"
+                if (t.dtype, tuple(t.shape)) == (dtype, shape):
+                    if name in ("seen", "counts") and bool((t < 0).any()):
+                        raise _checks.wrong(ValueError, name, expected, "negative numbers")
+                    return t.clone()
+            raise _checks.wrong(ValueError, name, expected, found)
+
+        form = taken("form", torch.int64, (6,)).tolist()
+        if not 0 <= form[0] < len(GRANULARITIES) or min(form[3:]) < 0:
+            raise ValueError(f"form: expected that of an Observer, got {form}")
         options |= {"group_size": form[1] or None, "channel_dim": form[2]}
         options |= {"counts": bool(form[3])} if cls is Observer else {}
         made = cls(GRANULARITIES[form[0]], **options)
         made.size, made.rank = form[4:]
         scales = made._scales() if made.size > 0 else 0
-        shapes = {"extremes": (2, scales), "seen": (4,)}
+        made.extremes = taken("extremes", torch.int32, (2, scales))
+        made.seen = taken("seen", torch.int64, (4,))
         if made.has_counts:
-            shapes["counts"] = (scales, _BINS)
-        for name, shape in shapes.items():
-            dtype = torch.int32 if name == "extremes" else torch.int64
-            t = state[name]
-            if t.shape != shape or t.dtype != dtype:
-                found = f"{t.dtype} {tuple(t.shape)}"
-                raise _checks.wrong(ValueError, name, f"{dtype} {shape}", found)
-            setattr(made, name, t.clone())
+            made.counts = taken("counts", torch.int64, (scales, _BINS))
         return made
 
     # ---- within ----
@@ -381,6 +402,12 @@ class Observer:
         halves = counts.view(scales, 2, _HALF)
         halves[..., _INFINITE:] = 0
         return halves.view(scales, _BINS)
+
+
+_NONE = (
+    "no number was seen: did the model run inside observe()? Leave out layers that do not run by "
+    "exclude=. Of DTensors some ranks see none before all_reduce()"
+)
 
 
 def _chosen(pair: torch.Tensor, blocks: Sequence[int], **options: Any) -> QuantizationParams:
@@ -504,6 +531,9 @@ class Stats(Mapping[str, Observer]):
         self._observers = dict(observers)
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> Any:  # without the lock
+        return type(self), (self._observers,)
+
     def __getitem__(self, name: str) -> Observer:
         return self._observers[name]
 
@@ -546,7 +576,12 @@ class Stats(Mapping[str, Observer]):
         return self
 
     def qparams(self, method: str = "minmax", **options: Any) -> dict[str, QuantizationParams]:
-        """The parameters of each layer: see :meth:`Observer.qparams`."""
+        """The parameters of each layer: see :meth:`Observer.qparams`.
+
+        Layers that have not run are an error that names them.
+        """
+        if unseen := [name for name, observer in self.items() if not observer.seen.any()]:
+            raise ValueError(f"{_some(unseen, 50)}: {_NONE}")
         chosen = {}
         for name, observer in self.items():
             try:
@@ -567,8 +602,10 @@ class Stats(Mapping[str, Observer]):
             prefix = f"{name}." if name else ""
             tensors[f"{prefix}input_scale"] = p.scale.cpu().reshape(1)
             if not options.get("sym", True):
-                zero_point = p.zero_point.cpu().reshape(1).to(p.dtype or torch.int8)
-                tensors[f"{prefix}input_zero_point"] = zero_point
+                f = _checks.format_of(p.dtype)
+                whole = torch.int8 if f.low < 0 else torch.uint8
+                kept = p.zero_point.cpu().reshape(1).to(whole if f.bits < 8 else f.dtype)
+                tensors[f"{prefix}input_zero_point"] = kept
         return tensors
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -577,11 +614,19 @@ class Stats(Mapping[str, Observer]):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, torch.Tensor]) -> Stats:
+        if not isinstance(state, Mapping):
+            raise _checks.wrong(TypeError, "state", "that of Stats", type(state).__name__)
         layers: dict[str, dict[str, torch.Tensor]] = {}
         for key, t in state.items():
-            name, _, what = key.rpartition(".")
+            name, _, what = str(key).rpartition(".")
             layers.setdefault(name, {})[what] = t
-        return cls({name: Observer.from_state_dict(layer) for name, layer in layers.items()})
+        made = {}
+        for name, layer in layers.items():
+            try:
+                made[name] = Observer.from_state_dict(layer)
+            except ValueError as error:
+                raise ValueError(f"state of {name!r}: {error}") from None
+        return cls(made)
 
     def save(self, path: Any) -> None:
         torch.save(self.state_dict(), path)
@@ -591,9 +636,10 @@ class Stats(Mapping[str, Observer]):
         return cls.from_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
 
 
-def _some(names: Any) -> str:
+def _some(names: Any, most: int = 3) -> str:
     names = sorted(names)
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" * (len(names) > 3))
+    more = f" and {len(names) - most} more" * (len(names) > most)
+    return ", ".join(map(repr, names[:most])) + more
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -605,20 +651,58 @@ def _matches(pattern: str, name: str) -> bool:
 def _layers(
     model: torch.nn.Module, types: Any, include: str | Sequence[str], exclude: str | Sequence[str]
 ) -> dict[str, torch.nn.Module]:
-    there = {name: m for name, m in model.named_modules() if isinstance(m, types)}
-    given = [[p] if isinstance(p, str) else list(p) for p in (include, exclude)]
-    for pattern in [*given[0], *given[1]]:
-        if not any(_matches(pattern, name) for name in there):
-            raise ValueError(f"pattern {pattern!r}: matches no layer of these types")
+    _checks.module("model", model)
+    kinds = types if isinstance(types, tuple) else (types,)
+    if not kinds or not all(isinstance(kind, type) for kind in kinds):
+        raise _checks.wrong(
+            TypeError, "types", "a class of layers or a tuple", _checks.shown(types)
+        )
     included, excluded = (
-        {name for name in there if any(_matches(p, name) for p in patterns)} for patterns in given
+        _checks.patterns(name, [value] if isinstance(value, str) else value)
+        for name, value in (("include", include), ("exclude", exclude))
     )
-    if given[0]:
-        there = {name: m for name, m in there.items() if name in included}
-    there = {name: m for name, m in there.items() if name not in excluded}
+    there = {}
+    for name, m in model.named_modules(remove_duplicate=False):
+        # nn.MultiheadAttention reads the weight of its out_proj and never calls it.
+        if isinstance(m, kinds) and (type(m) is not _NEVER_CALLED or _NEVER_CALLED in kinds):
+            there[".".join(part for part in name.split(".") if part != "_orig_mod")] = m
+    of_types = " or ".join(kind.__name__ for kind in kinds)
     if not there:
-        raise ValueError("observe: the model has no such layers")
-    return there
+        raise ValueError(f"model: expected layers of types {of_types}, got none: pass types=")
+    for pattern in [*included, *excluded]:
+        if not any(_matches(pattern, name) for name in there):
+            raise ValueError(f"pattern {pattern!r}: matches no layer of types {of_types}")
+    layers: dict[torch.nn.Module, str] = {}
+    for name, m in there.items():
+        wanted = not included or any(_matches(p, name) for p in included)
+        if wanted and not any(_matches(p, name) for p in excluded):
+            layers.setdefault(m, name)
+    if not layers:
+        raise ValueError("exclude: expected some layer that no pattern matches, got none")
+    return {name: m for m, name in layers.items()}
+
+
+_NEVER_CALLED = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
+_lock = threading.Lock()
+_blocks: list[None] = []  # of all threads
+_stances: list[Any] = []  # the compiler's, while there are blocks
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Compiled functions run eagerly: a graph that was made without the hooks runs none."""
+    with _lock:
+        _blocks.append(None)
+        if not _stances and "torch._dynamo" in sys.modules:  # importing it takes seconds
+            _stances.append(torch.compiler.set_stance("force_eager"))
+            _stances[0].__enter__()
+    try:
+        yield
+    finally:
+        with _lock:
+            _blocks.pop()
+            if _stances and not _blocks:
+                _stances.pop().__exit__(None, None, None)
 
 
 @contextlib.contextmanager
@@ -641,7 +725,8 @@ def observe(
     each rank counts its shard: call ``stats.all_reduce()``.
 
     Args:
-        model: it runs as it is, uncompiled; forward hooks read the first tensor that each layer gets.
+        model: it runs as it is, and eagerly where it was compiled; forward hooks read the first tensor
+            that each layer gets. Of nested tensors they read the numbers, without padding.
         types: the classes of the layers.
         include, exclude: patterns of their names: globs, or after ``re:`` regular expressions that
             match from the beginning. Without include all layers are observed. A pattern that matches
@@ -681,7 +766,8 @@ def observe(
         for name, layer in layers.items():
             hook = _hook(stats, name)
             handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-        yield stats
+        with _without_compiler():
+            yield stats
     finally:
         for handle in handles:
             handle.remove()
@@ -691,6 +777,8 @@ def _hook(stats: Stats, name: str) -> Any:
     def hook(layer: torch.nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         for x in (*args, *keywords.values()):
             if isinstance(x, torch.Tensor):
+                if x.is_nested:  # nn.TransformerEncoder makes them where a mask names padding
+                    x = torch.cat(x.unbind()).unsqueeze(0)
                 return stats.update(name, x)
         raise TypeError(f"input of {name!r}: expected a tensor")
 

@@ -424,6 +424,18 @@ def test_what_cannot_be_is_named(cls, layer, scheme, activations, error, message
         cls.from_float(layer(), scheme, activations)
 
 
+def test_a_scheme_may_be_keywords():
+    layer, x = made("linear")
+    keywords = {"dtype": "int4", "block_size": [32]}
+    mine = QuantLinear.from_float(layer, **keywords)
+    assert_same(mine(x), QuantLinear.from_float(layer, keywords)(x))
+    assert mine.scheme == str(keywords)
+    with pytest.raises(TypeError, match="scheme: expected a scheme or its keywords, got both"):
+        QuantLinear.from_float(layer, "mxfp4", dtype="int4")
+    with pytest.raises(TypeError, match="scheme: expected a scheme or its keywords, got none"):
+        QuantLinear.from_float(layer)
+
+
 def test_codes_that_do_not_fit_are_named():
     layer = nn.Linear(8, 8)
     q, p = quantkit.quantize(layer.weight.detach(), "int8_channel")

@@ -356,7 +356,8 @@ def test_what_does_not_fit_a_checkpoint_is_named(tmp_path):
         load_checkpoint_(wrong, tmp_path / "out", strict=False)
     wrong.blocks[0]["up"] = nn.Linear(5, 5)
     with pytest.raises(
-        ValueError, match=r"blocks.0.up \(Linear\): weight: expected shape \(5, 5\), got \(64, 256\)"
+        ValueError,
+        match=r"blocks.0.up \(Linear\): weight: expected shape \(5, 5\), got \(64, 256\)",
     ):
         load_checkpoint_(wrong, tmp_path / "out")
     assert not any(isinstance(layer, QuantizedLayer) for layer in wrong.modules())

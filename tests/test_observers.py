@@ -1,6 +1,8 @@
 """Calibration: the same bits for any order, split, restart and number of ranks; what follows."""
 
+import copy
 import math
+import pickle
 import subprocess
 import sys
 from fractions import Fraction
@@ -99,11 +101,16 @@ def test_a_restart_from_saved_state(form, tmp_path):
 
 def test_batches_within_inference_mode_and_outside():
     parts = batches()
-    mixed = Observer()
-    for number, x in enumerate(parts):
-        with torch.inference_mode(number % 2 == 0):
-            mixed.update(x * 1)
-    assert equal(mixed, seen(parts, "tensor"))
+    for first in (0, 1):
+        mixed = Observer()
+        for number, x in enumerate(parts):
+            with torch.inference_mode(number % 2 == first):
+                if number == 3:
+                    mixed = Observer.from_state_dict(mixed.state_dict())
+                if number == 4:
+                    mixed = Observer().merge(mixed)
+                mixed.update(x * 1)
+        assert equal(mixed, seen(parts, "tensor"))
 
 
 RANKS = """
@@ -360,6 +367,11 @@ def test_input_scales_have_the_names_of_files():
     assert tensors["2.input_scale"] == stats["2"].qparams("percentile").scale
     tensors = stats.input_scales(sym=False, dtype=torch.uint8)
     assert tensors["0.input_zero_point"].dtype == torch.uint8 and len(tensors) == 4
+    for dtype, kept in (("int4", torch.int8), ("uint4", torch.uint8), ("int16", torch.int16)):
+        tensors = stats.input_scales(sym=False, dtype=dtype)
+        p = stats["0"].qparams(sym=False, dtype=dtype)
+        assert tensors["0.input_zero_point"].dtype == kept
+        assert tensors["0.input_zero_point"] == p.zero_point
     with quantkit.observe(net, granularity="channel") as stats:
         net(batches()[0])
     with pytest.raises(ValueError, match=r"'0': input_scale needs"):
@@ -382,8 +394,57 @@ def test_which_layers():
     assert names(include="a.*", exclude=["re:.*2"]) == ["a.0"]
     assert names(types=(torch.nn.Conv1d, torch.nn.GELU)) == ["a.1", "a.3", "b.1", "b.3"]
     for options in ({"include": "c*"}, {"exclude": ["a*", "re:0"]}, {"types": torch.nn.ReLU}):
-        with pytest.raises(ValueError, match=r"matches no layer|no such layers"):
+        with pytest.raises(
+            ValueError, match=r"matches no layer of types|layers of types ReLU, got none"
+        ):
             names(**options)
+
+
+def test_layers_with_two_names_and_layers_that_do_not_run():
+    net = torch.nn.ModuleDict({"a": torch.nn.Linear(16, 16), "b": torch.nn.Linear(16, 16)})
+    net["c"] = net["a"]
+    with quantkit.observe(net, include=["b", "c"]) as stats:
+        net["c"](batches()[0])
+    assert list(stats) == ["b", "c"]
+    with pytest.raises(ValueError, match=r"^'b': no number was seen: .*exclude="):
+        stats.qparams()
+    with quantkit.observe(net, exclude="b") as stats:
+        net["c"](batches()[0])
+    assert list(stats.qparams()) == ["a"]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_torchs_own_transformer():
+    """It never calls out_proj, and makes nested tensors where a mask names padding."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    net = torch.nn.TransformerEncoder(layer, 1).eval()
+    x, mask = torch.randn(2, 3, 16), torch.tensor([[False] * 3, [False, True, True]])
+    for padding, tokens in ((None, 6), (mask, 4)):
+        with torch.no_grad(), quantkit.observe(net) as stats:
+            net(x, src_key_padding_mask=padding)
+        assert {n: int(o.seen[0]) for n, o in stats.items()} == {
+            "layers.0.linear1": tokens * 16, "layers.0.linear2": tokens * 32,
+        }  # fmt: skip
+        assert stats["layers.0.linear1"].rank == 3 and len(stats.qparams("mse")) == 2
+
+
+def test_compiled_models_run_their_hooks():
+    net, parts = model()[:3], batches()
+    compiled = torch.compile(net, backend="eager")
+    part = torch.nn.Sequential(torch.compile(net[0], backend="eager"), *net[1:])
+    with quantkit.observe(net) as expected:
+        for x in parts:
+            net(x)
+    for run in (compiled, part):
+        for observed in (net, run):
+            run(parts[0])
+            with quantkit.observe(observed) as stats, quantkit.observe(net) as other:
+                for x in parts:
+                    run(x)
+            assert list(stats) == ["0", "2"] and equal(stats, expected) and equal(other, expected)
+            run(parts[0])
+            assert equal(stats, expected)
 
 
 def test_hooks_go_and_keywords_are_read():
@@ -432,6 +493,46 @@ def test_errors_name_the_layer_and_the_argument():
     ):
         with pytest.raises(ValueError, match=match):
             call()
+    ones = seen([torch.ones(3)])
+    for call, match in (
+        (lambda: ones.qparams("percentile", percentile=math.nan), "percentile: .*got nan"),
+        (lambda: ones.qparams("percentile", percentile=True), "percentile: .*got True"),
+        (
+            lambda: seen([torch.full((3,), math.nan)]).qparams(allow_nonfinite=True),
+            "finite .*: 3 NaN",
+        ),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+    for call, match in (
+        (lambda: ones.qparams("percentile", percentile=None), "percentile: .*got NoneType"),
+        (lambda: ones.range("mse", bits=3), "range: expected options .*got 'bits'"),
+        (lambda: Observer(counts="no"), "counts: expected a bool, got str"),
+        (lambda: Stats.from_state_dict([1]), "state: expected that of Stats, got list"),
+    ):
+        with pytest.raises(TypeError, match=match):
+            call()
+    assert [t.tolist() for t in ones.range("mse", sym=True)] == [[1.0], [1.0]]
+    for options, error, match in (
+        ({"model": {}}, TypeError, "model: expected a torch.nn.Module, got dict"),
+        (
+            {"types": "Linear"},
+            TypeError,
+            "types: expected a class of layers or a tuple, got 'Linear'",
+        ),
+        ({"types": (torch.nn.Linear, 3)}, TypeError, "types: expected a class"),
+        ({"include": None}, TypeError, "include: expected a list of patterns, got NoneType"),
+        ({"exclude": [1]}, TypeError, "exclude: expected a list of patterns, got 1 among them"),
+        ({"include": "re:("}, ValueError, r"include: pattern 're:\('"),
+        ({"exclude": "*"}, ValueError, "exclude: expected some layer"),
+        (
+            {"model": torch.nn.ReLU()},
+            ValueError,
+            "model: expected layers of types Linear, got none",
+        ),
+    ):
+        with pytest.raises(error, match=match), quantkit.observe(**{"model": net, **options}):
+            pass
     with quantkit.observe(net) as stats:
         pass
     for options, match in (
@@ -449,9 +550,23 @@ def test_spoiled_states_are_errors():
         ("form", torch.tensor([9, 0, -1, 1, 1, 3])),
         ("extremes", state["extremes"].long()),
         ("counts", state["counts"][:, :7]),
+        ("counts", -state["counts"]),
+        ("counts", None),
+        ("seen", 3),
     ):
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
             Observer.from_state_dict(state | {name: value})
+    with pytest.raises(ValueError, match=r"^state of 'a': form: expected"):
+        Stats.from_state_dict({"a.weight": torch.ones(3)})
+
+
+def test_stats_can_be_copied_and_pickled():
+    with quantkit.observe(model(), include="0") as stats:
+        stats.update("0", batches()[0])
+    for other in (copy.deepcopy(stats), pickle.loads(pickle.dumps(stats))):
+        assert equal(other, stats)
+        other.update("0", batches()[1])
+        assert not equal(other, stats)
 
 
 # ---- moving averages -----------------------------------------------------------------------------------

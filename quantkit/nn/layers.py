@@ -107,16 +107,18 @@ class QuantizedLayer(nn.Module):
     def from_float(
         cls: type[_Self],
         module: nn.Module,
-        scheme: str | Mapping[str, Any],
+        scheme: str | Mapping[str, Any] | None = None,
         activations: str | None = None,
+        **keywords: Any,
     ) -> _Self:
         """The layer of a float one, whose bias it takes over.
 
         Args:
             module: a float layer of the class that ``float_class`` names, and of no class made of it.
-            scheme: a name of :data:`quantkit.SCHEMES`, or keywords of :func:`quantkit.dynamic_quantize`,
-                as for :func:`quantkit.quantize`. Steps are float32. Sizes of blocks are those of the
-                weight as a matrix.
+            scheme: a name of :data:`quantkit.SCHEMES`, or a mapping of keywords of
+                :func:`quantkit.dynamic_quantize`, as for :func:`quantkit.quantize`. Steps are float32.
+                Sizes of blocks are those of the weight as a matrix.
+            keywords: those of such a mapping, instead of it: ``dtype="int4", block_size=[32]``.
             activations: "int8" quantizes the inputs of a QuantLinear, too: see its page.
 
         Raises:
@@ -124,6 +126,10 @@ class QuantizedLayer(nn.Module):
             that do not fill whole bytes, NaN or an infinity in the weight, hooks that would be lost: all
             but those of torch's tensor parallel.
         """
+        if (scheme is None) is not bool(keywords):
+            given = "both" if keywords else "none"
+            raise _checks.wrong(TypeError, "scheme", "a scheme or its keywords", given)
+        scheme = keywords if scheme is None else scheme
         cls._check(module)
         weight: Any = module.weight
         check_finite(weight)
