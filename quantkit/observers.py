@@ -614,6 +614,7 @@ class Stats(Mapping[str, Observer]):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, torch.Tensor]) -> Stats:
+        """The inverse of :meth:`state_dict`."""
         if not isinstance(state, Mapping):
             raise _checks.wrong(TypeError, "state", "that of Stats", type(state).__name__)
         layers: dict[str, dict[str, torch.Tensor]] = {}
@@ -629,10 +630,12 @@ class Stats(Mapping[str, Observer]):
         return cls(made)
 
     def save(self, path: Any) -> None:
+        """Write :meth:`state_dict` by torch.save."""
         torch.save(self.state_dict(), path)
 
     @classmethod
     def load(cls, path: Any) -> Stats:
+        """What :meth:`save` has written."""
         return cls.from_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
 
 

@@ -27,10 +27,10 @@ def translation_table(*, qdq: bool = False) -> dict[Callable[..., Any], Callable
     """What ``custom_translation_table`` of torch.onnx.export takes.
 
     Args:
-        qdq: write QuantizeLinear and DequantizeLinear where their bits are quantkit's for numbers that
-            are not NaN and zero points that are integers: int8 and uint8 with all their codes, one scale
-            or one for each index of one dimension, and to quantize ``round_first=True``, no zero point,
-            or a symmetric scale that the call itself chooses.
+        qdq: write QuantizeLinear and DequantizeLinear where their bits are quantkit's, for numbers that
+            are not NaN and zero points that are integers. These are int8 and uint8 with all their codes,
+            and one scale or one for each index of one dimension. To quantize it also takes
+            ``round_first=True``, no zero point, or a symmetric scale that the call itself chooses.
     """
     table = {functional(name): function for name, function in _functions(bool(qdq)).items()}
     return table | {torch.ops.aten.view.dtype: _called(_Writer.view, qdq)}  # of a layer's bytes

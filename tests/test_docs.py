@@ -44,7 +44,12 @@ def test_every_public_name_is_in_all_and_on_one_page():
     headings = re.findall(
         r"^## quantkit\.(\w+)$", "\n".join(p.read_text() for p in PAGES), re.MULTILINE
     )
-    assert sorted(headings) == sorted(quantkit.__all__)
+    modules = [module.__name__.partition(".")[2] for module in api_page.MODULES]
+    assert sorted(headings) == sorted([*quantkit.__all__, *modules])
+    page = api_page.PAGE.read_text()
+    for module in api_page.MODULES:
+        for name in module.__all__:
+            assert f"### {module.__name__}.{name}\n" in page or hasattr(quantkit, name), name
 
 
 def test_the_api_page_is_that_of_the_docstrings():

@@ -8,11 +8,12 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import quantkit
-from quantkit import _load
+from quantkit import _load, checkpoint, nn, observers, onnx
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 HEAD = """# API
@@ -20,6 +21,8 @@ HEAD = """# API
 Every public name, from its docstring. `python tools/api_page.py` writes this page.
 The operators have a page of their own: [operators.md](operators.md).
 """
+# Their names have a section each, but those that quantkit itself has.
+MODULES = (nn, observers, checkpoint, onnx)
 # Of a mapping, which has no docstring.
 SCHEMES = """The schemes of :func:`quantize`: a read-only mapping from each name to what it stands for.
 
@@ -31,7 +34,8 @@ def signature(function: Callable) -> str:
     """The call without types, which are in the source."""
     found = inspect.signature(function)
     bare = [p.replace(annotation=p.empty) for p in found.parameters.values()]
-    return str(found.replace(parameters=bare, return_annotation=found.empty))
+    text = str(found.replace(parameters=bare, return_annotation=found.empty))
+    return re.sub(r"<function (\w+) at \w+>", r"\1", text)
 
 
 def markdown(docstring: str) -> str:
@@ -66,18 +70,43 @@ def entry(name: str) -> str:
     if inspect.ismodule(value):
         names = ", ".join(f"`{n}`" for n in value.__all__)
         return f"## quantkit.{name}\n\n{markdown(value.__doc__)}\nIts names: {names}.\n"
-    text = f"## quantkit.{name}\n\n```\n{name}{signature(value)}\n```\n\n{markdown(value.__doc__)}"
-    if inspect.isclass(value):
-        for method, function in vars(value).items():
-            if not method.startswith("_") and inspect.isfunction(function):
-                text += f"\n`.{method}{signature(function)}`: {markdown(function.__doc__ or '')}"
+    text = f"## quantkit.{name}\n\n{described(name, value)}"
     if value is quantkit.backend:
         text += f"\n{markdown(_load.Backend.__doc__ or '')}"
     return text
 
 
+def described(name: str, value: object) -> str:
+    """The call and the docstring; of a class its own methods, too."""
+    if not callable(value):
+        return f"{', '.join(f'`{v}`' for v in value)}\n"
+    if isinstance(value, type) and issubclass(value, Exception):
+        return markdown(value.__doc__ or "")
+    text = f"```\n{name}{signature(value)}\n```\n\n{markdown(value.__doc__ or '')}"
+    for method, function in vars(value).items() if inspect.isclass(value) else ():
+        plain = getattr(function, "__func__", function)  # of a classmethod
+        if not method.startswith("_") and inspect.isfunction(plain) and plain.__doc__:
+            call = signature(getattr(value, method) if plain is not function else plain)
+            text += f"\n`.{method}{call}`: {markdown(plain.__doc__)}"
+        elif not method.startswith("_") and isinstance(function, property) and function.__doc__:
+            text += f"\n`.{method}`: {markdown(function.__doc__)}"
+        elif method == "__init__" and function.__doc__:
+            text += f"\n{markdown(function.__doc__)}"
+    return text
+
+
+def section(module: ModuleType) -> str:
+    known = [getattr(quantkit, name) for name in quantkit.__all__]
+    text = f"## {module.__name__}\n\n{markdown(module.__doc__ or '')}"
+    for name in module.__all__:
+        if not any((value := getattr(module, name)) is k for k in known):
+            text += f"\n### {module.__name__}.{name}\n\n{described(name, value)}"
+    return text
+
+
 def page() -> str:
-    return "\n".join([HEAD, *(entry(name) for name in quantkit.__all__)])
+    names = (entry(name) for name in quantkit.__all__)
+    return "\n".join([HEAD, *names, *map(section, MODULES)])
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class QuantizedLayer(nn.Module):
     """What QuantLinear, QuantEmbedding and QuantConv2d share.
 
     Attributes:
-        weight, weight_scale, weight_zero_point, weight_global_scale: see the module's first lines.
+        weight, weight_scale, weight_zero_point, weight_global_scale: see docs/layers.md.
         bias: that of the float layer, which may be trained; frozen beside ``activations="int8"``.
         scheme: how the weight was quantized, in words.
         dtype: of the float layer's weight. ``.half()`` and the like change it, and no scale.
@@ -122,9 +122,9 @@ class QuantizedLayer(nn.Module):
             activations: "int8" quantizes the inputs of a QuantLinear, too: see its page.
 
         Raises:
-            TypeError or ValueError that says what does not fit: another class, an unknown scheme, rows
-            that do not fill whole bytes, NaN or an infinity in the weight, hooks that would be lost: all
-            but those of torch's tensor parallel.
+            TypeError or ValueError that says what does not fit: another class, an unknown scheme, NaN or
+            an infinity in the weight. Rows that do not fill whole bytes are one, too. So are hooks and a
+            ``forward`` of the layer's own, which would be lost, but for hooks of torch's tensor parallel.
         """
         if (scheme is None) is not bool(keywords):
             given = "both" if keywords else "none"
