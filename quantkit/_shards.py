@@ -50,7 +50,7 @@ class Shards:
     def __init__(self, x: DTensor, unit: int = 1):
         self.mesh, self.unit = x.device_mesh, unit
         coordinate = self.mesh.get_coordinate()
-        if coordinate is None:
+        if coordinate is None:  # of observers
             raise RuntimeError("DTensor: this rank is not in its mesh")
         self.coordinate = coordinate
         if any(p.is_partial() for p in x.placements):  # the sum is x: no element is known before

@@ -230,6 +230,22 @@ def _learning(name: str, given: _Arguments) -> Any:
     return _with_parameters(name, given)
 
 
+def _outside(name: str, given: _Arguments) -> Any:
+    """What a rank has that is not in the mesh: empty results, as torch's operators have there."""
+    x, made = next(iter(given.values())), []
+    whole = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+    for t in _shaped(name, given, whole):
+        alike = t.dim() == x.dim() and t.shape[:-1] == x.shape[:-1]
+        local = torch.empty((), dtype=t.dtype, device=x.device_mesh.device_type).expand(t.shape)
+        placements = x.placements if alike else [Replicate()] * x.device_mesh.ndim
+        made.append(
+            DTensor.from_local(
+                local, x.device_mesh, placements, run_check=False, shape=t.shape, stride=t.stride()
+            )
+        )
+    return tuple(made) if len(made) > 1 else made[0]
+
+
 def _refused(name: str, given: _Arguments) -> Any:
     if name in GRADIENTS:
         raise RuntimeError(_NOT_LEARNED)
@@ -265,6 +281,8 @@ def _kernel(name: str) -> Callable[..., Any]:
             OPERATORS[name].check(**given) if name in OPERATORS else None
         except (TypeError, ValueError) as error:  # the functions raise the exact type
             raise RuntimeError(str(error)) from None
+        if given[names[0]].device_mesh.get_coordinate() is None and rule is not _refused:
+            return _outside(name, given)
         if isinstance(given.get("seed"), DTensor):
             mesh = given[names[0]].device_mesh
             given["seed"] = local_part(given["seed"], [Replicate()] * mesh.ndim, mesh)

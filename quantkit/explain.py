@@ -88,7 +88,7 @@ def explain(codes: _Tensor, x: _Tensor, qparams: QuantizationParams) -> Explanat
 
     Raises:
         TypeError or ValueError that names the argument, its value and what was expected.
-        RuntimeError where tensors are on different devices.
+        RuntimeError where tensors are on different devices, or are DTensors.
 
     docs/compatibility.md says who takes which convention.
     """

@@ -183,7 +183,8 @@ def join_measures(limbs: _Tensor, max_error: _Tensor, counts: _Tensor) -> Measur
 
     Raises:
         TypeError or ValueError that names the argument, its value and what was expected.
-        RuntimeError where tensors are on different devices. Digits are read on the CPU alone.
+        RuntimeError where tensors are on different devices, or are DTensors. Digits are read on the CPU
+        alone.
     """
     _torch.no_dtensors("join_measures", limbs, max_error, counts)
     _checks.join_measures(limbs, max_error, counts, DIGITS)

@@ -66,6 +66,10 @@ def test_functions_that_take_plain_tensors(two):
         assert message == f"{name}: {expected}"
 
 
+def test_ranks_outside_of_the_mesh(two):
+    two.run("outside", world=2)
+
+
 def test_layouts_of_results_are_those_of_the_whole(two):
     two.run("layouts", world=2)
 
@@ -138,9 +142,9 @@ def test_distributed_checkpoints(two, three, tmp_path):
 
 def test_bytes_on_the_wire_are_those_of_the_page(two):
     rows = two.run("traffic", world=2)
-    print("\n".join(rows))
+    print(rows)
     page = PAGE.read_text()
-    assert [row for row in rows if row not in page] == []
+    assert [row for row in rows if f"\n| {' | '.join(row)} | " not in page] == []
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +170,10 @@ def test_the_whole_table(world, request):
 
 @pytest.mark.full
 def test_four_ranks(four, tmp_path):
+    rows = four.run("traffic", world=4, sizes=[2, 2])
+    print(rows)
+    page = dict(re.findall(r"^\| (`.*?) \| .*? \| ([^|]*) \|$", PAGE.read_text(), re.MULTILINE))
+    assert [row for row in rows if page.get(row[0]) != row[1]] == []
     four.run("given_parameters", world=4)
     assert four.run("parallel", sizes=[2, 2]) == ["Shard", "_StridedShard"]
     four.run("training", world=4)

@@ -395,6 +395,36 @@ def plain_alone(world):
     return {name: said[0] for name, said in messages.items()}
 
 
+def outside(world):
+    """A rank that is not in the mesh has empty results, as of torch's operators."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    mesh, x = DeviceMesh("cpu", [0]), numbers((8, 16), torch.float32, random.Random(1))
+    d = sharded(x, mesh, Shard(0))
+    for blocks, options in ((None, {}), ([1, -1], FLOAT32), ([1, 8], {"dtype": torch.int4})):
+
+        def all_of(t, blocks=blocks, options=options):
+            q, p = quantkit.dynamic_quantize(t, block_size=blocks, **options)
+            chosen = quantkit.get_symmetric_qparams(t, block_size=blocks, **options)
+            measured = tuple(quantkit.measure(t, p)[:3]) + quantkit.measure_limbs(
+                t, p, over=[2, -1]
+            )
+            made = q, p.scale, chosen.scale, quantkit.quantize_tensor(t, p), *quantkit.aminmax(t)
+            made += quantkit.dequantize_tensor(q, p), quantkit.fake_quantize(t, p), gradient(t, p)
+            return *made, *measured
+
+        for made, right in zip(all_of(d), all_of(x), strict=True):
+            assert (made.shape, made.dtype, made.stride()) == (
+                right.shape,
+                right.dtype,
+                right.stride(),
+            )
+            if dist.get_rank() == 0:
+                assert_same(made.to_local(), right)
+            else:
+                assert made.to_local().shape == (d * 2).to_local().shape == (0,)
+
+
 def layouts(world):
     """Transposed and sliced x: strides of the whole tensor's results, and shards that lie so."""
     mesh, x = mesh_of(world), numbers((8, 12), torch.float32, random.Random(8))
@@ -430,11 +460,18 @@ def layer_of(weight):
     return layer
 
 
-def traffic(world):
-    """Rows of docs/distributed.md: what a rank gives to collectives for a (512, 1024) float32 x."""
-    mesh, x = mesh_of(world), numbers((512, 1024), torch.float32, random.Random(2))
+def traffic(world, sizes=None):
+    """Rows of docs/distributed.md: what a rank gives to collectives for a (512, 1024) float32 x.
+
+    Sharded by rows, by columns, and a sum; on a mesh of several dimensions by rows and columns.
+    """
+    mesh, x = mesh_of(*(sizes or (world,))), numbers((512, 1024), torch.float32, random.Random(2))
     x = x.nan_to_num(1, 1, 1)
     plain = quantkit.get_asymmetric_qparams(x, block_size=[1, 64])
+    places = [(Shard(0),), (Shard(1),), (Partial(),)] if sizes is None else [(Shard(0), Shard(1))]
+    codes = {
+        place: sharded(quantkit.quantize_tensor(x, plain), mesh, *place) for place in places[:2]
+    }
     calls = {
         '`quantize(x, "int8_tensor")`': lambda d: quantkit.quantize(d, "int8_tensor"),
         '`quantize(x, "uint8_tensor")`': lambda d: quantkit.quantize(d, "uint8_tensor"),
@@ -445,9 +482,14 @@ def traffic(world):
             d, block_size=[-1, 1]
         ),
         "`aminmax(x)`": quantkit.aminmax,
+        "`quantize_dequant(x)`": quantkit.quantize_dequant,
         "`quantize_tensor(x, p)`": lambda d: quantkit.quantize_tensor(d, plain),
+        "`dequantize_tensor(q, p)`": lambda d: quantkit.dequantize_tensor(
+            codes[d.placements], plain
+        ),
         "`fake_quantize(x, p)` and its gradient": lambda d: gradient(d, plain),
         "`measure(x, p)`": lambda d: quantkit.measure(d, plain),
+        "`measure_limbs(x, p)`": lambda d: quantkit.measure_limbs(d, plain),
         '`quantize_model_` of a Linear with this weight, "int8_channel"': lambda d: (
             quantkit.quantize_model_(torch.nn.Sequential(layer_of(d)), "int8_channel")
         ),
@@ -455,13 +497,17 @@ def traffic(world):
     rows = []
     for name, call in calls.items():
         cells = [name]
-        for place in (Shard(0), Shard(1)):
+        for place in places:
+            if name.startswith("`dequantize") and place not in codes:
+                cells.append("-")
+                continue
+            d = placed(x, mesh, place)
             with Collectives() as counted:
-                call(sharded(x, mesh, place))
+                call(d)
             assert set(counted.calls) <= {"all_reduce"}, counted.calls
             total, count = sum(counted.bytes.values()), sum(counted.calls.values())
             cells.append(f"{total:,} in {count}" if count else "0")
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     return rows
 
 
