@@ -11,7 +11,7 @@ import torch
 
 import quantkit
 
-from . import quant_tool as teaching
+from . import quant_tool
 from .cases import Case, Job, differing, same_bits, same_numel
 from .measure import interleaved, interleaved_on_gpu, summary
 from .rivals import Contestant, contestant
@@ -132,7 +132,7 @@ def call_cells(budget: float) -> Iterator[dict]:
     }
     arguments = {"quantize_tensor": (x, p), "dequantize_tensor": (q, p)}
     for name, operator in operators.items():
-        ours, theirs = getattr(quantkit, name), getattr(teaching, name)
+        ours, theirs = getattr(quantkit, name), getattr(quant_tool, name)
         call = arguments.get(name, (x,))
         pairs[name] = {
             "quantkit": lambda f=ours, a=call: f(*a),
