@@ -8,7 +8,6 @@ import pytest
 import torch
 from lib.cases import FLOATS, STRIDES, arguments, assert_same, flat, given, invoke, values
 from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
 
 import quantkit
 from quantkit import reference
@@ -190,20 +189,6 @@ def test_autocast_leaves_the_dtype_given():
     loss.backward()
     assert_same((y.detach(), *results), expected)
     assert leaf.grad.dtype == torch.float32
-
-
-def test_checkpointed_segment_has_the_same_gradient():
-    p, grads = parameters(torch.float32), []
-    for wrap in (
-        lambda f, x: f(x),
-        lambda f, x: checkpoint(f, x, use_reentrant=False),
-        lambda f, x: checkpoint(f, x, use_reentrant=True),
-    ):
-        x = values((4, 6), torch.float32).requires_grad_()
-        wrap(lambda x: (quantkit.fake_quantize(x * 2, p) * x).sum(), x).backward()
-        grads.append(x.grad)
-    assert_same(grads[1], grads[0])
-    assert_same(grads[2], grads[0])
 
 
 # ---- forward mode and torch.func ------------------------------------------------------------------
