@@ -114,9 +114,4 @@ def interleaved_on_gpu(
 def summary(seconds: list[float]) -> dict[str, float]:
     """Minimum, median and quartiles."""
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-    return {
-        "min": min(seconds),
-        "median": statistics.median(seconds),
-        "lower": low,
-        "upper": high,
-    }
+    return {"min": min(seconds), "median": statistics.median(seconds), "lower": low, "upper": high}

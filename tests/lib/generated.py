@@ -432,10 +432,7 @@ def run_many(count, first_seed):
 
     @seed(first_seed)
     @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
+        max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(CASES)
     def generated(case):
