@@ -28,7 +28,6 @@ def cell(
     case: Case,
     rivals: list[str],
     budget: float,
-    cold: bool = False,
     group: str = "main",
     device: str = "cpu",
 ) -> dict:
@@ -53,9 +52,9 @@ def cell(
         else:
             absent[name] = made
     if device == "cpu":
-        measured = interleaved(calls, budget, cold, apart=apart)
+        measured = interleaved(calls, budget, apart=apart)
     else:
-        measured, cold = interleaved_on_gpu(calls, budget), True
+        measured = interleaved_on_gpu(calls, budget)
     return {
         "group": group,
         "op": case.op,
@@ -65,7 +64,7 @@ def cell(
         "scheme": case.scheme,
         "device": device,
         "threads": torch.get_num_threads(),
-        "caches": "cold" if cold else "warm",
+        "caches": "warm" if device == "cpu" else "cold",
         "bytes": job.bytes,
         "copied_bytes": 2 * job.x.numel() * job.x.element_size(),
         "contestants": {
