@@ -68,7 +68,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--rivals", type=words(RIVALS), help="default: all; with --quick, none that compiles"
     )
-    p.add_argument("--cold", action="store_true", help="flush the caches before every call")
     p.add_argument("--quick", action="store_true", help="a few cells, shortly: noisier")
     p.add_argument("--json", type=Path, default=Path("results/bench.json"), metavar="FILE")
     p.add_argument("--png", type=Path, default=Path("results"), metavar="FOLDER")
@@ -106,7 +105,7 @@ def work(args, cases: list[Case]) -> Iterator[dict]:
     for case in cases:
         large = case.shape[0] * case.shape[1] > 1 << 22
         budget = scale * (4 if large else 1)
-        yield cells.cell(case, rivals, budget, args.cold, device=args.device)
+        yield cells.cell(case, rivals, budget, device=args.device)
     if extras(args):
         yield from cells.call_cells(scale * 0.5)
         yield from cells.thread_cells(scale)
@@ -116,7 +115,7 @@ def work(args, cases: list[Case]) -> Iterator[dict]:
 
 def extras(args) -> bool:
     """Whether the whole picture was asked for, not some cells."""
-    named = (args.ops, args.dtypes, args.granularity, args.schemes, args.shapes, args.cold)
+    named = (args.ops, args.dtypes, args.granularity, args.schemes, args.shapes)
     return args.device == "cpu" and not any(named)
 
 

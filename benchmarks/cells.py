@@ -11,7 +11,7 @@ import torch
 
 import quantkit
 
-from . import quant_tool as teaching
+from . import quant_tool
 from .cases import Case, Job, differing, same_bits, same_numel
 from .measure import interleaved, interleaved_on_gpu, summary
 from .rivals import Contestant, contestant
@@ -28,7 +28,6 @@ def cell(
     case: Case,
     rivals: list[str],
     budget: float,
-    cold: bool = False,
     group: str = "main",
     device: str = "cpu",
 ) -> dict:
@@ -53,9 +52,9 @@ def cell(
         else:
             absent[name] = made
     if device == "cpu":
-        measured = interleaved(calls, budget, cold, apart=apart)
+        measured = interleaved(calls, budget, apart=apart)
     else:
-        measured, cold = interleaved_on_gpu(calls, budget), True
+        measured = interleaved_on_gpu(calls, budget)
     return {
         "group": group,
         "op": case.op,
@@ -65,7 +64,7 @@ def cell(
         "scheme": case.scheme,
         "device": device,
         "threads": torch.get_num_threads(),
-        "caches": "cold" if cold else "warm",
+        "caches": "warm" if device == "cpu" else "cold",
         "bytes": job.bytes,
         "copied_bytes": 2 * job.x.numel() * job.x.element_size(),
         "contestants": {
@@ -132,7 +131,7 @@ def call_cells(budget: float) -> Iterator[dict]:
     }
     arguments = {"quantize_tensor": (x, p), "dequantize_tensor": (q, p)}
     for name, operator in operators.items():
-        ours, theirs = getattr(quantkit, name), getattr(teaching, name)
+        ours, theirs = getattr(quantkit, name), getattr(quant_tool, name)
         call = arguments.get(name, (x,))
         pairs[name] = {
             "quantkit": lambda f=ours, a=call: f(*a),

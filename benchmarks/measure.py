@@ -16,13 +16,11 @@ SEVERAL, SEVERAL_SECONDS = 5, (1e-3, 2e-2)
 # Threads that wait for more work spin for a while: until then those of one pool leave no core to
 # another's.
 PAUSE_SECONDS = 5e-3
-FLUSH_BYTES = 128 << 20  # written between calls for cold caches: more than they hold
 
 
 def interleaved(
     calls: dict[str, Callable[[], object]],
     budget: float,
-    cold: bool = False,
     rounds: int = 7,
     apart: Collection[str] = (),
     alike: bool = False,
@@ -30,11 +28,10 @@ def interleaved(
     """Seconds per call of each contestant, one number (or SEVERAL) per round.
 
     Rounds go on until `budget` seconds are spent, at least `rounds` of them, each in another order.
-    Caches are warm (an untimed call comes before each sample) unless `cold`. Contestants in `apart` have
+    Caches are warm (an untimed call comes before each sample). Contestants in `apart` have
     threads of their own, and get a pause before and after. Contestants that are `alike` all have the same
     number of calls in a sample, and one sample in a round.
     """
-    flush = torch.empty(FLUSH_BYTES if cold else 0, dtype=torch.uint8)
     repeats, turns = {}, {}
     for name, call in calls.items():
         call()
@@ -42,7 +39,7 @@ def interleaved(
         started = time.perf_counter()
         call()
         once = max(time.perf_counter() - started, 1e-7)
-        repeats[name] = 1 if cold else max(1, round(SAMPLE_SECONDS / once))
+        repeats[name] = max(1, round(SAMPLE_SECONDS / once))
         turns[name] = SEVERAL if SEVERAL_SECONDS[0] < once < SEVERAL_SECONDS[1] else 1
     if alike:
         repeats = dict.fromkeys(calls, max(repeats.values()))
@@ -61,10 +58,7 @@ def interleaved(
                 if name in apart:
                     time.sleep(PAUSE_SECONDS)
                 for _ in range(turns[name]):
-                    if cold:
-                        flush.fill_(1)
-                    else:
-                        call()
+                    call()
                     started = time.perf_counter()
                     for _ in range(count):
                         call()
@@ -114,9 +108,4 @@ def interleaved_on_gpu(
 def summary(seconds: list[float]) -> dict[str, float]:
     """Minimum, median and quartiles."""
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-    return {
-        "min": min(seconds),
-        "median": statistics.median(seconds),
-        "lower": low,
-        "upper": high,
-    }
+    return {"min": min(seconds), "median": statistics.median(seconds), "lower": low, "upper": high}

@@ -1,4 +1,4 @@
-"""The teaching module whose names quantkit takes over, as its users have it: an independent oracle."""
+"""quant_tool, whose names quantkit takes over, as its users have it: an independent oracle."""
 
 from dataclasses import dataclass
 

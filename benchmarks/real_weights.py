@@ -360,11 +360,7 @@ def machine() -> str:
 
 def write_results(rows: list[Row], backend: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    report = {
-        "backend": backend,
-        "tensors": [asdict(row) for row in rows],
-        "total": totals(rows),
-    }
+    report = {"backend": backend, "tensors": [asdict(row) for row in rows], "total": totals(rows)}
     (folder / "run.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     plot(rows, backend, folder / "run.png")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import quant_tool as teaching
+from . import quant_tool
 from .cases import DTYPES, Call, Job, Results
 
 PER_TENSOR, PER_CHANNEL = "tensor", "channel"
@@ -54,14 +54,14 @@ def _needs(job: Job, *, granularities=(PER_TENSOR, PER_CHANNEL), dtypes=("float3
         raise Absent(f"no scheme {case.scheme}")
 
 
-# ---- the teaching functions, eager and compiled -----------------------------------------------------
+# ---- quant_tool, eager and compiled -----------------------------------------------------------------
 
 
-def _teaching(job: Job) -> tuple[Callable, tuple]:
+def _plain(job: Job) -> tuple[Callable, tuple]:
     _needs(job, dtypes=("float32", "float16", "bfloat16"), schemes=("symmetric", "asymmetric"))
     x, p = job.x, job.qparams
     channel, sym = job.case.granularity == PER_CHANNEL, job.scheme["sym"]
-    choose = teaching.get_symmetric_qparams if sym else teaching.get_asymmetric_qparams
+    choose = quant_tool.get_symmetric_qparams if sym else quant_tool.get_asymmetric_qparams
 
     def choose_qparams(x):
         p = choose(x, channel)
@@ -69,19 +69,19 @@ def _teaching(job: Job) -> tuple[Callable, tuple]:
 
     def dynamic_quantize(x):
         p = choose(x, channel)
-        return teaching.quantize_tensor(x, p), p.scale, p.zero_point
+        return quant_tool.quantize_tensor(x, p), p.scale, p.zero_point
 
     def quantize_dequantize(x):
-        q, x_hat, p = teaching.quantize_dequant(x, channel, sym=sym)
+        q, x_hat, p = quant_tool.quantize_dequant(x, channel, sym=sym)
         return q, x_hat, p.scale, p.zero_point
 
     def fake_quantize(x, p):
-        return (teaching.dequantize_tensor(teaching.quantize_tensor(x, p), p).to(x.dtype),)
+        return (quant_tool.dequantize_tensor(quant_tool.quantize_tensor(x, p), p).to(x.dtype),)
 
     functions = {
         "choose_qparams": (choose_qparams, (x,)),
-        "quantize": (lambda x, p: (teaching.quantize_tensor(x, p),), (x, p)),
-        "dequantize": (lambda q, p: (teaching.dequantize_tensor(q, p),), (job.q, p)),
+        "quantize": (lambda x, p: (quant_tool.quantize_tensor(x, p),), (x, p)),
+        "dequantize": (lambda q, p: (quant_tool.dequantize_tensor(q, p),), (job.q, p)),
         "dynamic_quantize": (dynamic_quantize, (x,)),
         "quantize_dequantize": (quantize_dequantize, (x,)),
         "fake_quantize": (fake_quantize, (x, p)),
@@ -90,12 +90,12 @@ def _teaching(job: Job) -> tuple[Callable, tuple]:
 
 
 def eager(job: Job) -> Contestant:
-    function, arguments = _teaching(job)
+    function, arguments = _plain(job)
     return _calling(function, arguments)
 
 
 def compiled(job: Job) -> Contestant:
-    function, arguments = _teaching(job)
+    function, arguments = _plain(job)
     torch._dynamo.reset()
     return _calling(torch.compile(function, dynamic=False), arguments)
 
@@ -340,8 +340,8 @@ def stream(job: Job) -> Contestant:
 
 
 RIVALS = {
-    "eager": Rival("the teaching functions in eager torch", None, eager),
-    "compile": Rival("the teaching functions under torch.compile", None, compiled),
+    "eager": Rival("quant_tool in eager torch", None, eager),
+    "compile": Rival("quant_tool under torch.compile", None, compiled),
     "torch": Rival(
         "torch.quantize_per_*, .dequantize(), torch.fake_quantize_*", None, torch_quantized
     ),

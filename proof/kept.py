@@ -97,10 +97,7 @@ def found(tasks, done):
             for isa, digest in result["hashes"].items():
                 backend = f"{isa} of {task.args[0]}"
                 yield Found(
-                    f"recorded: memory that kernels wrote, sums too{some}",
-                    None,
-                    backend,
-                    digest,
+                    f"recorded: memory that kernels wrote, sums too{some}", None, backend, digest
                 )
 
 

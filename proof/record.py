@@ -19,11 +19,12 @@ from lib.cases import (
     GRANULARITIES,
     STRIDES,
     assert_same,
+    check_results,
+    dense,
     given,
     given_arguments,
     values,
 )
-from lib.generated import check_results, dense
 from sweeps import add_results
 
 import quantkit

@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 
 def generated(count, seed):
-    """Cases that hypothesis makes; `results`: how many calls were no refusals."""
+    """Cases that hypothesis makes; `results`: how many calls gave no error."""
     from lib.generated import run_many
 
     cases, calls, results = run_many(count, seed)

@@ -199,9 +199,7 @@ def test_rows_add_what_the_kernels_covered():
     }
     both = report.short_hash("ab")
     hashes = {"avx2": both, "fallback": both}
-    assert report.rows(tasks, done) == {
-        "floats": {"inputs": 4, "compiler": "c", "hashes": hashes},
-    }
+    assert report.rows(tasks, done) == {"floats": {"inputs": 4, "compiler": "c", "hashes": hashes}}
 
 
 def test_a_result_file_is_current_until_its_sources_change(tmp_path, monkeypatch):

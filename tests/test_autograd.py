@@ -2,15 +2,16 @@
 
 import dataclasses
 import itertools
+from functools import partial
 
 import pytest
 import torch
-from lib.cases import FLOATS, STRIDES, assert_same, given, values
+from lib.cases import FLOATS, STRIDES, arguments, assert_same, flat, given, invoke, values
 from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
 
 import quantkit
 from quantkit import reference
+from quantkit.operators import OPERATORS, overloads
 
 ops = torch.ops.quantkit
 pytestmark = pytest.mark.fallback
@@ -26,46 +27,18 @@ def direct(x, p):
     return ops.fake_quantize(x, p.scale, p.zero_point, p.q_min, p.q_max)
 
 
-NAMES = (
-    "quantize", "dequantize", "fake_quantize", "_fake_quantize_masked", "_masked_gradient",
-    "_fake_quantize_backward", "choose_qparams", "dynamic_quantize", "quantize_dequantize",
-    "aminmax", "measure", "measure_limbs", "linear_w8a8",
-)  # fmt: skip
-
-
 def outs_of(name, x):
-    """A call with out= tensors for each operator that has them."""
-    p = parameters(x.dtype)
-    q = torch.zeros(x.shape, dtype=torch.int8)
-    choice = (x.detach(), None, -128, 127, 1e-8, True)
-    parameter = {k: torch.zeros((), dtype=x.dtype) for k in ("scale", "zero_point")}
-    given = (x.detach(), p.scale, p.zero_point, *LIMITS)
-    rest = {"max_error": torch.zeros(()), "counts": torch.zeros(2, dtype=torch.int64)}
-    sums = (torch.zeros((), dtype=torch.float64) for _ in range(2))
-    measured = dict(zip(("squares", "squared_errors"), sums, strict=True)) | rest
-    return {
-        "quantize": ((*given, torch.int8), {"out": q}),
-        "dequantize": ((q + 1, p.scale, p.zero_point), {"out": torch.zeros_like(x)}),
-        "fake_quantize": (given, {"out": torch.zeros_like(x)}),
-        "_fake_quantize_masked": (given, {"out": torch.zeros_like(x), "mask": x > 0}),
-        "_masked_gradient": ((x.detach(), x > 0), {"out": torch.zeros_like(x)}),
-        "_fake_quantize_backward": ((x.detach(), *given), {"out": torch.zeros_like(x)}),
-        "choose_qparams": (choice, parameter),
-        "measure": ((*given, "int8"), measured),
-        "measure_limbs": (
-            (*given, "int8"),
-            {"limbs": torch.zeros(2, 19, dtype=torch.int64)} | rest,
-        ),
-        "linear_w8a8": ((x.detach(), q, torch.ones(())), {"out": torch.zeros(4, 4, dtype=x.dtype)}),
-        "aminmax": (choice[:2], {k: torch.zeros((), dtype=x.dtype) for k in ("min", "max")}),
-        "dynamic_quantize": ((*choice, torch.int8), {"q": q} | parameter),
-        "quantize_dequantize": (
-            (*choice, torch.int8),
-            {"q": q, "x_hat": torch.zeros_like(x)} | parameter,
-        ),
-    }[name]
+    """Arguments of a call, and outputs for it."""
+    args = arguments(name, x, None, 4)
+    results = flat(invoke(OPERATORS[name].reference, args))
+    return args, dict(zip(OPERATORS[name].results, map(torch.zeros_like, results), strict=True))
 
 
+def write(name, args, outs):
+    invoke(partial(overloads(name)[1], **outs), args)
+
+
+EACH_OPERATOR = pytest.mark.parametrize("name", OPERATORS)
 EVERY = pytest.mark.parametrize(
     "fake_quantize", [quantkit.fake_quantize, direct, reference.fake_quantize]
 )
@@ -180,12 +153,12 @@ def test_hooks_and_a_graph_that_is_kept():
     assert_same(x.grad, seen[0] * 2)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@EACH_OPERATOR
 def test_out_claims_no_gradient(name):
     args, outs = outs_of(name, values((4, 6), torch.float32))
     leaf = args[0].float().clone().requires_grad_()
-    args = (leaf, *args[1:]) if name != "dequantize" else args
-    getattr(ops, name).out(*args, **outs)
+    args = args if name.startswith("dequantize") else (leaf, *args[1:])
+    write(name, args, outs)
     assert not any(t.requires_grad for t in outs.values())
 
 
@@ -216,20 +189,6 @@ def test_autocast_leaves_the_dtype_given():
     loss.backward()
     assert_same((y.detach(), *results), expected)
     assert leaf.grad.dtype == torch.float32
-
-
-def test_checkpointed_segment_has_the_same_gradient():
-    p, grads = parameters(torch.float32), []
-    for wrap in (
-        lambda f, x: f(x),
-        lambda f, x: checkpoint(f, x, use_reentrant=False),
-        lambda f, x: checkpoint(f, x, use_reentrant=True),
-    ):
-        x = values((4, 6), torch.float32).requires_grad_()
-        wrap(lambda x: (quantkit.fake_quantize(x * 2, p) * x).sum(), x).backward()
-        grads.append(x.grad)
-    assert_same(grads[1], grads[0])
-    assert_same(grads[2], grads[0])
 
 
 # ---- forward mode and torch.func ------------------------------------------------------------------
@@ -340,32 +299,31 @@ def test_functional_call():
 # ---- out= -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@EACH_OPERATOR
 def test_out_counts_as_written(name):
     """A graph that saved the tensor must notice."""
     args, outs = outs_of(name, values((4, 6), torch.float32))
     versions = {k: t._version for k, t in outs.items()}
-    getattr(ops, name).out(*args, **outs)
+    write(name, args, outs)
     assert all(t._version > versions[k] for k, t in outs.items())
     for k, saved in outs.items():
         if saved.dtype.is_floating_point:
             leaf = torch.ones_like(saved, requires_grad=True)
             product = leaf * saved
-            getattr(ops, name).out(*args, **outs)
+            write(name, args, outs)
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 product.sum().backward()
             view = torch.zeros(2, *saved.shape, dtype=saved.dtype)[0]
             product = leaf * view._base[0]
-            getattr(ops, name).out(*args, **outs | {k: view})
+            write(name, args, outs | {k: view})
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 product.sum().backward()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@EACH_OPERATOR
 def test_out_inside_a_graph_is_refused(name):
     args, outs = outs_of(name, values((4, 6), torch.float32))
-    results = getattr(ops, name)(*args)
-    results = results if isinstance(results, tuple) else (results,)
+    results = flat(invoke(overloads(name)[0], args))
     for (k, t), expected in zip(outs.items(), results, strict=True):
         if not t.dtype.is_floating_point:
             continue
@@ -374,17 +332,17 @@ def test_out_inside_a_graph_is_refused(name):
         for bad in (leaf, result):
             before = bad.detach().clone()
             with pytest.raises(RuntimeError, match=f"^{k}: "):
-                getattr(ops, name).out(*args, **outs | {k: bad})
+                write(name, args, outs | {k: bad})
             assert torch.equal(bad.detach(), before)
             with torch.no_grad():
-                getattr(ops, name).out(*args, **outs | {k: bad})
+                write(name, args, outs | {k: bad})
             assert_same(bad.detach(), expected)
 
 
 def test_inference_tensor_is_an_out_in_inference_mode_only():
-    args, _ = outs_of("quantize", values((4, 6), torch.float32))
+    args, outs = outs_of("quantize", values((4, 6), torch.float32))
     with torch.inference_mode():
-        out = torch.zeros(4, 6, dtype=torch.int8)
+        out = torch.zeros_like(outs["out"])
         ops.quantize.out(*args, out=out)
         assert_same(out.clone(), ops.quantize(*args).clone())
         out.zero_()

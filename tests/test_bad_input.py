@@ -1,4 +1,4 @@
-"""Every argument of every operator and function fuzzed: one refusal that names it, nothing written."""
+"""Every argument of every operator and function fuzzed: an error that names it, nothing written."""
 
 import dataclasses
 import functools

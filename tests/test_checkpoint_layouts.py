@@ -257,10 +257,7 @@ def test_half_precision_scales_are_used_as_they_are_stored():
             {"layout": "pack-quantized", "block": None, "symmetric": False},
             "block: expected a channel or a group for zero points in pack-quantized, got None",
         ),
-        (
-            {"layout": "quantkit", "dtype": "uint4"},
-            "symmetric: expected False for uint4, got True",
-        ),
+        ({"layout": "quantkit", "dtype": "uint4"}, "symmetric: expected False for uint4, got True"),
         (
             {"layout": "quantkit", "scale": "e8m0", "block": None},
             "block: expected two sizes for scales in e8m0, got None",

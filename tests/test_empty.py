@@ -4,15 +4,27 @@ import itertools
 
 import pytest
 import torch
-from lib.cases import FLOATS, assert_same, assert_same_kind, flat, ops
+from lib.cases import (
+    FLOATS,
+    argument_names,
+    arguments,
+    assert_same,
+    assert_same_kind,
+    check_results,
+    flat,
+    invoke,
+    on_meta,
+    ops,
+    takes_format,
+)
 from torch._dynamo.utils import counters
 
 import quantkit
 from quantkit import reference
-from quantkit.operators import OPERATORS
+from quantkit.operators import OPERATORS, overloads
 
 pytestmark = pytest.mark.fallback
-CHOOSERS = ("choose_qparams", "dynamic_quantize", "quantize_dequantize", "aminmax")
+CHOOSERS = [n for n in OPERATORS if n == "aminmax" or "eps" in argument_names(n)[0]]
 # x's shape, block_size, and scale's shape: None where a block without elements exists.
 CASES = [
     ((0, 8), [1, -1], (0, 1)),
@@ -37,39 +49,26 @@ WITHOUT = (
 )
 
 
-def arguments(name, x, blocks, symmetric):
-    if name == "aminmax":
-        return x, blocks
-    dtype = () if name == "choose_qparams" else (torch.uint8,)
-    return x, blocks, 0, 200, 1e-8, symmetric, *dtype
-
-
 def test_choosers_without_blocks(backend):
     """Every operator, its `out` overload and its fake kernel say what the reference says."""
     dtypes = (*FLOATS, torch.int8)
     for (shape, blocks, expected), name in itertools.product(CASES, CHOOSERS):
         for dtype in dtypes if shape == (0, 8) else dtypes[:1]:
-            args = arguments(name, torch.zeros(shape, dtype=dtype), blocks, dtype.itemsize < 3)
-            _, names, function, *_ = OPERATORS[name]
-            operator = getattr(ops, name)
-            meta = (args[0].to("meta"), *args[1:])
+            turn = 4 if dtype.itemsize < 3 or takes_format(name) else 5
+            args = arguments(name, torch.zeros(shape, dtype=dtype), blocks, turn)
+            function, fake, meta = OPERATORS[name].reference, overloads(name)[0], on_meta(args)
             if expected is None:
-                for call in (operator, function, getattr(torch.ops.quantkit, name)):
+                for call, given in ((getattr(ops, name), args), (function, args), (fake, meta)):
                     with pytest.raises((RuntimeError, ValueError)) as refused:
-                        call(*(args if call is not getattr(torch.ops.quantkit, name) else meta))
+                        invoke(call, given)
                     assert str(refused.value) == f"{WITHOUT}{shape}"
                 continue
-            right = flat(function(*args))
-            assert_same(flat(operator(*args)), right)
-            for result, kind in zip(names, right, strict=True):
+            right = invoke(function, args)
+            check_results(name, args, right, "contiguous")
+            made = flat(invoke(fake, meta))
+            for result, kind, t in zip(OPERATORS[name].results, flat(right), made, strict=True):
                 assert kind.shape == (shape if result in ("q", "x_hat") else expected)
-            for fake, kind in zip(flat(operator(*meta)), right, strict=True):
-                assert_same_kind(fake, torch.empty_like(kind, device="meta"))
-            outs = {
-                n: torch.zeros(t.shape, dtype=t.dtype) for n, t in zip(names, right, strict=True)
-            }
-            assert operator.out(*args, **outs) is None
-            assert_same(tuple(t.contiguous() for t in outs.values()), right)
+                assert_same_kind(t, torch.empty_like(kind, device="meta"))
 
 
 def test_functions_are_no_operation():

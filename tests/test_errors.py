@@ -1,4 +1,4 @@
-"""Every refusal of the contract: exact type from Python functions, same message from operators."""
+"""Every error of the contract: exact type from Python functions, same message from operators."""
 
 import dataclasses
 

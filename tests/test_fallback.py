@@ -183,7 +183,7 @@ def test_parameters_dataclass():
         quantkit.QuantizationParams(torch.tensor(0.5), torch.tensor(0.0), -128, 127, torch.int8)
 
 
-def test_deliberate_differences_from_the_teaching_module():
+def test_deliberate_differences_from_quant_tool():
     x = torch.randn(3, 5)
     q = quantkit.quantize_dequant(x, dtype=torch.uint8, sym=False)[0]
     assert q.dtype == torch.uint8 and q.max() == 255

@@ -3,17 +3,7 @@
 import pytest
 import torch
 from lib.cases import flat
-from lib.formats import (
-    CHOOSE,
-    DEQUANTIZE,
-    E4,
-    E4M3,
-    E8M0,
-    EACH_FLOAT,
-    INTEGERS,
-    ONE,
-    QUANTIZE,
-)
+from lib.formats import CHOOSE, DEQUANTIZE, E4, E4M3, E8M0, EACH_FLOAT, INTEGERS, ONE, QUANTIZE
 
 from quantkit.operators import overloads
 

@@ -5,17 +5,17 @@ The tables are those of tests/test_kernels.py. Packed formats need an even last 
 
 import itertools
 import math
-from functools import partial
 
 import pytest
 import torch
-from lib.backends import daily, on_every_backend
+from lib.backends import daily, on_every_backend, with_results
 from lib.cases import (
     FLOATS,
     LAYOUTS,
     SPECIAL,
     STRIDES,
     assert_same,
+    check_results,
     coded,
     codes,
     flat,
@@ -440,44 +440,14 @@ def test_results_in_any_strides(name):
     f = OF_NAME[name]
     x = values((6, 8), torch.bfloat16, 1)
     scale, zero_point = given(x.shape, [1, 3], torch.float32, 2)
-    calls = [*sent(given_calls(f, x, scale, zero_point, [1, 3], turn=2))]
+    calls = [*with_results(given_calls(f, x, scale, zero_point, [1, 3], turn=2))]
     for turn in (1, 3, 6):
         s, whole = coded(scale, turn)
-        calls += sent(given_calls(f, x, s, zero_point, [1, 3], turn=turn, whole=whole))
-        calls += sent(chosen_calls(f, x, [4, 3], turn=turn))
-    for operator, args in calls:
-        _, names, function, *_ = OPERATORS[operator]
-        results = dict(zip(names, flat(invoke(function, args)), strict=True))
+        calls += with_results(given_calls(f, x, s, zero_point, [1, 3], turn=turn, whole=whole))
+        calls += with_results(chosen_calls(f, x, [4, 3], turn=turn))
+    for operator, args, right in calls:
         for layout in ("contiguous", "misaligned", "transposed", "strided", "every other row"):
-            outs, whole = {}, {}
-            for k, t in results.items():
-                storage = BYTES.get(t.dtype, t.dtype)
-                shape = STRIDES[layout if t.dim() else "contiguous"](
-                    torch.zeros(t.shape, dtype=storage)
-                )
-                whole[k] = torch.empty(0, dtype=storage).set_(shape.untyped_storage())
-                whole[k].fill_(77)
-                outs[k] = shape.view(t.dtype)
-            assert invoke(partial(getattr(ops, operator).out, **outs), args) is None
-            for k, t in results.items():
-                storage = BYTES.get(t.dtype, t.dtype)
-                assert_same(outs[k].view(storage).contiguous().view(t.dtype), t.contiguous())
-                outs[k].view(storage).fill_(77)
-                assert (whole[k] == whole[k].new_tensor(77)).all(), (
-                    f"{operator} wrote outside of {k}"
-                )
-
-
-def sent(calls):
-    """The calls of a generator that asks for their results."""
-    right = None
-    while True:
-        try:
-            name, args = calls.send(right)
-        except StopIteration:
-            return
-        yield name, args
-        right = invoke(OPERATORS[name].reference, args)
+            check_results(operator, args, right, layout)
 
 
 @EACH_FORMAT
@@ -500,9 +470,9 @@ def test_results_carry_no_gradient(name):
     f = OF_NAME[name]
     x = torch.randn(4, 8, requires_grad=True)
     scale, zero_point = (torch.rand(4, 1, requires_grad=True) for _ in range(2))
-    for operator, args in sent(given_calls(f, x, scale, zero_point)):
+    for operator, args, _ in with_results(given_calls(f, x, scale, zero_point)):
         if operator != "fake_quantize.format":
             results = flat(invoke(getattr(ops, operator), args))
             assert not any(r.requires_grad for r in results)
-    for operator, args in sent(chosen_calls(f, x, [1, -1])):
+    for operator, args, _ in with_results(chosen_calls(f, x, [1, -1])):
         assert not any(r.requires_grad for r in flat(invoke(getattr(ops, operator), args)))

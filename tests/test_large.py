@@ -7,11 +7,12 @@ import itertools
 import mmap
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from lib.backends import NATIVE, daily
-from lib.cases import assert_same, given, ops, values
+from lib.cases import arguments, assert_same, flat, given, invoke, ops, values
 
 from quantkit import reference
 from quantkit.operators import OPERATORS
@@ -60,31 +61,15 @@ def in_reach(native):
 
 # ---- offsets --------------------------------------------------------------------------------------
 
+LIMITS = -128, 127
 # 32 bits would make of these something negative, something small, and both by turns.
 DISTANCES = {"2^31": BEYOND + 64, "2^32": 2 * BEYOND + 64, "3 * 2^30": 3 * (BEYOND // 2) + 64}
-LIMITS = -128, 127
-
-
-def calls(x, scale, zero_point, q, grad):
-    """Every operator's arguments."""
-    blocks = [1, x.shape[1] // 2] if x.shape[1] % 2 == 0 else [x.shape[0] // 2, 1]
-    return {
-        "quantize": (x, scale, zero_point, *LIMITS, torch.int8),
-        "dequantize": (q, scale, zero_point),
-        "fake_quantize": (x, scale, zero_point, *LIMITS),
-        "_fake_quantize_masked": (x, scale, zero_point, *LIMITS),
-        "_masked_gradient": (grad, x > 0),
-        "_fake_quantize_backward": (grad, x, scale, zero_point, *LIMITS),
-        "choose_qparams": (x, blocks, *LIMITS, 1e-8, False),
-        "dynamic_quantize": (x, None, *LIMITS, 1e-8, False, torch.int8),
-        "quantize_dequantize": (x, blocks, *LIMITS, 1e-8, True, torch.int8),
-    }
 
 
 def apart(value, along, distance):
     """value with the indices of one dimension `distance` elements apart, behind as much memory."""
-    if value.dim() == 0:
-        return value.clone()
+    if not isinstance(value, torch.Tensor) or value.dim() != 2:
+        return value
     strides = [distance] * 2
     strides[1 - along] = 1
     memory = zeros(distance * (value.shape[along] + 1), value.dtype)
@@ -101,19 +86,17 @@ def test_elements_far_apart(dtype, along, distance, native):
     in_reach(native)
     shape = (3, 40) if along == 0 else (40, 3)
     x, grad = values(shape, dtype, 1), values(shape, dtype, 2)
-    for blocks in ([1, -1], [-1, 1], [1, 1]):
-        near = (x, *given(shape, blocks, dtype, 3), (x * 9).to(torch.int8), grad)
-        far = [apart(t, along, DISTANCES[distance]) for t in near]
-        for (name, args), far_args in zip(calls(*near).items(), calls(*far).values(), strict=True):
-            _, names, function, *_ = OPERATORS[name]
-            right, made = function(*args), getattr(ops, name)(*far_args)
-            if not isinstance(right, tuple):
-                right, made = (right,), (made,)
-            outs = [apart(torch.zeros_like(t), along, DISTANCES[distance]) for t in right]
-            getattr(ops, name).out(*far_args, **dict(zip(names, outs, strict=True)))
-            for ours, out, theirs in zip(made, outs, right, strict=True):
-                assert_same(ours.contiguous(), theirs.contiguous())
-                assert_same(out.contiguous(), theirs.contiguous())
+    for blocks, name in itertools.product(([1, -1], [-1, 1], [1, 1]), OPERATORS):
+        args = arguments(name, x, blocks, 4, grad=grad)
+        right = flat(invoke(OPERATORS[name].reference, args))
+        far = [apart(a, along, DISTANCES[distance]) for a in args]
+        outs = [apart(torch.zeros_like(t), along, DISTANCES[distance]) for t in right]
+        made = flat(invoke(getattr(ops, name), far))
+        named = dict(zip(OPERATORS[name].results, outs, strict=True))
+        invoke(partial(getattr(ops, name).out, **named), far)
+        for ours, out, theirs in zip(made, outs, right, strict=True):
+            assert_same(ours.contiguous(), theirs.contiguous())
+            assert_same(out.contiguous(), theirs.contiguous())
 
 
 # ---- more elements than 32 bits count: in the time that a test has -----------------------------------

@@ -5,7 +5,18 @@ from functools import partial
 import pytest
 import torch
 from lib.backends import daily
-from lib.cases import STRIDES, arguments, assert_same, bits_of, flat, given, invoke, ops, values
+from lib.cases import (
+    STRIDES,
+    arguments,
+    assert_same,
+    bits_of,
+    check_results,
+    flat,
+    given,
+    invoke,
+    ops,
+    values,
+)
 
 from quantkit import _load, reference
 from quantkit.operators import OPERATORS
@@ -43,6 +54,7 @@ def refused(name, outs, kind, *texts, args=None):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_results_in_any_strides(name):
+    right = invoke(OPERATORS[name].reference, CALLS[name])
     for layout in (
         "contiguous",
         "misaligned",
@@ -51,21 +63,7 @@ def test_results_in_any_strides(name):
         "sliced",
         "every other row",
     ):
-        results = expected(name)
-        outs, gaps = {}, {}
-        for k, t in results.items():
-            outs[k] = STRIDES[layout](torch.zeros(t.shape, dtype=t.dtype))
-            strides = outs[k].stride()
-            around = torch.empty(0, dtype=t.dtype).set_(outs[k].untyped_storage())
-            around.fill_(77)
-            gaps[k] = around, outs[k]
-        assert call(name, outs) is None
-        for k, t in results.items():
-            assert_same(outs[k].contiguous(), t)
-            around, out = gaps[k]
-            out.fill_(77)
-            assert (around == around.new_tensor(77)).all(), "written outside of the output"
-        assert outs[k].stride() == strides
+        check_results(name, CALLS[name], right, layout)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -231,15 +229,9 @@ def test_results_of_x_that_repeats_itself(repeated):
         for name in (name for name in OPERATORS if ".format" not in name):
             own = {} if name == "linear_w8a8" else {"q": q, "grad": x, "over": [3, 1, 40]}
             args = arguments(name, x, blocks, 5, **own)
-            results = expected(name, args)
+            right = invoke(OPERATORS[name].reference, args)
             for layout in ("contiguous", "transposed", "strided"):
-                outs = {
-                    k: STRIDES[layout if t.dim() else "contiguous"](torch.zeros_like(t))
-                    for k, t in results.items()
-                }
-                call(name, outs, args)
-                for k, t in results.items():
-                    assert_same(outs[k].contiguous(), t.contiguous())
+                check_results(name, args, right, layout)
 
 
 def test_a_refused_out_counts_as_unwritten():

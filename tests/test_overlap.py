@@ -28,7 +28,7 @@ def bytes_of(t):
     return found
 
 
-def refusal(q, out):
+def error_of(q, out):
     """What the operator says of its output, or None."""
     try:
         ops.dequantize.out(q, ONE, ZERO, out=out)
@@ -45,7 +45,7 @@ def compare(q, out, itself, both):
         expected = "out: its elements overlap each other in memory"
     elif both:
         expected = "out: overlaps q in memory"
-    assert refusal(q, out) == expected, (q.shape, q.stride(), out.stride(), q.data_ptr())
+    assert error_of(q, out) == expected, (q.shape, q.stride(), out.stride(), q.data_ptr())
 
 
 def drawn(rng, memory, dtype, shape):
@@ -158,7 +158,7 @@ def test_memory_for_the_elements_not_for_the_span(memory):
         outs.append(floats.as_strided(shape, (3 * GIB // 4, 3 * GIB // 4 - near, 1), 16))
     outs += [floats.as_strided(shape, strides, 16) for strides in ((2, 1, GIB), (1, 1, GIB + 3))]
     for out in outs:
-        refusal(q, out)  # what torch allocates once
+        error_of(q, out)  # what torch allocates once
     answers = set()
     with little_memory(64 << 20):
         for out in outs:

@@ -76,7 +76,7 @@ assert all(map(torch.equal, quantkit.quantize_dequant(x, True)[:2], expected))
     "begin", ["x.add(1)", "quantkit.quantize_dequant(x)"], ids=["torch", "quantkit"]
 )
 def test_a_forked_child_works_whoever_had_threads(begin, run):
-    """torch's own operators would wait for ever in the child of a process with OpenMP threads."""
+    """torch's own operators would hang in the child of a process with OpenMP threads."""
     run(FORKS.replace("BEGIN", begin))
 
 

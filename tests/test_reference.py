@@ -1,4 +1,4 @@
-"""The definition against independent oracles: known answers, the teaching module, numpy."""
+"""The definition against independent oracles: known answers, quant_tool, numpy."""
 
 import itertools
 import json
@@ -77,7 +77,7 @@ def test_known_answers(module, case):
 
 @pytest.mark.parametrize("module", [quantkit, reference], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("sym", [True, False])
-def test_agrees_with_the_teaching_module(module, sym):
+def test_agrees_with_quant_tool(module, sym):
     for shape, dtype in itertools.product([(5,), (6, 9), (3, 4, 5), (2, 3, 3, 3)], FLOATS):
         for seed, per_channel in itertools.product(range(4), [False, True]):
             x = values(shape, dtype, seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lib.cases import assert_same, given, ops, values
+from lib.cases import assert_same, ops, values
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -129,27 +129,6 @@ def test_channels_last_3d(backend):
         assert all(t.is_contiguous(memory_format=torch.channels_last_3d) for t in made[:2])
         fake = (x, *right[2:], -100, 100)
         assert_same(ops.fake_quantize(*fake), reference.fake_quantize_op(*fake))
-
-
-def test_negative_scales(backend):
-    for blocks in (None, [1, -1], [-1, 1], [2, 3], [4, 2]):
-        for dtype in (torch.float32, torch.bfloat16, torch.float64):
-            scale, zero_point = given((4, 6), blocks, dtype, 3)
-            if scale.dim():  # some negative, or all
-                scale = torch.where(
-                    torch.arange(scale.numel()).view_as(scale) % 2 == 0, -scale, scale
-                )
-            for s in (scale, -scale.abs()):
-                args = (X.to(dtype), s, zero_point, -100, 90)
-                q = reference.quantize_op(*args, torch.int8)
-                assert_same(ops.quantize(*args, torch.int8), q)
-                assert_same(ops.dequantize(q, *args[1:3]), reference.dequantize_op(q, *args[1:3]))
-                assert_same(ops.fake_quantize(*args), reference.fake_quantize_op(*args))
-                backward = (torch.ones_like(args[0]), *args)
-                assert_same(
-                    ops._fake_quantize_backward(*backward),
-                    reference.fake_quantize_backward_op(*backward),
-                )
 
 
 def test_more_dimensions_than_torchs_operators_have():

@@ -105,12 +105,12 @@ def refused_step_by_step(isa):
     torch.set_num_threads(16)
     for which, name, args, outs in limited_calls(isa):
         try:
-            print(f"{which}: {refusals(name, args, outs, 1 << 19)}")
+            print(f"{which}: {count_refused(name, args, outs, 1 << 19)}")
         except AssertionError as error:
             raise AssertionError(f"{which}: {error}") from None
 
 
-def refusals(name, args, outs, step):
+def count_refused(name, args, outs, step):
     right = flat(invoke(OPERATORS[name].reference, args))
     inputs = tensors_of(args)
     bits, held = [bits_of(t) for t in inputs], [uses(t) for t in inputs]

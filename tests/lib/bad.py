@@ -1,4 +1,4 @@
-"""What is bad for each argument of operators and functions, and what a refusal must be."""
+"""What is bad for each argument of operators and functions, and what an error must be."""
 
 import contextlib
 import copy

@@ -384,3 +384,34 @@ class Operators:
 
 
 ops = Operators()
+
+
+# ---- outputs that are given --------------------------------------------------------------------------
+
+
+def dense(t):
+    return t.clone(memory_format=torch.contiguous_format)
+
+
+def written(name, args, expected, layout):
+    """What the overload writes into `out=` tensors of a layout; between their elements stays what was."""
+    outs = [STRIDES[layout if t.dim() else "contiguous"](dense(t).fill_(7)) for t in expected]
+    memory = [torch.empty(0, dtype=t.dtype).set_(t.untyped_storage()) for t in outs]
+    before, strides = list(map(bits_of, memory)), [t.stride() for t in outs]
+    named = dict(zip(OPERATORS[name].results, outs, strict=True))
+    assert invoke(functools.partial(getattr(ops, name).out, **named), args) is None
+    found = tuple(map(dense, outs))
+    for out, whole, bits in zip(outs, memory, before, strict=True):
+        out.fill_(7)
+        assert torch.equal(bits_of(whole), bits), "written between the elements of out"
+    assert [t.stride() for t in outs] == strides
+    return found
+
+
+def check_results(name, args, expected, layout=None):
+    """What an operator returns, and what it writes into outputs of a layout (None: no such call)."""
+    assert_same(invoke(getattr(ops, name), args), expected)
+    if layout is not None:
+        results = flat(expected)
+        for a, e in zip(written(name, args, results, layout), results, strict=True):
+            assert_same(a, dense(e))

@@ -8,7 +8,7 @@ import math
 import os
 import random
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 
 import torch
 from hypothesis import HealthCheck, given, seed, settings
@@ -19,10 +19,9 @@ from lib.cases import (
     SPECIAL,
     STRIDES,
     argument_names,
-    assert_same,
     assert_same_kind,
-    bits_of,
     call_of,
+    check_results,
     flat,
     invoke,
     on_meta,
@@ -170,24 +169,6 @@ def outcome(call, args):
         return f"RuntimeError: {error}"
 
 
-def dense(t):
-    return t.clone(memory_format=torch.contiguous_format)
-
-
-def written(name, args, expected, layout):
-    """What the overload writes into `out=` tensors of a layout; between their elements stays what was."""
-    outs = [STRIDES[layout if t.dim() else "contiguous"](dense(t).fill_(7)) for t in expected]
-    memory = [torch.empty(0, dtype=t.dtype).set_(t.untyped_storage()) for t in outs]
-    before = list(map(bits_of, memory))
-    named = dict(zip(OPERATORS[name].results, outs, strict=True))
-    invoke(partial(overloads(name)[1], **named), args)
-    found = tuple(map(dense, outs))
-    for out, whole, bits in zip(outs, memory, before, strict=True):
-        out.fill_(7)
-        assert torch.equal(bits_of(whole), bits), "written between the elements of out"
-    return found
-
-
 def check(case):
     """Every call of a case on every instruction set: (calls, how many gave a result and no error)."""
     calls = results = 0
@@ -219,15 +200,6 @@ def check_call(name, args, layout, asks_meta):
         else:
             check_results(name, args, expected, layout)
     return not refused
-
-
-def check_results(name, args, expected, layout):
-    """What an operator returns, and what it writes into outputs of a layout (None: no such call)."""
-    assert_same(invoke(overloads(name)[0], args), expected)
-    if layout is not None:
-        results = flat(expected)
-        for a, e in zip(written(name, args, results, layout), results, strict=True):
-            assert_same(a, dense(e))
 
 
 def check_meta(actual, expected):
@@ -460,10 +432,7 @@ def run_many(count, first_seed):
 
     @seed(first_seed)
     @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
+        max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(CASES)
     def generated(case):

@@ -119,52 +119,29 @@ DIFFERING: dict[str, dict[str, int]] = {
         "bfloat16, scale": 254,
         "bfloat16, codes, compute_dtype=torch.float32": 39_418,
     },
-    "compressed-tensors int8, asymmetric": {
-        "bfloat16, codes, compute_dtype=torch.float32": 72_155,
-    },
+    "compressed-tensors int8, asymmetric": {"bfloat16, codes, compute_dtype=torch.float32": 72_155},
     "compressed-tensors int4, pack-quantized": {
         "bfloat16, scale": 1_914,
         "bfloat16, words of 8 codes": 9_605,
     },
-    "compressed-tensors float8": {
-        "bfloat16, scale": 222,
-        "bfloat16, codes": 13_165,
-    },
+    "compressed-tensors float8": {"bfloat16, scale": 222, "bfloat16, codes": 13_165},
     "FBGEMM fused 8-bit rowwise": {
         "float32, codes, (x - min) · (255 / (max - min + 1e-8))": 3,
         "float32, codes, (x - min) / scale": 20,
     },
-    "DeepGEMM per_token_cast_to_fp8": {
-        "float32, codes": 3_029,
-        "bfloat16, codes": 258,
-    },
+    "DeepGEMM per_token_cast_to_fp8": {"float32, codes": 3_029, "bfloat16, codes": 258},
     "TransformerEngine float8, current and block scaling": {
         "float32, scale (1 / factor)": 580,
         "float32, codes": 4_265,
         "bfloat16, scale (1 / factor)": 676,
         "bfloat16, codes": 144,
     },
-    "vLLM float8, given scale": {
-        "float32, codes": 3_683,
-        "bfloat16, codes": 184,
-    },
-    "vLLM int8, per token": {
-        "float32, codes": 13_597,
-        "bfloat16, codes": 179,
-    },
-    "gguf Q8_0": {
-        "float32, codes": 93_603,
-    },
-    "optimum-quanto qfloat8_e4m3fn": {
-        "bfloat16, scale": 222,
-        "bfloat16, codes": 13_165,
-    },
-    "optimum-quanto qint4, float shift": {
-        "bfloat16, codes": 22_477,
-    },
-    "optimum-quanto qint4, zero point": {
-        "bfloat16, codes": 952,
-    },
+    "vLLM float8, given scale": {"float32, codes": 3_683, "bfloat16, codes": 184},
+    "vLLM int8, per token": {"float32, codes": 13_597, "bfloat16, codes": 179},
+    "gguf Q8_0": {"float32, codes": 93_603},
+    "optimum-quanto qfloat8_e4m3fn": {"bfloat16, scale": 222, "bfloat16, codes": 13_165},
+    "optimum-quanto qint4, float shift": {"bfloat16, codes": 22_477},
+    "optimum-quanto qint4, zero point": {"bfloat16, codes": 952},
     "torch fake_quantize_per_tensor_affine": {
         "float32 → int8 and back": 6_535,
         "float32 → uint8 and back": 6_465,
@@ -183,14 +160,8 @@ DIFFERING: dict[str, dict[str, int]] = {
         "float32 → int8, tokens": 5_106,
         "float32 → uint8, tokens": 3_376,
     },
-    "torch quantize_per_tensor (FBGEMM)": {
-        "float32 → int8": 9_139,
-        "float32 → uint8": 5_436,
-    },
-    "torch quantize_per_channel": {
-        "float32 → int8": 5_106,
-        "float32 → uint8": 3_376,
-    },
+    "torch quantize_per_tensor (FBGEMM)": {"float32 → int8": 9_139, "float32 → uint8": 5_436},
+    "torch quantize_per_channel": {"float32 → int8": 5_106, "float32 → uint8": 3_376},
     "torchao int8, SYMMETRIC": {
         "float32, codes": 8_912,
         "bfloat16, scale": 254,
@@ -202,17 +173,9 @@ DIFFERING: dict[str, dict[str, int]] = {
         "bfloat16, scale": 1_914,
         "bfloat16, codes": 413,
     },
-    "torchao uint8, ASYMMETRIC": {
-        "float32, codes": 3,
-        "bfloat16, codes": 1,
-    },
-    "torchao uint4, ASYMMETRIC, groups": {
-        "float32, codes": 6,
-        "bfloat16, codes": 3,
-    },
-    "torchao int8, SYMMETRIC_NO_CLIPPING_ERR": {
-        "float32, scale": 90,
-    },
+    "torchao uint8, ASYMMETRIC": {"float32, codes": 3, "bfloat16, codes": 1},
+    "torchao uint4, ASYMMETRIC, groups": {"float32, codes": 6, "bfloat16, codes": 3},
+    "torchao int8, SYMMETRIC_NO_CLIPPING_ERR": {"float32, scale": 90},
     "torchao float8": {
         "bfloat16 → float8_e4m3fn, 1 × 1024, scale": 222,
         "bfloat16 → float8_e5m2, 1 × 1024, scale": 222,
