@@ -66,6 +66,12 @@ def test_functions_that_take_plain_tensors(two):
         assert message == f"{name}: {expected}"
 
 
+def test_shards_that_torch_chunk_would_not_cut(two):
+    expected = "DTensor: expected a local shard of shape (5, 16), as torch.chunk cuts, got "
+    said = [expected + str(shape) for shape in ((4, 16), (6, 16))]
+    assert two.run("other_shards", world=2) == said
+
+
 def test_ranks_outside_of_the_mesh(two):
     two.run("outside", world=2)
 

@@ -395,6 +395,18 @@ def plain_alone(world):
     return {name: said[0] for name, said in messages.items()}
 
 
+def other_shards(world):
+    """Shards of 4 + 2k rows, which torch.chunk would make equal: what each rank says."""
+    local = torch.ones(4 + 2 * dist.get_rank(), 16)
+    shape, stride = torch.Size((sum(4 + 2 * k for k in range(world)), 16)), (16, 1)
+    d = DTensor.from_local(
+        local, mesh_of(world), [Shard(0)], run_check=False, shape=shape, stride=stride
+    )
+    messages = [None] * world
+    dist.all_gather_object(messages, message_of(lambda: quantkit.quantize(d, "int8_tensor")))
+    return messages
+
+
 def outside(world):
     """A rank that is not in the mesh has empty results, as of torch's operators."""
     from torch.distributed.device_mesh import DeviceMesh
