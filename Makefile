@@ -123,9 +123,11 @@ lint: $(STAMP)-test
 	$(PY) -m ruff format --check .
 	$(PY) tools/prose.py
 
-# Always asks the build: a stamp would miss changed flags and a deleted file.
+# Always asks the build: a stamp would miss changed flags and a deleted file. The environment's Python then
+# imports quantkit from this folder.
 build: $(STAMP)-build
 	QUANTKIT_BUILD_EMU=1 $(PY) setup.py --quiet build_ext --inplace
+	@$(PY) -c "import pathlib, site; pathlib.Path(site.getsitepackages()[0], 'quantkit.pth').write_text('$(CURDIR)')"
 
 # Of the build that the line above has just made or checked.
 compdb: build

@@ -119,8 +119,9 @@ def quoted(run: dict, rows: Iterable[tuple[str, list[int], dict]] = PAGE) -> lis
 def markdown(run: dict, rows: Iterable[tuple[str, list[int], dict]] = PAGE) -> str:
     """A page's section: quantkit's time, and how many times longer each rival takes."""
     lines = [
-        f"Medians of one run on {_setting(run)}. Others take so many times as long.",
-        "An asterisk: other bits than the reference. ONNX Runtime reuses its output, as `out=` does.",
+        f"Medians of one run on {_setting(run)}.",
+        "Columns after the first number: the time divided by quantkit's. An asterisk marks other bits. "
+        "ONNX Runtime reuses its output, as `out=` does.",
         "",
         "| operation | quantkit, ms | " + " | ".join(COLUMNS.values()) + " |",
         "|---|---|" + "---|" * len(COLUMNS),
