@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from . import _checks, _torch, reference
-from .formats import HALF_DTYPES, Float, Format
+from .formats import FLOAT_DTYPES, HALF_DTYPES, Float, Format
 from .params import QuantizationParams, unpack
 
 _Tensor = torch.Tensor
@@ -38,7 +38,23 @@ _NOTES = {
     f"round(x / scale) + zero_point{_HALF_RANGE}":
         'GPTQ; quantkit: scale_rule="half_range", round_first=True',
     f"round(x * (1 / scale)) + zero_point{_HALF_RANGE}": "torch's observers, torchao",
+    "round(x / scale) + zero_point, NaN becomes q_min":
+        "ONNX Runtime on x86; quantkit: round_first=True, but NaN becomes 0",
+    "round(x * (1 / scale)) + zero_point, NaN becomes q_min": "torch.fake_quantize on x86",
+    "fma(x, 1 / scale, zero_point), rounded, NaN becomes q_max":
+        "torch.quantize_per_tensor on x86 with AVX-512",
+    "x / scale, sign of NaN kept": "torchao, compressed-tensors, ONNX",
 }  # fmt: skip
+
+
+def _note(name: str) -> str:
+    """The convention and its note. Of others with another code of NaN: the call that gives the rest."""
+    note = _NOTES.get(name, "")
+    base, of_nan, _ = name.partition(", NaN becomes ")
+    if of_nan and not note:
+        _, ours, call = _NOTES.get(base, "").partition("quantkit: ")
+        note = f"{ours}{call}, but NaN becomes 0" if ours else ""
+    return f"{name} [{note}]" if note else name
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,7 @@ class Explanation:
     ranking: tuple[tuple[str, int, int], ...]
 
     def __str__(self) -> str:
-        """The best with who takes them, then the next three counts."""
+        """The best with who takes them, then the next three counts; a hint where none fits."""
         groups: dict[int, list[str]] = {}
         for name, differing, _ in self.ranking:
             groups.setdefault(differing, []).append(name)
@@ -61,11 +77,12 @@ class Explanation:
         if fewest:
             lines = [f"No known convention gives all {total:,} codes. Where {fewest:,} differ:"]
         best = groups.pop(fewest)
-        lines += [f"  {n} [{_NOTES[n]}]" if n in _NOTES else f"  {n}" for n in best[:4]]
+        lines += [f"  {_note(n)}" for n in best[:4]]
         lines += [f"  and {len(best) - 4} more"] if len(best) > 4 else []
         for differing, (name, *more) in list(groups.items())[:3]:
             others = f" and {len(more)} more" if more else ""
             lines.append(f"  not {name}{others}: {differing:,} differ")
+        lines += ["  check scale and zero_point"] if fewest else []
         return "\n".join(lines)
 
 
@@ -78,6 +95,7 @@ def explain(codes: _Tensor, x: _Tensor, qparams: QuantizationParams) -> Explanat
     Args:
         codes: what the other quantizer returned, in the dtype and shape of :func:`quantize_tensor`'s
             codes: those of fewer than 8 bits are packed. float4_e2m1fn also torch.float4_e2m1fn_x2.
+            Of torch.qint8 pass ``codes.int_repr()``, of numpy ``torch.from_numpy(codes)``.
         x: what was quantized, a dense tensor of any real dtype.
         qparams: the other quantizer's scale, zero point and limits.
 
@@ -93,9 +111,10 @@ def explain(codes: _Tensor, x: _Tensor, qparams: QuantizationParams) -> Explanat
     docs/compatibility.md says who takes which convention.
     """
     _torch.no_dtensors("explain", codes, x, getattr(qparams, "scale", None))
+    _no_array("x", x)
     ours = reference.quantize_tensor(x, qparams)  # says what is wrong with the two
     f = unpack("x", x, qparams)[4]
-    _checks.codes("codes", codes, f)
+    _check_codes(codes, f)
     if codes.shape != ours.shape:
         expected = f"shape {tuple(ours.shape)} for x of shape {tuple(x.shape)} and {f.name}"
         raise _checks.wrong(ValueError, "codes", expected, tuple(codes.shape))
@@ -106,6 +125,26 @@ def explain(codes: _Tensor, x: _Tensor, qparams: QuantizationParams) -> Explanat
     for name, c in _candidates(x.detach(), qparams):
         found.append((name, _differing(given, c), given.numel()))
     return Explanation(tuple(sorted(found, key=lambda entry: entry[1])))
+
+
+def _no_array(name: str, value: object) -> None:
+    if type(value).__module__ == "numpy":  # without an import of it
+        expected = f"a torch.Tensor, such as torch.from_numpy({name})"
+        raise _checks.wrong(TypeError, name, expected, type(value).__name__)
+
+
+def _check_codes(codes: object, f: Format) -> None:
+    """In the dtype of the format's codes; errors name the way there from what others return."""
+    _no_array("codes", codes)
+    if isinstance(codes, _Tensor):
+        expected = f"{f.storage} for {f.name}"
+        if codes.is_quantized:
+            expected += ", such as codes.int_repr()"
+            raise _checks.wrong(TypeError, "codes", expected, codes.dtype)
+        if codes.dtype in FLOAT_DTYPES:
+            expected += ": codes, not floats"
+            raise _checks.wrong(TypeError, "codes", expected, codes.dtype)
+    _checks.codes("codes", codes, f)
 
 
 def _differing(a: _Tensor, b: _Tensor) -> int:

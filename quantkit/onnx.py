@@ -7,7 +7,7 @@ docs/onnx.md says which calls it takes. This needs onnxscript, as torch.onnx its
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +31,15 @@ def translation_table(*, qdq: bool = False) -> dict[Callable[..., Any], Callable
             are not NaN and zero points that are integers. These are int8 and uint8 with all their codes,
             and one scale or one for each index of one dimension. To quantize it also takes
             ``round_first=True``, no zero point, or a symmetric scale that the call itself chooses.
+
+    Raises:
+        ModuleNotFoundError where onnxscript is missing.
     """
+    if importlib.util.find_spec("onnxscript") is None:
+        raise ModuleNotFoundError(
+            "quantkit.onnx needs onnxscript, as torch.onnx.export does: pip install onnxscript",
+            name="onnxscript",
+        )
     table = {functional(name): function for name, function in _functions(bool(qdq)).items()}
     return table | {torch.ops.aten.view.dtype: _called(_Writer.view, qdq)}  # of a layer's bytes
 

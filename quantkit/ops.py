@@ -266,8 +266,9 @@ def dequantize_tensor(
     """Return ``(float32(q) - zero_point) * scale``.
 
     Args:
-        q: codes of any real dtype; int8, uint8 and int16 are fast. Packed formats take uint8, float8
-            formats their own dtype, float4_e2m1fn also torch.float4_e2m1fn_x2.
+        q: codes of any real dtype; int8, uint8 and int16 are fast. Codes in a floating dtype are taken
+            as numbers: 1.5 is the code 1.5. Packed formats take uint8, float8 formats their own dtype,
+            float4_e2m1fn also torch.float4_e2m1fn_x2.
         qparams: as for :func:`quantize_tensor`. The limits are not used.
         output_dtype: torch.float16, torch.bfloat16 or torch.float32: the float32 result is cast once. It
             asks for float32 steps.

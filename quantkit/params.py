@@ -21,10 +21,10 @@ class QuantizationParams:
     Args:
         scale, zero_point: tensors whose shapes say the granularity. 0-dim is the whole tensor. Otherwise
             the rank is x's and each size divides x's: element i of a dimension uses index
-            ``i // (x.size / scale.size)``. A Python number becomes a 0-dim float64 tensor. Float
-            formats have no zero point: what stands there is not read. Float32 steps take None as a zero
-            point of 0; version 1's do not. A scale may be coded: torch.float8_e8m0fnu or
-            torch.float8_e4m3fn.
+            ``i // (x.size / scale.size)``. A Python number stays one, and counts as a 0-dim float64
+            tensor. Operators take tensors only: ``torch.tensor(0.02)``. Float formats have no zero
+            point: what stands there is not read. Float32 steps take None as a zero point of 0; version
+            1's do not. A scale may be coded: torch.float8_e8m0fnu or torch.float8_e4m3fn.
         q_min, q_max: the inclusive limits of the codes.
         dtype: of the codes' format, such as ``torch.int4`` or ``torch.float4_e2m1fn_x2``. None stands
             for int8 where [q_min, q_max] fits it, else uint8, else int16.
@@ -33,7 +33,8 @@ class QuantizationParams:
             shapes alone say the granularity.
         global_scale: what multiplies scale in every step: 0-dim, or of scale's rank with sizes that
             divide scale's. NVFP4 has one.
-        compute_dtype: torch.float32 for float32 steps. None: version 1's, where dtype has them.
+        compute_dtype: torch.float32 for float32 steps: each is one float32 operation. None: version 1's,
+            in x's dtype, where dtype has them (int8, uint8, int16). docs/usage.md compares the two.
         round_first: whether the zero point is added after rounding, as ONNX does, in float32 steps.
     """
 
@@ -64,13 +65,13 @@ class QuantizationParams:
         ) -> None: ...
 
     def __repr__(self) -> str:
-        """Version 1's fields, and the others where they are set."""
+        """Version 1's fields, and the others where they are set; of many elements shape and dtype."""
         names = ["scale", "zero_point", "q_min", "q_max"]
         names += [] if self.dtype in (None, *(f.dtype for f in VERSION_1)) else ["dtype"]
         options = ("block_size", "global_scale", "compute_dtype")
         names += [name for name in options if getattr(self, name) is not None]
         names += ["round_first"] if self.round_first else []
-        fields = (f"{name}={getattr(self, name)!r}" for name in names)
+        fields = (f"{name}={_text(getattr(self, name))}" for name in names)
         return f"{type(self).__name__}({', '.join(fields)})"
 
     def __eq__(self, other: object) -> bool:
@@ -99,6 +100,16 @@ class QuantizationParams:
         )
         tensors: dict[str, Any] = {"scale": scale, "zero_point": zero_point}
         return replace(self, **tensors, global_scale=global_scale)
+
+
+def _text(value: object) -> str:
+    """A value in a line; a tensor of many elements as torch shows those without any."""
+    if isinstance(value, torch.Tensor) and not (value.is_nested or _torch.is_fake(value)):
+        if value.numel() > 8 and not value.is_meta:
+            place = "" if value.device.type == "cpu" else f", device='{value.device}'"
+            return f"tensor(..., size={tuple(value.shape)}, dtype={value.dtype}{place})"
+        return " ".join(repr(value).split())
+    return repr(value)
 
 
 torch.serialization.add_safe_globals([QuantizationParams])  # for torch.load(weights_only=True)

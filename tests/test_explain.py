@@ -122,6 +122,15 @@ def test_codes_of_nan():
     for name, code in (("q_min", -128), ("q_max", 127)):
         found = quantkit.explain(torch.where(g.x.isnan(), code, q).to(torch.int8), g.x, p)
         assert first(found) == [f"x / scale + zero_point, rounded, NaN becomes {name}"]
+        call = "[quantkit: compute_dtype=torch.float32, but NaN becomes 0]"
+        assert f"NaN becomes {name} {call}" in str(found)
+    p.round_first = True
+    q = quantkit.quantize_tensor(g.x, p)
+    found = quantkit.explain(torch.where(g.x.isnan(), -128, q).to(torch.int8), g.x, p)
+    name = "round(x / scale) + zero_point, NaN becomes q_min"
+    assert first(found) == [name]
+    note = "[ONNX Runtime on x86; quantkit: round_first=True, but NaN becomes 0]"
+    assert f"  {name} {note}\n" in str(found)
 
 
 FLOAT8 = {"float8_e4m3fn": (448, 464), "float8_e5m2": (57344, 61440)}
@@ -164,7 +173,7 @@ def test_codes_of_nobody():
     assert first(found) == []
     text = str(found)
     assert text.startswith(f"No known convention gives all {g.x.numel():,} codes. Where ")
-    assert " differ" in text
+    assert " differ" in text and text.endswith("\n  check scale and zero_point")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +184,11 @@ def test_conventions_that_tie_share_a_line(x, code):
     p = QuantizationParams(0.5, 0.0, *INT8)
     codes = torch.full(x.shape, code, dtype=torch.int8)
     text = str(quantkit.explain(codes, x, p))
-    assert len(text.splitlines()) <= 9 and f"  {OURS}" in text and " more" in text
+    assert (
+        len(text.splitlines()) <= 9 + ("check scale" in text)
+        and f"  {OURS}" in text
+        and " more" in text
+    )
     assert max(text.count("512 differ"), text.count("codes are those of")) == 1
 
 
@@ -231,6 +244,12 @@ def test_errors():
     for error, text, args in (
         (TypeError, "codes: expected torch.int8 for int8, got torch.uint8", (q.view(torch.uint8), x, p)),
         (TypeError, "codes: expected a torch.Tensor, got list", ([1], x, p)),
+        (TypeError, "codes: expected a torch.Tensor, such as torch.from_numpy(codes), got ndarray",
+         (q.numpy(), x, p)),
+        (TypeError, "x: expected a torch.Tensor, such as torch.from_numpy(x), got ndarray",
+         (q, x.numpy(), p)),
+        (TypeError, "codes: expected torch.int8 for int8: codes, not floats, got torch.float32",
+         (x, x, p)),
         (TypeError, "codes: expected torch.uint8 for int4, got torch.int8", (q, x, p4)),
         (TypeError, "qparams: expected a QuantizationParams, got int", (q, x, 3)),
         (TypeError, "x: expected a torch.Tensor, got list", (q, [1.0], p)),
@@ -244,3 +263,14 @@ def test_errors():
         with pytest.raises(error) as raised:
             quantkit.explain(*args)
         assert str(raised.value).startswith(text), raised.value
+
+
+@pytest.mark.filterwarnings("ignore")  # torch will remove the function
+def test_codes_of_torchs_quantized_tensors():
+    x, p = torch.randn(4, 6), QuantizationParams(0.1, 3, *INT8)
+    q = torch.quantize_per_tensor(x, 0.1, 3, torch.qint8)
+    with pytest.raises(TypeError) as raised:
+        quantkit.explain(q, x, p)
+    text = "codes: expected torch.int8 for int8, such as codes.int_repr(), got torch.qint8"
+    assert str(raised.value) == text
+    assert quantkit.explain(q.int_repr(), x, p).ranking[0][1] == 0

@@ -217,6 +217,14 @@ def test_equal_where_all_fields_are():
     text = repr(of(scale=torch.ones(()).to(E8M0), dtype=F4, global_scale=2.0))
     assert "scale=tensor(1., dtype=torch.float8_e8m0fnu), " in text
     assert text.endswith(", dtype=torch.float4_e2m1fn_x2, global_scale=2.0)")
+    few, many = torch.full((2, 4), 0.5), torch.ones(3, 3)
+    assert "scale=tensor([[0.5000, 0.5000, 0.5000, 0.5000], [0.5000, " in repr(of(scale=few))
+    text = "QuantizationParams(scale=tensor(..., size=(3, 3), dtype=torch.float32), zero_point="
+    assert repr(of(scale=many)).startswith(text) and "\n" not in repr(of(scale=few))
+    assert "scale=tensor(..., device='meta', size=(3, 3))" in repr(of(scale=many.to("meta")))
+    assert "global_scale=tensor(..., size=(9,), dtype=torch.int64)" in repr(
+        of(global_scale=torch.arange(9))
+    )
     assert repr(of(dtype=torch.int4, compute_dtype=F32, round_first=True)).endswith(
         ", dtype=torch.int4, compute_dtype=torch.float32, round_first=True)"
     )

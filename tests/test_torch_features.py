@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import io
+import sys
 import warnings
 from pathlib import Path
 
@@ -273,3 +274,9 @@ def test_a_cuda_error_may_be_an_earlier_calls():
     if _load.extension is not None:
         library = Path(_load.extension.__file__).parent / "libquantkit.so"
         assert b"a CUDA kernel, or an earlier CUDA call, failed: " in library.read_bytes()
+
+
+def test_the_onnx_table_names_the_package_that_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs onnxscript.*pip install onnxscript"):
+        quantkit.onnx.translation_table()

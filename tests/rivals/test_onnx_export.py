@@ -1,13 +1,16 @@
 """What torch.onnx.export writes by quantkit.onnx, in ONNX Runtime: quantkit's bits."""
 
+import contextlib
 import ctypes
 import io
 import math
+import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from lib.rivals import PAGE
 
 import quantkit
 from quantkit import QuantizationParams
@@ -371,3 +374,21 @@ def test_chosen_symmetric_scales_take_it():
     assert kinds(model) >= LINEAR
     model = compare(lambda x: quantkit.quantize_dequant(x, sym=False), FINITE, qdq=True)
     assert "QuantizeLinear" not in kinds(model)
+
+
+def test_the_code_of_the_page_runs_and_prints_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (PAGE.parent / "onnx.md").read_text()
+    names = {}
+    for block in re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(block, names)
+        if expected := re.findall(r"^# prints (.*)$", block, re.MULTILINE):
+            lines = [
+                line
+                for line in printed.getvalue().splitlines()
+                if not line.startswith("[torch.onnx]")
+            ]
+            assert lines == expected
+    assert "session" in names

@@ -2,10 +2,11 @@
 
 import importlib
 import platform
+import re
 
 import pytest
 import torch
-from lib.rivals import COLUMNS, DTYPES, chosen, given, same
+from lib.rivals import COLUMNS, DTYPES, PAGE, chosen, given, same
 
 import quantkit
 from quantkit import QuantizationParams
@@ -28,12 +29,15 @@ def parameters(g, dtype, round_first):
 
 
 def multiplied(g, dtype, round_first):
-    """The codes of x · (1 / scale) beside the scale 1: the two-step call of the page."""
-    one = QuantizationParams(
-        1.0, g.zero_point, *LIMITS[dtype], dtype=dtype, compute_dtype=torch.float32,
-        round_first=round_first,
-    )  # fmt: skip
-    return quantkit.quantize_tensor(g.x * (1.0 / g.scale), one)
+    """The page's recipe "product", run as it stands there; z is an integer tensor with dimensions."""
+    (call,) = re.findall(r"^\| \*\*product\*\* \| `(.+?)`", PAGE.read_text(), re.MULTILINE)
+    call = call.replace("dtype=…", f"dtype={dtype}, round_first={round_first}", 1)
+    assert g.zero_point.dim() == 2 and not g.zero_point.is_floating_point()
+    names = {
+        "x": g.x, "s": g.scale, "z": g.zero_point, "P": QuantizationParams, "torch": torch,
+        "quantize_tensor": quantkit.quantize_tensor,
+    } | dict(zip(("q_min", "q_max"), LIMITS[dtype], strict=True))  # fmt: skip
+    return eval(call, names)
 
 
 def name(dtype):
