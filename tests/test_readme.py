@@ -15,7 +15,8 @@ FILES = "https://github.com/quantkit/quantkit/blob/main/"
 IMAGES = "https://raw.githubusercontent.com/quantkit/quantkit/main/"
 
 
-def test_code_runs_and_gives_the_reference_bits_and_the_quoted_sqnr():
+def test_code_runs_and_gives_the_reference_bits_and_the_quoted_sqnr(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
     exec(block.replace("4096", "512"), names)
@@ -24,6 +25,9 @@ def test_code_runs_and_gives_the_reference_bits_and_the_quoted_sqnr():
     sqnr = quantkit.measure(names["w"], names["qparams"]).sqnr_db.item()
     assert sqnr == pytest.approx(float(quoted), abs=0.2)
     assert names["y"].shape == (16, 512)
+    (loading,) = re.findall(r"# (torch\.load.*)", block)
+    q, qparams = eval(loading, names)
+    assert torch.equal(q, names["q"]) and qparams == names["qparams"]
 
 
 def test_it_is_short_and_begins_with_two_commands():
