@@ -109,6 +109,11 @@ POWERS = {"ceil": Symmetric._ceil, "floor": Symmetric._floor, "even": Symmetric.
 RULES = ("half_range", *POWERS)
 
 
+def powers_of(f: Format) -> tuple[str, ...]:
+    """The rules that make powers of two for a format."""
+    return tuple(rule for rule in POWERS if rule != "even" or not f.has_zero_point)
+
+
 def symmetric(
     x: torch.Tensor, over: Over, q_min: int, q_max: int, eps: float, include_zero: bool,
     how: Symmetric,

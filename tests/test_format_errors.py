@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lib.bad import UNKNOWN_RULE
 from lib.cases import flat
 from lib.formats import CHOOSE, DEQUANTIZE, E4, E4M3, E8M0, EACH_FLOAT, INTEGERS, ONE, QUANTIZE
 
@@ -66,7 +67,7 @@ def test_what_quantize_refuses(changes, texts):
         ({"format": "uint4", "q_min": 0, "scale_rule": "half_range"}, ValueError, "scale_rule: .*uint4"),
         (E4M3 | {"scale_rule": "half_range"}, ValueError, "scale_rule: .*e4m3fn"),
         ({"scale_rule": "even"}, ValueError, "scale_rule: even is for float formats, got int4"),
-        ({"scale_rule": "up"}, ValueError, "scale_rule: expected None, half_range, ceil, floor or even"),
+        ({"scale_rule": "up"}, ValueError, UNKNOWN_RULE),
         *(({"scale_rule": rule, "scale_dtype": E4}, ValueError, f"scale_rule: {rule} makes no .*e4m3fn")
           for rule in ("ceil", "floor", "half_range")),
         ({"scale_rule": "half_range", "scale_dtype": E8M0}, ValueError, "scale_rule: .*e8m0fnu"),

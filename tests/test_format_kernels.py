@@ -34,11 +34,11 @@ OUTPUTS = (None, torch.float32, torch.float16, torch.bfloat16)
 # Limits narrower than a format's own.
 NARROW = {f.name: (-6, 6) if f.low < 0 else (1, 12) for f in FORMATS}
 NARROW |= {"int2": (-1, 0), "uint2": (1, 2), "float4_e2m1fn": (-4, 4)}
-# How scales are chosen; every format takes all but the last.
+# How scales are chosen.
 SCALES = [{"scale_dtype": E8M0}, {"scale_dtype": E4M3.dtype, "global_scale": torch.tensor(0.02)}]
 SCALES += [{"scale_dtype": E8M0, "scale_rule": "floor"}, {"scale_dtype": E4M3.dtype}]
 SCALES += [{"scale_rule": "ceil"}, {"global_scale": torch.tensor(3.0, dtype=torch.float64)}]
-SCALES += [{"scale_dtype": E8M0, "scale_rule": "even"}]
+OF_FLOATS = [*SCALES, {"scale_dtype": E8M0, "scale_rule": "even"}]
 # uint2 is as int2 and uint4 are: of the full tier.
 EACH_FORMAT = pytest.mark.parametrize("name", daily(OF_NAME, *(OF_NAME.keys() - {"uint2"})))
 # Formats of more than 2 bits daily, half of them with each dtype of x; all pairs in the full tier.
@@ -86,7 +86,7 @@ def chosen_calls(f, x, blocks, narrow=False, turn=0, eps=1e-8):
         schemes += [(False, {}), (False, {"include_zero": True})]
         schemes += [(True, {"scale_rule": "half_range"})] if f.low < 0 else []
     if turn % 2:
-        schemes = [(True, options) for options in SCALES[: 6 if f.has_zero_point else 7]]
+        schemes = [(True, options) for options in (SCALES if f.has_zero_point else OF_FLOATS)]
     symmetric, options = schemes[turn // 2 % len(schemes)]
     if "scale_dtype" in options:
         eps = max(eps, default_eps(f, options["scale_dtype"]))
@@ -239,7 +239,7 @@ def test_scales_of_every_power_of_two(name):
     f = OF_NAME[name]
     powers = 2.0 ** torch.arange(-152, 128, dtype=torch.float64)
     rows = (values((280, 32), torch.float64, 11) * powers[:, None]).float()
-    for i, options in enumerate(SCALES[: 6 if f.has_zero_point else 7]):
+    for i, options in enumerate(SCALES if f.has_zero_point else OF_FLOATS):
         whole, scale_dtype = options.get("global_scale"), options.get("scale_dtype")
         x, blocks = (rows, [1, 16]) if i % 2 else (rows.t().contiguous(), [16, 1])
         for eps in (default_eps(f, scale_dtype, options.get("scale_rule")), 0.0173):

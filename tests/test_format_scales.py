@@ -33,18 +33,18 @@ from lib.formats import (
 
 from quantkit import reference
 from quantkit.formats import FORMATS, OF_NAME
+from quantkit.schemes import powers_of
 
 pytestmark = pytest.mark.fallback
 
 CODED = [{"scale_dtype": E8M0}, {"scale_dtype": E8M0, "scale_rule": "floor"}, {"scale_dtype": E4}]
-CODED += [{"scale_rule": "ceil"}, {"scale_dtype": torch.float32, "scale_rule": "floor"}]
-EVEN = [{"scale_dtype": E8M0, "scale_rule": "even"}, {"scale_rule": "even"}]
 
 
 def symmetric_schemes(f):
-    yield from [{}, *CODED]
+    yield from [{}, {"scale_dtype": E8M0}, {"scale_dtype": E4}]
     yield from [{"scale_rule": "half_range"}] if f.low < 0 and f.has_zero_point else []
-    yield from EVEN if not f.has_zero_point else []
+    for rule in powers_of(f):
+        yield from [{"scale_rule": rule}, {"scale_rule": rule, "scale_dtype": E8M0}]
 
 
 def smallest(options):
@@ -110,7 +110,7 @@ def test_block_of_zeros():
     zeros = torch.tensor([[0.0, -0.0] * 4])
     for f in FORMATS:
         cases = [({}, eps, eps) for eps in (1e-8, 2.0**-126, 0.1)]
-        cases += [(options, smallest(options), smallest(options)) for options in CODED[:3]]
+        cases += [(options, smallest(options), smallest(options)) for options in CODED]
         cases += [({"scale_rule": "ceil"}, 2.0**-126, 2.0**-126), (CODED[0], 0.1, 2.0**-3)]
         cases += [(CODED[1], 0.1, 2.0**-4), (CODED[2], 0.1, 13 / 128)]
         for options, eps, expected in cases:

@@ -37,6 +37,7 @@ from ..ops import (
     quantize_tensor,
 )
 from ..params import QuantizationParams
+from ..schemes import powers_of
 
 #: Dtypes of the weights that can be quantized. Scales of dtype "weight" have it too.
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -159,7 +160,7 @@ class WeightScheme:
         f = self.format
         if not self.symmetric or self.scale == "e4m3":
             return ()
-        powers = ("ceil", "floor") if f.has_zero_point else ("ceil", "floor", "even")
+        powers = powers_of(f)
         return powers if self.scale == "e8m0" or not f.has_zero_point else ("half_range", *powers)
 
     @property

@@ -19,6 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 import quantkit
 from quantkit import QuantizationParams, _checks, ops, reference
 from quantkit.operators import OPERATORS
+from quantkit.schemes import RULES
+
+UNKNOWN_RULE = f"scale_rule: expected {_checks.one_of((None, *RULES))}, got"
 
 MODULES = {"quantkit": quantkit, "reference": reference}
 # Those whose arguments are not the ones of linear_w8a8's operator.

@@ -69,7 +69,7 @@ def chosen(name, block, low, high, eps, symmetric, include_zero=False, scale_rul
     """(scale, zero_point) of the numbers of a block."""
     eps, m, kind = f32(Fraction(eps)), max(map(abs, block)), str(scale_dtype)
     if symmetric:
-        if scale_rule in ("ceil", "floor", "even") or "e8m0" in kind:
+        if scale_rule not in (None, "half_range") or "e8m0" in kind:
             e = power_of_two(scale_rule or "ceil", name, m, max(high, 1), eps)
             return Fraction(2) ** e, Fraction(0)
         divisor = Fraction(max(high - low, 1), 2) if scale_rule else max(high, 1)

@@ -34,6 +34,7 @@ from quantkit import _load
 from quantkit._checks import REAL_DTYPES
 from quantkit.formats import CODED_SCALES, E4M3, E8M0, FORMATS, OF_NAME
 from quantkit.operators import OPERATORS, overloads
+from quantkit.schemes import POWERS
 
 # Another one each time; QUANTKIT_SEED=N repeats a run (the last line of the tests shows it).
 SEED = int(os.environ.get("QUANTKIT_SEED") or random.SystemRandom().randrange(2**32))
@@ -330,9 +331,7 @@ FLOAT_LIMITS, FORMAT_EPS = (1, 2, 4, 6, 16, 448, 57344, 20), (1e-8, 2.0**-126, 0
 SEED_WORDS = st.sampled_from([0, 1, -1, 2**32, 2**40 + 3, -(2**63), 2**63 - 1])
 ENDS, WITHOUT_AND_WITH = (0, 1, 7, 2**35 + 5, 2**63 - 1), (None, None, "whole", "part", "strided")
 RULES_AND_DTYPES = [(None, None)] * 3 + [("half_range", None), (None, E4M3.dtype)] * 2
-RULES_AND_DTYPES += itertools.product(
-    (None, "ceil", "floor", "even"), (None, torch.float32, *[E8M0] * 3)
-)
+RULES_AND_DTYPES += itertools.product((None, *POWERS), (None, torch.float32, *[E8M0] * 3))
 
 
 def draw_scales(draw, case, f, s_shape):
@@ -342,7 +341,7 @@ def draw_scales(draw, case, f, s_shape):
     if (even and f.has_zero_point) or (half_range and not (f.has_zero_point and f.low < 0)):
         rule = None
     case = replace(case, scale_rule=rule, scale_dtype=scale_dtype)
-    is_power = scale_dtype == E8M0 or rule in ("ceil", "floor", "even")
+    is_power = scale_dtype == E8M0 or rule in POWERS
     if draw(one_of(True, False, False)) and (not is_power or draw(INDEX) % 8 == 0):
         shape = s_shape if draw(YES) else tuple(draw(divisor_of(n)) for n in s_shape)
         shape = () if draw(YES) else shape
