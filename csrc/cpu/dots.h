@@ -26,8 +26,8 @@ __m128i sums_of_vectors(const __m512i (&v)[kBlock]) {
 }
 
 // Adds the sums of n products of kTokens rows of x and four rows of w: unsigned bytes, or
-// signed ones to which 128 is to be added.
-template <int kTokens, bool kSigned>
+// signed ones to which 128 is to be added. kFetch: the next four rows are fetched from memory.
+template <int kTokens, bool kSigned, bool kFetch>
 void add_block(const int8_t* x, int64_t x_stride, const void* w, int64_t stride, int64_t n,
                int32_t* sums, int64_t sums_stride) {
   __m512i made[kTokens][kBlock];
@@ -38,6 +38,8 @@ void add_block(const int8_t* x, int64_t x_stride, const void* w, int64_t stride,
     for (int i = 0; i < kBlock; ++i) {
       rows[i] = _mm512_maskz_loadu_epi8(which, static_cast<const int8_t*>(w) + i * stride + k);
       if (kSigned) rows[i] = _mm512_xor_si512(rows[i], _mm512_set1_epi8(-128));
+      if (kFetch)
+        _mm_prefetch(static_cast<const char*>(w) + (i + kBlock) * stride + k, _MM_HINT_T0);
     }
     for (int t = 0; t < kTokens; ++t) {
       const __m512i v = _mm512_maskz_loadu_epi8(which, x + t * x_stride + k);

@@ -15,8 +15,12 @@ constexpr int64_t kRows = 4;       // so many of them at a time,
 constexpr int64_t kTokens = 64;    // and its rows of x at most
 constexpr int64_t kDepth = 4096;   // as many columns at a time: no sum of theirs exceeds int32
 constexpr int64_t kFew = 16;       // tokens for which q is not worth a copy
-constexpr int64_t kApart =
-    kDepth + 64;  // columns of a copy's rows: not in the same lines of the cache
+constexpr int64_t kApart = kDepth + 64;  // of a copy's rows: not in the same lines of the cache
+
+template <int kValue>
+struct Number {
+  static constexpr int value = kValue;
+};
 
 // The sums of n products of x and of each of kRows rows of w, which lie `stride` apart.
 template <int kCount, class X, class W>
@@ -89,12 +93,15 @@ struct Products {
   static void add_blocks(const Codes& x, int64_t tokens, const void* w, int64_t stride, int64_t n,
                          int32_t* sums) {
     int64_t t = 0;
-    for (; t + kBlock <= tokens; t += kBlock)
-      add_block<kBlock, kSigned>(x.of + t * x.stride, x.stride, w, stride, n, sums + t * kOutputs,
-                                 kOutputs);
-    for (; t < tokens; ++t)
-      add_block<1, kSigned>(x.of + t * x.stride, x.stride, w, stride, n, sums + t * kOutputs,
-                            kOutputs);
+    const auto add = [&](auto count, auto fetch) {
+      add_block<count.value, kSigned, fetch.value>(x.of + t * x.stride, x.stride, w, stride, n,
+                                                   sums + t * kOutputs, kOutputs);
+      t += count.value;
+    };
+    // The first pass over q waits for memory.
+    while (t + kBlock <= tokens)
+      t == 0 ? add(Number<kBlock>(), Number<kSigned>()) : add(Number<kBlock>(), Number<0>());
+    while (t < tokens) t == 0 ? add(Number<1>(), Number<kSigned>()) : add(Number<1>(), Number<0>());
   }
 };
 #else
