@@ -92,16 +92,17 @@ struct Products {
   template <bool kSigned>
   static void add_blocks(const Codes& x, int64_t tokens, const void* w, int64_t stride, int64_t n,
                          int32_t* sums) {
-    int64_t t = 0;
-    const auto add = [&](auto count, auto fetch) {
+    const auto add = [&](auto count, auto fetch, int64_t t) {
       add_block<count.value, kSigned, fetch.value>(x.of + t * x.stride, x.stride, w, stride, n,
                                                    sums + t * kOutputs, kOutputs);
-      t += count.value;
+      return t + count.value;
     };
-    // The first pass over q waits for memory.
-    while (t + kBlock <= tokens)
-      t == 0 ? add(Number<kBlock>(), Number<kSigned>()) : add(Number<kBlock>(), Number<0>());
-    while (t < tokens) t == 0 ? add(Number<1>(), Number<kSigned>()) : add(Number<1>(), Number<0>());
+    int64_t t = 0;
+    if (kSigned)  // the first pass over q waits for memory
+      t = tokens < kBlock ? add(Number<1>(), Number<1>(), 0)
+                          : add(Number<kBlock>(), Number<1>(), 0);
+    while (t + kBlock <= tokens) t = add(Number<kBlock>(), Number<0>(), t);
+    while (t < tokens) t = add(Number<1>(), Number<0>(), t);
   }
 };
 #else
