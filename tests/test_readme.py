@@ -38,7 +38,9 @@ def test_it_is_short_and_begins_with_two_commands():
 
 def test_links_work_on_a_package_index():
     targets = re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", README)
-    assert len(targets) > 12
+    pictures = re.findall(r'src(?:set)?="([^"]*)"', README)
+    assert len(targets) > 12 and len(pictures) == 2
+    targets += [("!", picture) for picture in pictures]
     for image, target in targets:
         base = IMAGES if image else FILES
         assert target.startswith(base), f"{target}: not where a package index finds it"
