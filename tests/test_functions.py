@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 import torch
-from lib.cases import assert_same, values
+from lib.cases import assert_same
+from lib.functions import E8M0, F4, F8, F32, MODULES, P, X, of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import quantkit
@@ -14,15 +15,6 @@ from quantkit import QuantizationParams, reference
 from quantkit.formats import FORMATS
 
 pytestmark = pytest.mark.fallback
-MODULES = pytest.mark.parametrize("m", [quantkit, reference], ids=lambda m: m.__name__)
-F8, F4, F32 = torch.float8_e4m3fn, torch.float4_e2m1fn_x2, torch.float32
-E8M0 = torch.float8_e8m0fnu
-X = values((6, 20), torch.bfloat16, 1)
-P = QuantizationParams(torch.tensor(0.1), torch.tensor(0.0), -128, 127)
-
-
-def of(**fields):
-    return dataclasses.replace(P, **fields)
 
 
 class Called(TorchDispatchMode):

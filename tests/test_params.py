@@ -12,12 +12,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from lib.cases import assert_same, values
+from lib.cases import assert_same
+from lib.functions import E8M0, F4, F8, F32, MODULES, P, X, of
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
 
 import quantkit
-from quantkit import QuantizationParams, formats, params, reference
+from quantkit import QuantizationParams, formats, params
 from quantkit.formats import CODED_SCALES, FORMATS
 
 pytestmark = pytest.mark.fallback
@@ -160,16 +161,6 @@ def test_text_of_exported_programs_names_dtypes_only():
 
 
 # ---- parameters of version 2 -----------------------------------------------------------------------
-
-MODULES = pytest.mark.parametrize("m", [quantkit, reference], ids=lambda m: m.__name__)
-F8, F4, F32 = torch.float8_e4m3fn, torch.float4_e2m1fn_x2, torch.float32
-E8M0 = torch.float8_e8m0fnu
-X = values((6, 20), torch.bfloat16, 1)
-P = QuantizationParams(torch.tensor(0.1), torch.tensor(0.0), -128, 127)
-
-
-def of(**fields):
-    return dataclasses.replace(P, **fields)
 
 
 def every_kind():
