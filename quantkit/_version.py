@@ -1,6 +1,6 @@
 """quantkit's version and the oldest torch it runs with; setup.py reads this file too, without torch."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 TORCH_FLOOR = (2, 10)
 
 
