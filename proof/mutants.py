@@ -607,7 +607,9 @@ def tested(tests, folder, tier):
     if done.returncode == 0:
         return None
     failed = re.search(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    begun = re.findall(r"^(tests/\S+::.+?)(?: (?:PASSED|SKIPPED|FAILED).*)?$", done.stdout, re.MULTILINE)
+    begun = re.findall(
+        r"^(tests/\S+::.+?)(?: (?:PASSED|SKIPPED|FAILED).*)?$", done.stdout, re.MULTILINE
+    )
     if done.returncode == 1 and failed:
         return failed[1]
     if done.returncode < 0 and begun:
