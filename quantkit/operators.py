@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import _checks, _torch, reference, sums
+from . import _checks, _torch, learnable, reference, steps, sums
 from .formats import OF_NAME, Format
 
 _Function = Callable[..., Any]
@@ -26,8 +26,8 @@ def _like(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _parameters(x, block_size, q_min, q_max, *_):
-    shape = reference.parameter_shape(x.shape, block_size)
-    dtype = reference.first_dtype(x, q_min, q_max)
+    shape = steps.parameter_shape(x.shape, block_size)
+    dtype = steps.first_dtype(x, q_min, q_max)
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
@@ -61,7 +61,7 @@ def _numbers_and_mask(x, *_, **__):
 
 
 def _extremes(x, block_size):
-    shape = reference.parameter_shape(x.shape, block_size)
+    shape = steps.parameter_shape(x.shape, block_size)
     return x.new_empty(shape), x.new_empty(shape)
 
 
@@ -87,7 +87,7 @@ def _zero_point_gradient(grad, x, scale, zero_point, *_, **__):
 def _format_parameters(
     x, block_size, q_min, q_max, eps, symmetric, format, *, scale_dtype=None, **_
 ):
-    shape = reference.parameter_shape(x.shape, block_size)
+    shape = steps.parameter_shape(x.shape, block_size)
     zero_shape = shape if OF_NAME[format].has_zero_point else ()
     scale = x.new_empty(shape, dtype=scale_dtype or torch.float32)
     return scale, x.new_empty(zero_shape, dtype=torch.float32)
@@ -121,13 +121,13 @@ def _format_codes_numbers_and_parameters(x, *choice, output_dtype=None, **option
 
 
 def _limbs(x, *_, over=None, **__):
-    shape = reference.parameter_shape(x.shape, over)
+    shape = steps.parameter_shape(x.shape, over)
     limbs = x.new_empty((*shape, 2, sums.DIGITS), dtype=torch.int64)
     return limbs, *_measured_beside(x, shape)
 
 
 def _measured(x, *_, over=None, **__):
-    shape = reference.parameter_shape(x.shape, over)
+    shape = steps.parameter_shape(x.shape, over)
     squares, errors = (x.new_empty(shape, dtype=torch.float64) for _ in range(2))
     return squares, errors, *_measured_beside(x, shape)
 
@@ -230,8 +230,8 @@ GRADIENTS = {
     f"_{parameter}_gradient{overload}": Operator(f"Tensor grad, {arguments}", ("out",),
         function, _checks.parameter_gradient, shaped)
     for parameter, function, shaped in (
-        ("scale", reference.scale_gradient_op, _scale_gradient),
-        ("zero_point", reference.zero_point_gradient_op, _zero_point_gradient))
+        ("scale", learnable.scale_gradient_op, _scale_gradient),
+        ("zero_point", learnable.zero_point_gradient_op, _zero_point_gradient))
     for overload, arguments in (("", _GIVEN), (".format", _FORMAT_GIVEN))
 }  # fmt: skip
 _EVERY = OPERATORS | GRADIENTS
