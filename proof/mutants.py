@@ -325,7 +325,7 @@ MUTANTS = (
            "    claim_outs({&infos[i]}, call.inputs(), call.in_place());\n    check_out(infos[i], r.sizes, r.dim, r.dtype, *r.like);\n", OUT),
     # What compilers are told.
     Mutant("fake kernels: parameters in x's dtype", FAKE, "steps.first_dtype(x, q_min, q_max)", "steps.first_dtype(x, -128, 127)", GENERATED),
-    Mutant("fake kernels: integer zero points in float32", FAKE, "else scale.dtype\n", "else torch.float32\n", GENERATED),
+    Mutant("fake kernels: integer zero points in float32", "quantkit/_checks/operators.py", "else scale.dtype\n", "else torch.float32\n", GENERATED),
     Mutant("fake kernels: contiguous results", FAKE, "return torch.empty_like(t, dtype=dtype, requires_grad=False)",
            "return t.new_empty(t.shape, dtype=dtype)", GENERATED),
     # Each check of an output, removed.

@@ -1,12 +1,13 @@
 """The operators of ``torch.ops.quantkit``: one table of schemas, references, checks and results.
 
-A new overload is a row of OPERATORS, a function in reference.py and its errors in _checks.py. A row
-without a name behind a dot is the default overload, which is version 1's. csrc has the same schemas,
-literally; tests/test_operators.py compares them.
+A new overload is a row of OPERATORS, a function in reference.py and its errors in _checks/operators.py.
+A row without a name behind a dot is the default overload, which is version 1's. csrc has the same
+schemas, literally; tests/test_operators.py compares them.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,11 +37,7 @@ def _codes(x, scale, zero_point, q_min, q_max, dtype):
 
 
 def _dequantized(q, scale, zero_point):
-    zero_dtype = zero_point.dtype if zero_point.is_floating_point() else scale.dtype
-    for p, dtype in ((scale, scale.dtype), (zero_point, zero_dtype)):
-        if dtype == torch.float64 and (p.dim() > 0 or q.dim() == 0):
-            return _like(q, torch.float64)
-    return _like(q, torch.float32)
+    return _like(q, _checks.promoted(q, scale, zero_point))
 
 
 def _codes_and_parameters(x, block_size, q_min, q_max, eps, symmetric, dtype, *_):
@@ -278,8 +275,7 @@ def _check_compiler() -> None:
 def fake(name: str) -> _Function:
     """The fake kernel: the checks, then results without values."""
     operator = _EVERY[name]
-    dtypes = [a.split()[1] for a in operator.arguments.split(", ") if a.startswith("ScalarType")]
-    dtypes = [a.partition("=")[0] for a in dtypes]
+    dtypes = re.findall(r"ScalarType\?? (\w+)", operator.arguments)
 
     def kernel(*args, **options):
         if "dtype" in dtypes or any(options.get(name) is not None for name in dtypes):

@@ -253,9 +253,7 @@ def fake_quantize_format_op(
     **options: Any,
 ) -> _Tensor:  # fmt: skip
     """dequantize(quantize(x)) in x's dtype (float32 for integer x); no gradient."""
-    return fake_quantize_masked_format_op(
-        x, scale, zero_point, q_min, q_max, format, **options
-    )[0]  # fmt: skip
+    return fake_quantize_masked_format_op(x, scale, zero_point, q_min, q_max, format, **options)[0]
 
 
 def fake_quantize_masked_format_op(
