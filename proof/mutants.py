@@ -324,8 +324,8 @@ MUTANTS = (
     Mutant("claimed before a check", OPS, "    check_out(infos[i], r.sizes, r.dim, r.dtype, *r.like);\n",
            "    claim_outs({&infos[i]}, call.inputs(), call.in_place());\n    check_out(infos[i], r.sizes, r.dim, r.dtype, *r.like);\n", OUT),
     # What compilers are told.
-    Mutant("fake kernels: parameters in x's dtype", FAKE, "reference.first_dtype(x, q_min, q_max)", "reference.first_dtype(x, -128, 127)", GENERATED),
-    Mutant("fake kernels: integer zero points in float32", FAKE, "else scale.dtype\n", "else torch.float32\n", GENERATED),
+    Mutant("fake kernels: parameters in x's dtype", FAKE, "steps.first_dtype(x, q_min, q_max)", "steps.first_dtype(x, -128, 127)", GENERATED),
+    Mutant("fake kernels: integer zero points in float32", "quantkit/_checks/operators.py", "else scale.dtype\n", "else torch.float32\n", GENERATED),
     Mutant("fake kernels: contiguous results", FAKE, "return torch.empty_like(t, dtype=dtype, requires_grad=False)",
            "return t.new_empty(t.shape, dtype=dtype)", GENERATED),
     # Each check of an output, removed.
@@ -572,7 +572,7 @@ MUTANTS = (
            "if largest := _largest(terms):", LEARNED),
     Mutant("a learned scale's sum rounded twice", "quantkit/sums.py", "rounded(carried(torch.where(negative, -digits, digits)), dtype)",
            "rounded(carried(torch.where(negative, -digits, digits))).to(dtype)", LEARNED),
-    Mutant("infinite terms of a learned scale added", "quantkit/reference.py", "torch.where(self.kept, terms, 0.0)",
+    Mutant("infinite terms of a learned scale added", "quantkit/learnable.py", "torch.where(self.kept, terms, 0.0)",
            "terms", LEARNED),
     Mutant("parts joined without carries", "quantkit/sums.py", "rounded(carried(limbs))", "rounded(limbs)", MEASURES),
     Mutant("missing barrier before the sums", MEASURE, "  __syncthreads();\n  Measured* const m",
@@ -607,7 +607,9 @@ def tested(tests, folder, tier):
     if done.returncode == 0:
         return None
     failed = re.search(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    begun = re.findall(r"^(tests/\S+::.+?)(?: (?:PASSED|SKIPPED|FAILED).*)?$", done.stdout, re.MULTILINE)
+    begun = re.findall(
+        r"^(tests/\S+::.+?)(?: (?:PASSED|SKIPPED|FAILED).*)?$", done.stdout, re.MULTILINE
+    )
     if done.returncode == 1 and failed:
         return failed[1]
     if done.returncode < 0 and begun:

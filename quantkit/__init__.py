@@ -57,7 +57,7 @@ __all__ = [
 # What is imported when it is asked for: names, and the modules that have them; modules themselves.
 _LATER = {
     "dequantize_model_": "nn", "nn": None, "observe": "observers", "observers": None,
-    "onnx": None,     "quantize_model_": "nn",
+    "onnx": None, "quantize_model_": "nn",
 }  # fmt: skip
 
 if typing.TYPE_CHECKING:

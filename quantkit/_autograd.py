@@ -1,6 +1,6 @@
-"""The gradients of fake_quantize (docs/numerics.md).
+"""The gradients of fake_quantize, and the errors of linear_w8a8, which has none (docs/numerics.md).
 
-That of x is straight through inside the limits, 0 elsewhere; scale and zero_point are learned.
+fake_quantize's x has one straight through inside the limits, 0 elsewhere; scale and zero_point learn.
 """
 
 from __future__ import annotations

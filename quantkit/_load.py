@@ -257,15 +257,9 @@ def _functions_call(library: torch.library.Library, overload: str) -> ops.Operat
     library.impl(public, _autograd.kernel(differentiable, plain), "Autograd")
     calls["fake_quantize"] = _autograd.by_mode(public, transformed, plain)
 
-    public_names = {base for base in calls if base[0] != "_"}
-    if differing := public_names ^ {field.name for field in fields(ops.Operators)}:
-        raise TypeError(
-            "expected the same names in operators.OPERATORS and the fields of ops.Operators, "
-            f"got {', '.join(sorted(differing))} in one alone"
-        )
     return ops.Operators(**{
-        base: _raising_exact_errors(calls[base], OPERATORS[names[base]].check)
-        for base in public_names
+        base: _raising_exact_errors(call, OPERATORS[names[base]].check)
+        for base, call in calls.items() if base[0] != "_"
     })  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """Whether tensors share memory: exact, in memory bounded by the elements of the smaller tensor.
 
-``csrc/overlap.cpp`` does the same. Elements of a tensor lie at sums of its strides, each taken from 0 to
-size - 1 times, so two tensors meet where some sum of the strides of both lies between two bounds. A
-search over the strides, largest first, decides that at once for all usual layouts. Where it does not
-(the question is NP-hard), the addresses of the smaller tensor are sorted and the other's looked up.
+``csrc/torch/overlap.cpp`` does the same. Elements of a tensor lie at sums of its strides, each taken
+from 0 to size - 1 times, so two tensors meet where some sum of the strides of both lies between two
+bounds. A search over the strides, largest first, decides that at once for all usual layouts. Where it
+does not (the question is NP-hard), the addresses of the smaller tensor are sorted and the other's looked
+up.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor, Replicate
 
-from . import _torch, philox, reference
+from . import _torch, philox, steps
 from ._checks import blocks_in, has_short_block, wrong
 from .formats import CODED_SCALES, scale_numbers
 
@@ -342,7 +342,7 @@ class Beside:
 def _expanded(whole: _Tensor, shape: Sequence[int], mesh: Any) -> _Tensor:
     """A global scale with dimensions as float32 in scale's shape."""
     p = local_part(whole, [Replicate()] * mesh.ndim, mesh).to(torch.float32)
-    return reference.expand(p, shape).expand(tuple(shape))
+    return steps.expand(p, shape).expand(tuple(shape))
 
 
 def _narrow(t: _Tensor, first: Sequence[int], sizes: Sequence[int]) -> _Tensor:

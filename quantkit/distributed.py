@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor, Replicate
 
-from . import _torch, reference, sums
+from . import _torch, steps, sums
 from ._shards import Beside, Shards, index_of, local_part, whole_blocks
 from .formats import OF_NAME
 from .operators import GRADIENTS, OPERATORS, functional, overloads
@@ -132,7 +132,7 @@ def _choosing(name: str, given: _Arguments) -> tuple[DTensor, ...]:
     """Operators that choose parameters of x: of the extremes of whole blocks."""
     at, chosen = Shards(given["x"]), given.get("global_scale")
     blocks = whole_blocks(at.shape, given["block_size"])
-    shape = reference.parameter_shape(at.shape, given["block_size"])
+    shape = steps.parameter_shape(at.shape, given["block_size"])
     local: _Arguments = {}
     if chosen is not None:
         local["global_scale"] = at.numbers(chosen, shape, blocks)
@@ -170,7 +170,7 @@ def _dynamic(name: str, given: _Arguments) -> tuple[DTensor, ...]:
         if base == "dynamic_quantize":
             return values["q"], scale, zero_point
         return values["q"], _call(f"dequantize{dot}{overload}", values), scale, zero_point
-    shape = reference.parameter_shape(at.shape, given["block_size"])
+    shape = steps.parameter_shape(at.shape, given["block_size"])
     local: _Arguments = {}
     if chosen is not None:
         local["global_scale"] = at.numbers(chosen, shape, blocks)
@@ -184,7 +184,7 @@ def _dynamic(name: str, given: _Arguments) -> tuple[DTensor, ...]:
 def _measuring(name: str, given: _Arguments) -> tuple[DTensor, ...]:
     """measure and measure_limbs: digits of parts are added, and carried once."""
     at, over = Shards(given["x"]), given.get("over")
-    blocks, shape = whole_blocks(at.shape, over), reference.parameter_shape(at.shape, over)
+    blocks, shape = whole_blocks(at.shape, over), steps.parameter_shape(at.shape, over)
     if 0 in at.shape:
         made = [t.zero_() for t in _shaped(name, given, at.local.new_empty(at.shape))]
         return tuple(at.of_blocks(t, blocks, t.shape) for t in made)

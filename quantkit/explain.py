@@ -1,7 +1,7 @@
 """Which known convention gives these codes: why two quantizers differ (docs/compatibility.md).
 
 A convention is a scale, a quotient, a zero point's place, and a rule beyond the limits. Codes are made
-and packed by the formats, parameters repeated by the reference.
+and packed by the formats, parameters repeated by the steps.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from . import _checks, _torch, reference
 from .formats import FLOAT_DTYPES, HALF_DTYPES, Float, Format
 from .params import QuantizationParams, unpack
+from .steps import Float32Steps, expand
 
 _Tensor = torch.Tensor
 _Candidates = Iterator[tuple[str, _Tensor]]
@@ -157,10 +158,10 @@ def _candidates(x: _Tensor, p: QuantizationParams) -> _Candidates:
     scale, zero_point, q_min, q_max, f, options = unpack("x", x, p, float32=True)
     assert options is not None  # of float32 steps there are some
     blocks, whole = options["block_size"], options["global_scale"]
-    steps = reference.Float32Steps(x.device, x.shape, scale, zero_point, blocks, whole)
+    steps = Float32Steps(x.device, x.shape, scale, zero_point, blocks, whole)
     # Which scale each element has: what shares one has a maximum.
     index = torch.arange(scale.numel(), device=x.device).view(scale.shape)
-    index = reference.expand(index, x.shape, blocks).expand(x.shape).flatten()
+    index = expand(index, x.shape, blocks).expand(x.shape).flatten()
     largest = torch.zeros(scale.numel(), device=x.device)
     largest = largest.scatter_reduce(0, index, x.to(torch.float32).abs().flatten(), "amax")
     for name, v in _quotients(x, steps, largest[index].view(x.shape), f, q_min, q_max):
@@ -178,7 +179,7 @@ def _candidates(x: _Tensor, p: QuantizationParams) -> _Candidates:
 
 
 def _quotients(
-    x: _Tensor, steps: reference.Float32Steps, largest: _Tensor, f: Format, q_min: int, q_max: int
+    x: _Tensor, steps: Float32Steps, largest: _Tensor, f: Format, q_min: int, q_max: int
 ) -> _Candidates:
     """What each convention rounds, by name. largest: max |x| of what shares a scale."""
     scale, zero_point = steps.scale, steps.zero_point

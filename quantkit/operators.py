@@ -1,19 +1,20 @@
 """The operators of ``torch.ops.quantkit``: one table of schemas, references, checks and results.
 
-A new overload is a row of OPERATORS, a function in reference.py and its errors in _checks.py. A row
-without a name behind a dot is the default overload, which is version 1's. csrc has the same schemas,
-literally; tests/test_operators.py compares them.
+A new overload is a row of OPERATORS, a function in reference.py and its errors in _checks/operators.py.
+A row without a name behind a dot is the default overload, which is version 1's. csrc has the same
+schemas, literally; tests/test_operators.py compares them.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from . import _checks, _torch, reference, sums
+from . import _checks, _torch, learnable, reference, steps, sums
 from .formats import OF_NAME, Format
 
 _Function = Callable[..., Any]
@@ -26,8 +27,8 @@ def _like(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _parameters(x, block_size, q_min, q_max, *_):
-    shape = reference.parameter_shape(x.shape, block_size)
-    dtype = reference.first_dtype(x, q_min, q_max)
+    shape = steps.parameter_shape(x.shape, block_size)
+    dtype = steps.first_dtype(x, q_min, q_max)
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
@@ -36,11 +37,7 @@ def _codes(x, scale, zero_point, q_min, q_max, dtype):
 
 
 def _dequantized(q, scale, zero_point):
-    zero_dtype = zero_point.dtype if zero_point.is_floating_point() else scale.dtype
-    for p, dtype in ((scale, scale.dtype), (zero_point, zero_dtype)):
-        if dtype == torch.float64 and (p.dim() > 0 or q.dim() == 0):
-            return _like(q, torch.float64)
-    return _like(q, torch.float32)
+    return _like(q, _checks.promoted(q, scale, zero_point))
 
 
 def _codes_and_parameters(x, block_size, q_min, q_max, eps, symmetric, dtype, *_):
@@ -61,7 +58,7 @@ def _numbers_and_mask(x, *_, **__):
 
 
 def _extremes(x, block_size):
-    shape = reference.parameter_shape(x.shape, block_size)
+    shape = steps.parameter_shape(x.shape, block_size)
     return x.new_empty(shape), x.new_empty(shape)
 
 
@@ -87,7 +84,7 @@ def _zero_point_gradient(grad, x, scale, zero_point, *_, **__):
 def _format_parameters(
     x, block_size, q_min, q_max, eps, symmetric, format, *, scale_dtype=None, **_
 ):
-    shape = reference.parameter_shape(x.shape, block_size)
+    shape = steps.parameter_shape(x.shape, block_size)
     zero_shape = shape if OF_NAME[format].has_zero_point else ()
     scale = x.new_empty(shape, dtype=scale_dtype or torch.float32)
     return scale, x.new_empty(zero_shape, dtype=torch.float32)
@@ -121,13 +118,13 @@ def _format_codes_numbers_and_parameters(x, *choice, output_dtype=None, **option
 
 
 def _limbs(x, *_, over=None, **__):
-    shape = reference.parameter_shape(x.shape, over)
+    shape = steps.parameter_shape(x.shape, over)
     limbs = x.new_empty((*shape, 2, sums.DIGITS), dtype=torch.int64)
     return limbs, *_measured_beside(x, shape)
 
 
 def _measured(x, *_, over=None, **__):
-    shape = reference.parameter_shape(x.shape, over)
+    shape = steps.parameter_shape(x.shape, over)
     squares, errors = (x.new_empty(shape, dtype=torch.float64) for _ in range(2))
     return squares, errors, *_measured_beside(x, shape)
 
@@ -230,8 +227,8 @@ GRADIENTS = {
     f"_{parameter}_gradient{overload}": Operator(f"Tensor grad, {arguments}", ("out",),
         function, _checks.parameter_gradient, shaped)
     for parameter, function, shaped in (
-        ("scale", reference.scale_gradient_op, _scale_gradient),
-        ("zero_point", reference.zero_point_gradient_op, _zero_point_gradient))
+        ("scale", learnable.scale_gradient_op, _scale_gradient),
+        ("zero_point", learnable.zero_point_gradient_op, _zero_point_gradient))
     for overload, arguments in (("", _GIVEN), (".format", _FORMAT_GIVEN))
 }  # fmt: skip
 _EVERY = OPERATORS | GRADIENTS
@@ -278,8 +275,7 @@ def _check_compiler() -> None:
 def fake(name: str) -> _Function:
     """The fake kernel: the checks, then results without values."""
     operator = _EVERY[name]
-    dtypes = [a.split()[1] for a in operator.arguments.split(", ") if a.startswith("ScalarType")]
-    dtypes = [a.partition("=")[0] for a in dtypes]
+    dtypes = re.findall(r"ScalarType\?? (\w+)", operator.arguments)
 
     def kernel(*args, **options):
         if "dtype" in dtypes or any(options.get(name) is not None for name in dtypes):

@@ -257,7 +257,7 @@ def quantize_tensor(
 
 def _drawn_from(seed: Any, index: Any) -> dict[str, Any]:
     """seed and index as the operators take them."""
-    return {"seed": as_seed(seed), "index": _checks.index_list(index)}
+    return {"seed": as_seed(seed), "index": _checks.block_sizes(index, "index")}
 
 
 def dequantize_tensor(
@@ -330,16 +330,9 @@ def quantize_dequant(
         scale_dtype, scale_rule,
     )  # fmt: skip
     if is_version_1(
-        f,
-        compute_dtype,
-        round_first,
-        scale_dtype,
-        scale_rule,
-        global_scale,
-        output_dtype,
-        seed,
+        f, compute_dtype, round_first, scale_dtype, scale_rule, global_scale, output_dtype, seed,
         index,
-    ):
+    ):  # fmt: skip
         q, x_hat, scale, zero_point = operators.quantize_dequantize(
             x, blocks, q_min, q_max, eps, sym, f.number, include_zero
         )

@@ -67,7 +67,7 @@ class QuantizationParams:
     def __repr__(self) -> str:
         """Version 1's fields, and the others where they are set; of many elements shape and dtype."""
         names = ["scale", "zero_point", "q_min", "q_max"]
-        names += [] if self.dtype in (None, *(f.dtype for f in VERSION_1)) else ["dtype"]
+        names += [] if self.dtype in _DTYPES_OF_VERSION_1 else ["dtype"]
         options = ("block_size", "global_scale", "compute_dtype")
         names += [name for name in options if getattr(self, name) is not None]
         names += ["round_first"] if self.round_first else []
@@ -114,6 +114,7 @@ def _text(value: object) -> str:
 
 torch.serialization.add_safe_globals([QuantizationParams])  # for torch.load(weights_only=True)
 
+_DTYPES_OF_VERSION_1 = (None, *(f.dtype for f in VERSION_1))
 _TENSORS = ("scale", "zero_point", "global_scale")
 _Limits = tuple[int, int, torch.dtype | None]
 # Version 1's limits, or those and block_size, compute_dtype and round_first.
@@ -132,9 +133,8 @@ def _leaves(p: QuantizationParams) -> list[Any]:
 
 def _context(p: QuantizationParams) -> _Context:
     """All else, in version 1's form where it says all: programs that version 1 exported know no other."""
-    dtypes = (None, *(f.dtype for f in VERSION_1))
     plain = p.compute_dtype is None and p.global_scale is None and not p.round_first
-    if plain and p.dtype in dtypes:
+    if plain and p.dtype in _DTYPES_OF_VERSION_1:
         return _limits(p)
     blocks = None if p.block_size is None else tuple(map(_checks.number, p.block_size))
     return *_limits(p), blocks, p.compute_dtype, bool(p.round_first)
@@ -224,10 +224,6 @@ _torch.register_pytree_node(
 # ---- from the arguments of functions to those of operators --------------------------------------------
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(_checks.number(value), (int, float))
-
-
 def as_tensor(name: str, value: Any) -> Any:
     """A number as a 0-dim tensor on the CPU, whatever the default device; a tensor as it is.
 
@@ -235,10 +231,11 @@ def as_tensor(name: str, value: Any) -> Any:
     """
     if isinstance(value, torch.Tensor) or (value is None and name != "scale"):
         return value
-    if not _is_number(value):
+    number = _checks.number(value)
+    if not isinstance(number, (int, float)):
         raise _checks.wrong(TypeError, name, "a torch.Tensor or a number", type(value).__name__)
-    value = _checks.to_float(name, _checks.number(value))
-    return torch.tensor(value, dtype=torch.float64, device="cpu")
+    number = _checks.to_float(name, number)
+    return torch.tensor(number, dtype=torch.float64, device="cpu")
 
 
 def as_seed(seed: Any) -> Any:

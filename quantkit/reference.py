@@ -15,9 +15,21 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import _autograd, _checks, _torch, ops, philox, schemes, sums
-from .formats import HALF_DTYPES, OF_NAME, OF_NUMBER, WIDEST, Float, Format, rounded, scale_numbers
+# The steps are in steps.py, codes in formats.py, and how scales are chosen in schemes.py.
+from . import _autograd, _checks, _torch, learnable, ops, schemes, sums
+from .formats import OF_NAME, OF_NUMBER, WIDEST, Float, rounded
 from .params import QuantizationParams
+from .steps import (
+    Float32Steps,
+    before_rounding,
+    draws,
+    expand,
+    first_dtype,
+    in_blocks,
+    parameter_shape,
+    parameters,
+    spread_global,
+)
 
 __all__ = [
     "QuantizationParams",
@@ -40,114 +52,9 @@ _Tensor = torch.Tensor
 _Blocks = Sequence[int] | None
 
 
-# ---- dtypes and shapes ------------------------------------------------------------------------------
-
-
-def _is_wide(q_min: int, q_max: int) -> bool:
-    """Whether half precision cannot hold the limits (possible with int16 only)."""
-    return q_min < -128 or q_max > 255
-
-
-def first_dtype(x: _Tensor, q_min: int, q_max: int) -> torch.dtype:
-    """The dtype that x takes before the first step."""
-    if not x.is_floating_point() or (x.dtype in HALF_DTYPES and _is_wide(q_min, q_max)):
-        return torch.float32
-    return x.dtype
-
-
-def parameter_shape(shape: Sequence[int], block_size: _Blocks) -> list[int]:
-    """The shape of scale and zero_point: how many blocks each dimension has; 0-dim for None."""
-    if block_size is None:
-        return []
-    return [_checks.blocks_in(n, b) for n, b in zip(shape, block_size, strict=True)]
-
-
-def expand(p: _Tensor, shape: Sequence[int], block_size: _Blocks = None) -> _Tensor:
-    """A parameter over blocks, repeated until it broadcasts; its rank stays.
-
-    block_size is needed where the last block of a dimension is short.
-    """
-    if p.dim() == len(shape):
-        for dim, (size, whole) in enumerate(zip(p.shape, shape, strict=True)):
-            if size not in (0, 1, whole):
-                block = whole // size
-                if block_size is not None and whole % block_size[dim] != 0:
-                    block = block_size[dim]
-                p = p.repeat_interleave(block, dim).narrow(dim, 0, whole)
-    return p
-
-
-def _parameters(x: _Tensor, scale: _Tensor, zero_point: _Tensor, wide: bool) -> tuple[_Tensor, ...]:
-    """scale and zero_point as floats that broadcast to x's shape, on its device, outside any graph."""
-    scale, zero_point = scale.detach().to(x.device), zero_point.detach().to(x.device)
-    if not zero_point.is_floating_point():
-        half = wide and scale.dtype in HALF_DTYPES
-        zero_point = rounded(zero_point, torch.float32 if half else scale.dtype)
-    return expand(scale, x.shape), expand(zero_point, x.shape)
-
-
 def _like(x: _Tensor, v: _Tensor) -> _Tensor:
     """v with the strides of torch.empty_like(x), which broadcasting may have changed."""
     return torch.empty_like(x, dtype=v.dtype, requires_grad=False).copy_(v)
-
-
-# ---- steps ------------------------------------------------------------------------------------------
-
-
-def _takes_scalar(t: _Tensor, parameter: _Tensor) -> bool:
-    """Half precision with dimensions keeps its dtype beside a 0-dim parameter."""
-    return t.dtype in HALF_DTYPES and t.dim() > 0 and parameter.dim() == 0
-
-
-def _divide(x: _Tensor, scale: _Tensor) -> _Tensor:
-    if _takes_scalar(x, scale):  # the quotient of the full scale, rounded once
-        return (x.to(torch.float32) / scale.to(torch.float32)).to(x.dtype)
-    return x / scale
-
-
-def _add(v: _Tensor, zero_point: _Tensor) -> _Tensor:
-    if _takes_scalar(v, zero_point):  # the zero point rounded first
-        return v + rounded(zero_point, v.dtype)
-    return v + zero_point
-
-
-def _before_rounding(
-    x: _Tensor, scale: _Tensor, zero_point: _Tensor, q_min: int, q_max: int
-) -> _Tensor:
-    """x / scale + zero_point."""
-    x = x.detach().to(first_dtype(x, q_min, q_max))
-    scale, zero_point = _parameters(x, scale, zero_point, _is_wide(q_min, q_max))
-    return _add(_divide(x, scale), zero_point)
-
-
-def _in_blocks(
-    x: _Tensor, block_size: _Blocks, filled: bool = False
-) -> tuple[_Tensor, schemes.Over]:
-    """x, which has elements, with axes of its own for each block, and the reduction over these.
-
-    A short last block has its last element once more and more, or zeros where filled.
-    """
-    shape = parameter_shape(x.shape, block_size)
-    counts = shape or [1] * x.dim()
-    sizes = [
-        n if b == -1 else min(b, n) for n, b in zip(x.shape, block_size or x.shape, strict=True)
-    ]
-    for dim, (count, size) in enumerate(zip(counts, sizes, strict=True)):
-        if filled and count * size != x.shape[dim]:
-            sides = [0] * (2 * (x.dim() - dim))
-            sides[-1] = count * size - x.shape[dim]
-            x = torch.nn.functional.pad(x, sides)
-        elif count * size != x.shape[dim]:
-            whole = torch.arange(count * size, device=x.device).clamp(max=x.shape[dim] - 1)
-            x = x.index_select(dim, whole)
-    # Each dimension is two axes here. Torch's tensors end at 64: those of one element are left out.
-    axes = [(n, i) for pair in zip(counts, sizes, strict=True) for i, n in enumerate(pair) if n > 1]
-    within = tuple(axis for axis, (_, i) in enumerate(axes) if i == 1)
-
-    def over(reduce: Callable[..., _Tensor], t: _Tensor) -> _Tensor:
-        return (reduce(t, dim=within) if within else t).reshape(shape)
-
-    return x.reshape([n for n, _ in axes]), over
 
 
 def _chosen(
@@ -158,7 +65,7 @@ def _chosen(
     shape = parameter_shape(x.shape, block_size)
     if x.numel() == 0:
         return x.new_empty(shape, dtype=how.dtype or x.dtype), x.new_empty(shape)
-    blocks, over = _in_blocks(x, block_size)
+    blocks, over = in_blocks(x, block_size)
     scheme = schemes.symmetric if symmetric else schemes.asymmetric
     scale, zero_point = scheme(blocks, over, q_min, q_max, eps, include_zero, how)
     return scale.contiguous(), zero_point.contiguous()
@@ -182,14 +89,14 @@ def quantize_op(
 ) -> _Tensor:
     """clip(round(x / scale + zero_point), q_min, q_max), NaN to 0, in dtype."""
     _checks.quantize(x, scale, zero_point, q_min, q_max, dtype)
-    v = _before_rounding(x, scale, zero_point, q_min, q_max)
+    v = before_rounding(x, scale, zero_point, q_min, q_max)
     return _like(x, OF_NUMBER[dtype].encode(v, q_min, q_max))
 
 
 def dequantize_op(q: _Tensor, scale: _Tensor, zero_point: _Tensor) -> _Tensor:
     """(q - zero_point) * scale, from q as float32, in the dtype that torch's promotion gives."""
     _checks.dequantize(q, scale, zero_point)
-    scale, zero_point = _parameters(q, scale, zero_point, wide=True)
+    scale, zero_point = parameters(q, scale, zero_point, wide=True)
     numbers = OF_NUMBER.get(q.dtype, WIDEST).decode(q.detach())
     return _like(q, (numbers - zero_point) * scale)
 
@@ -226,7 +133,7 @@ def fake_quantize_op(
 
 def _mask(x: _Tensor, scale: _Tensor, zero_point: _Tensor, q_min: int, q_max: int) -> _Tensor:
     """Whether q_min <= round(x / scale + zero_point) <= q_max: False at NaN."""
-    v = torch.round(_before_rounding(x, scale, zero_point, q_min, q_max))
+    v = torch.round(before_rounding(x, scale, zero_point, q_min, q_max))
     return _like(x, (v >= q_min) & (v <= q_max))
 
 
@@ -256,58 +163,6 @@ def fake_quantize_backward_op(
 # ---- the operators' .format overloads, by float32 steps ---------------------------------------------
 
 
-def _spread_global(
-    global_scale: _Tensor | None, device: torch.device, shape: Sequence[int]
-) -> _Tensor | None:
-    """A global scale in float32, repeated until it broadcasts to the shape of scale."""
-    if global_scale is None:
-        return None
-    return expand(global_scale.detach().to(device).to(torch.float32), shape)
-
-
-class Float32Steps:
-    """Parameters in float32 on a device, repeated until they broadcast to a shape."""
-
-    def __init__(
-        self, device: torch.device, shape: Sequence[int], scale: _Tensor,
-        zero_point: _Tensor | None, block_size: _Blocks, global_scale: _Tensor | None,
-    ):  # fmt: skip
-        scale = scale_numbers(scale.detach().to(device))
-        whole = _spread_global(global_scale, device, scale.shape)
-        self.scale = expand(scale if whole is None else scale * whole, shape, block_size)
-        self.zero_point = None
-        if zero_point is not None:
-            zero_point = zero_point.detach().to(device).to(torch.float32)
-            self.zero_point = expand(zero_point, shape, block_size)
-
-    def there(self, x: _Tensor, round_first: bool) -> _Tensor:
-        """What becomes a code: x / scale + zero_point; round(x / scale) + zero_point with round_first."""
-        v = x.detach().to(torch.float32) / self.scale
-        if round_first:
-            v = torch.round(v)
-        return v if self.zero_point is None else v + self.zero_point
-
-    def back(self, numbers: _Tensor) -> _Tensor:
-        """(number - zero_point) * scale."""
-        v = numbers if self.zero_point is None else numbers - self.zero_point
-        return v * self.scale
-
-    def coded(
-        self, x: _Tensor, f: Format, q_min: int, q_max: int, round_first: bool,
-        u: _Tensor | None = None,
-    ) -> tuple[_Tensor, _Tensor, _Tensor]:  # fmt: skip
-        """What becomes a code, whether it is within the limits, and the code's number."""
-        v = self.there(x, round_first)
-        clipped_as_it_is = round_first or u is not None
-        inside = (v >= q_min) & (v <= q_max) if clipped_as_it_is else f.is_inside(v, q_min, q_max)
-        return v, inside, f.decode(f.encode(v, q_min, q_max, u))
-
-
-def _draws(x: _Tensor, seed: _Tensor | None, index: Sequence[int] | None) -> _Tensor | None:
-    """A random number in (0, 1) for each element, where a seed asks for it."""
-    return None if seed is None else philox.uniform(seed.to(x.device), x.shape, index)
-
-
 def choose_qparams_format_op(
     x: _Tensor, block_size: _Blocks, q_min: int, q_max: int, eps: float, symmetric: bool,
     format: str, *, include_zero: bool = False, scale_dtype: torch.dtype | None = None,
@@ -321,7 +176,7 @@ def choose_qparams_format_op(
     x, f = x.detach().to(torch.float32), OF_NAME[format]
     how = schemes.Symmetric(
         scale_rule, scale_dtype, f.mantissa if isinstance(f, Float) else 0,
-        _spread_global(global_scale, x.device, parameter_shape(x.shape, block_size)),
+        spread_global(global_scale, x.device, parameter_shape(x.shape, block_size)),
     )  # fmt: skip
     scale, zero_point = _chosen(x, block_size, q_min, q_max, eps, symmetric, include_zero, how)
     return scale, zero_point if f.has_zero_point else x.new_zeros(())
@@ -339,7 +194,7 @@ def quantize_format_op(
     )  # fmt: skip
     f = OF_NAME[format]
     steps = Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
-    codes = f.encode(steps.there(x, round_first), q_min, q_max, _draws(x, seed, index))
+    codes = f.encode(steps.there(x, round_first), q_min, q_max, draws(x, seed, index))
     return f.pack(codes) if f.per_byte > 1 else _like(x, codes)
 
 
@@ -398,9 +253,7 @@ def fake_quantize_format_op(
     **options: Any,
 ) -> _Tensor:  # fmt: skip
     """dequantize(quantize(x)) in x's dtype (float32 for integer x); no gradient."""
-    return fake_quantize_masked_format_op(
-        x, scale, zero_point, q_min, q_max, format, **options
-    )[0]  # fmt: skip
+    return fake_quantize_masked_format_op(x, scale, zero_point, q_min, q_max, format, **options)[0]
 
 
 def fake_quantize_masked_format_op(
@@ -414,77 +267,10 @@ def fake_quantize_masked_format_op(
         global_scale=global_scale, seed=seed, index=index, round_first=round_first,
     )  # fmt: skip
     steps = Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
-    u = _draws(x, seed, index)
+    u = draws(x, seed, index)
     _, inside, numbers = steps.coded(x, OF_NAME[format], q_min, q_max, round_first, u)
     dtype = x.dtype if x.is_floating_point() else torch.float32
     return _like(x, steps.back(numbers).to(dtype)), _like(x, inside)
-
-
-# ---- the gradients of fake_quantize's parameters ----------------------------------------------------
-
-
-class _Learning:
-    """fake_quantize once more, by either overload, for what its parameters' gradients are made of."""
-
-    def __init__(
-        self, x: _Tensor, scale: _Tensor, zero_point: _Tensor | None, q_min: int, q_max: int,
-        format: str | None = None, *, block_size: _Blocks = None,
-        global_scale: _Tensor | None = None, seed: _Tensor | None = None,
-        index: Sequence[int] | None = None, round_first: bool = False,
-    ):  # fmt: skip
-        self.x, self.block_size = x.detach().to(torch.float32), block_size
-        # The quotient and the product are float32 ones in version 1's steps too.
-        steps = Float32Steps(x.device, x.shape, scale, zero_point, block_size, global_scale)
-        self.scale, self.zero_point = steps.scale, steps.zero_point
-        if format is None:
-            assert zero_point is not None
-            v = _before_rounding(x, scale, zero_point, q_min, q_max)
-            self.inside = (torch.round(v) >= q_min) & (torch.round(v) <= q_max)
-            self.numbers = WIDEST.decode(WIDEST.encode(v, q_min, q_max))
-        else:
-            u = _draws(x, seed, index)
-            v, self.inside, self.numbers = steps.coded(
-                x, OF_NAME[format], q_min, q_max, round_first, u
-            )
-        self.kept = ~torch.isnan(v)
-
-    def summed(self, terms: _Tensor, p: _Tensor) -> _Tensor:
-        """The exact sum of float64 terms over the elements that share each number of p, in p's dtype."""
-        if terms.numel() == 0:
-            return torch.zeros_like(p, memory_format=torch.contiguous_format)
-        blocks: list[int] | None = None
-        if p.dim() > 0:
-            shape, blocks = [1] * (terms.dim() - p.dim()) + list(p.shape), []
-            for dim, (size, whole) in enumerate(zip(shape, terms.shape, strict=True)):
-                block = whole // size
-                if self.block_size is not None and size not in (1, whole):
-                    block = self.block_size[dim]
-                blocks.append(block)
-        terms, over = _in_blocks(torch.where(self.kept, terms, 0.0), blocks, filled=True)
-        dtype = p.dtype if p.is_floating_point() else torch.float32
-        made = sums.of_terms(terms, parameter_shape(self.x.shape, blocks), over, dtype)
-        return made.reshape(p.shape).contiguous().to(p.device)
-
-
-def scale_gradient_op(grad: _Tensor, *given: Any, **options: Any) -> _Tensor:
-    """The sum of grad · ((number - zero_point) - x / scale) inside the limits, and outside of
-
-    grad · (number - zero_point): learned step size quantization (Esser et al., 2020). Products are exact.
-    """
-    _checks.parameter_gradient(grad, *given, **options)
-    at = _Learning(*given, **options)
-    d = at.numbers if at.zero_point is None else at.numbers - at.zero_point
-    d = d - torch.where(at.inside, at.x / at.scale, 0)
-    terms = grad.detach().to(torch.float32).to(torch.float64) * d.to(torch.float64)
-    return at.summed(terms, given[1])
-
-
-def zero_point_gradient_op(grad: _Tensor, *given: Any, **options: Any) -> _Tensor:
-    """The sum of -(grad · scale) outside the limits."""
-    _checks.parameter_gradient(grad, *given, **options)
-    at = _Learning(*given, **options)
-    terms = -(grad.detach().to(torch.float32) * at.scale)
-    return at.summed(torch.where(at.inside, 0.0, terms.to(torch.float64)), given[2])
 
 
 # ---- extremes ---------------------------------------------------------------------------------------
@@ -517,7 +303,7 @@ def aminmax_op(x: _Tensor, block_size: _Blocks) -> tuple[_Tensor, _Tensor]:
     if x.numel() == 0:
         shape = parameter_shape(x.shape, block_size)
         return x.new_empty(shape), x.new_empty(shape)
-    blocks, over = _in_blocks(_ordered(x.detach()), block_size)
+    blocks, over = in_blocks(_ordered(x.detach()), block_size)
     low, high = (_unordered(over(r, blocks), x.dtype) for r in (torch.amin, torch.amax))
     if x.is_floating_point():
         nan = low.isnan() | high.isnan()
@@ -609,7 +395,7 @@ def _of_plain(operators: Any) -> Any:
     return type(operators)(**{name: refusing(f) for name, f in vars(operators).items()})
 
 
-_OF_PARAMETERS = scale_gradient_op, zero_point_gradient_op
+_OF_PARAMETERS = learnable.scale_gradient_op, learnable.zero_point_gradient_op
 _OPERATORS = ops.Operators(
     choose_qparams=choose_qparams_op,
     quantize=quantize_op,

@@ -170,6 +170,11 @@ _NAMED: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 #: The schemes of :func:`quantkit.quantize`, and what each is. All take float32 steps.
 SCHEMES: Mapping[str, str] = MappingProxyType({name: text for name, (text, _) in _NAMED.items()})
+# quantkit.checkpoint's names for the same codes, where they differ: its command names layouts of files.
+OF_CHECKPOINTS = {
+    "w8a8": "int8_channel", "w8": "int8_channel", "w4": "int4_group128", "fp8": "fp8_token",
+    "fp8_block": "fp8_block128",
+}  # fmt: skip
 
 
 def global_limit(scheme: object, keywords: Mapping[str, Any]) -> int | None:
@@ -187,5 +192,7 @@ def keywords_of(scheme: object) -> Mapping[str, Any]:
     if not isinstance(scheme, str):
         raise TypeError(f"scheme: expected a str or a mapping, got {type(scheme).__name__}")
     if scheme not in _NAMED:
-        raise ValueError(f"scheme: expected one of {', '.join(_NAMED)}, got {scheme[:40]!r}")
+        own = OF_CHECKPOINTS.get(scheme)
+        hint = f", the checkpoint command's name of {own}" if own else ""
+        raise ValueError(f"scheme: expected one of {', '.join(_NAMED)}, got {scheme[:40]!r}{hint}")
     return {"compute_dtype": torch.float32, **_NAMED[scheme][1]}

@@ -222,8 +222,14 @@ def test_exit_codes(source, tmp_path, capsys, monkeypatch):
     assert err == f"quantkit: rank 2 of 3: error: {source}: is the source itself\n"
     code, err = error("quantize", source, tmp_path / "dst", "--exclude", "nothing\n")
     assert code == cli.REFUSED and err.count("\n") == 1 and err.isascii()
+    scheme = f"scheme: expected one of {', '.join(checkpoint.SCHEMES)}, got"
     for arguments, text in (
-        (("--scheme", "w5"), f"scheme: expected one of {', '.join(checkpoint.SCHEMES)}, got 'w5'"),
+        (("--scheme", "w5"), f"{scheme} 'w5'"),
+        (("--scheme", "int4_group128"), f"{scheme} 'int4_group128', the functions' name of w4"),
+        (
+            ("--scheme", "int8_channel"),
+            f"{scheme} 'int8_channel', the functions' name of w8a8 or w8",
+        ),
         (("--threads", "0"), "argument --threads: expected 1 to 4095, got '0'"),
         (("--threads", "x\x1b"), r"argument --threads: expected 1 to 4095, got 'x\x1b'"),
         (("--bits", "4"), "unrecognized arguments: --bits 4"),

@@ -6,7 +6,8 @@ from lib.cases import assert_same, microscaled, values
 from torch._dynamo.utils import counters
 
 import quantkit
-from quantkit import reference
+from quantkit import checkpoint, reference
+from quantkit.schemes import OF_CHECKPOINTS
 
 pytestmark = pytest.mark.fallback
 MODULES = pytest.mark.parametrize("m", [quantkit, reference], ids=lambda m: m.__name__)
@@ -88,6 +89,17 @@ def test_options_and_mappings(m):
         m.quantize(X, 3)
     with pytest.raises(TypeError, match="other"):
         m.quantize(X, "int8_token", other=1)
+
+
+@MODULES
+def test_names_that_the_checkpoint_command_has_for_the_same_codes(m):
+    assert set(OF_CHECKPOINTS) == set(checkpoint.SCHEMES) - set(quantkit.SCHEMES)
+    x = values((130, 256), F32, 6)
+    for name, own in OF_CHECKPOINTS.items():
+        q, expected = m.quantize(x, own)[0], checkpoint.SCHEMES[name].quantize(x)[0]
+        assert_same(q.view(torch.uint8), expected.view(torch.uint8))
+        with pytest.raises(ValueError, match=f", got '{name}', the checkpoint .* name of {own}$"):
+            m.quantize(x, name)
 
 
 @MODULES

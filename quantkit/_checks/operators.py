@@ -9,24 +9,12 @@ import torch
 from .. import _torch
 from ..formats import CODED_SCALES, E4M3, E8M0, WIDEST
 from ..schemes import POWERS, RULES
-from .parameters import (
-    format_parameters,
-    global_parameter,
-    on_the_device,
-    parameters,
-    q_range,
-)
-from .sizes import (
-    blocks,
-    blocks_in,
-    known,
-    surely,
-)
+from .parameters import format_parameters, global_parameter, on_the_device, parameters, q_range
+from .sizes import blocks, blocks_in, known, surely
 from .values import (
     FLOATING,
     MASK,
     are_ints,
-    block_sizes,
     codes,
     flag,
     format_named,
@@ -219,11 +207,6 @@ def seed_pair(seed: Any) -> tuple[int, int]:
     return low, high
 
 
-def index_list(index: Any) -> Any:
-    """index as the operators take it."""
-    return block_sizes(index, "index")
-
-
 def draws(x, seed, index):
     """What random rounding draws from: (seed, stream), and the places of x's elements."""
     if seed is None:
@@ -251,14 +234,11 @@ def draws(x, seed, index):
     # Of symbols the kernel asks: a guard here would bound the sizes of what is exported.
     least = index[0] + sum(e for e in ends if known(e < 0))
     most = index[0] + sum(e for e in ends if not known(e < 0))
-    if known(least < 0) or known(most > LARGEST_INDEX):
+    if known(least < 0) or known(most > 2**63 - 1):
         raise ValueError(
             f"index: expected places of x's elements in [0, 2^63 - 1], got {shown_sizes(index)} "
             f"for x of shape {shape}"
         )
-
-
-LARGEST_INDEX = 2**63 - 1
 
 
 def _list_of_ints(name, value):
@@ -349,14 +329,21 @@ def measure(
         blocks(over, x.shape, short=True, name="over")
 
 
+def promoted(x, scale, zero_point):
+    """The dtype that torch gives float32 numbers of x's shape beside version 1's parameters."""
+    # Integer zero points become scale's dtype first.
+    zero_dtype = zero_point.dtype if zero_point.is_floating_point() else scale.dtype
+    for p, dtype in ((scale, scale.dtype), (zero_point, zero_dtype)):
+        if dtype == torch.float64 and (p.dim() > 0 or x.dim() == 0):
+            return torch.float64
+    return torch.float32
+
+
 def measured_steps(x, scale, zero_point):
     """That version 1's steps of x are float32 steps: codes of others are not those that are measured."""
-    dtype = x.dtype if x.is_floating_point() else torch.float32
-    # Beside float32 torch promotes to a wider dtype alone. Integer zero points become scale's first.
-    added = zero_point.dtype if zero_point.is_floating_point() else scale.dtype
-    for p, own in ((scale, scale.dtype), (zero_point, added)):
-        if own == torch.float64 and (p.dim() > 0 or x.dim() == 0):
-            dtype = own
+    dtype = promoted(x, scale, zero_point)
+    if dtype == torch.float32 and x.is_floating_point():
+        dtype = x.dtype
     if dtype != torch.float32:
         raise ValueError(
             f"x: quantize_tensor takes steps in {dtype} with these parameters, but errors are measured "

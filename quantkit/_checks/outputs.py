@@ -34,9 +34,8 @@ def outputs(
     if not any(t.device.type == "meta" or _torch.is_fake(t) for t in every):
         _overlaps(outs, inputs, in_place)
     for name, out in outs.items():
-        if (
-            torch.is_grad_enabled() and not out.is_leaf
-        ):  # its history would not be that of its values
+        # Its history would not be that of its values.
+        if torch.is_grad_enabled() and not out.is_leaf:
             raise RuntimeError(
                 f"{name}: expected a tensor outside of autograd's graphs, as out= has no gradient; "
                 f"pass {name}.detach()"

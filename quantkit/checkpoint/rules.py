@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..schemes import OF_CHECKPOINTS
 from .files import CheckpointError, shown
 from .layouts import SCHEMES, WeightScheme
 
@@ -169,8 +170,10 @@ def _scheme(given: object) -> WeightScheme:
         given = changes.pop("base", "w8a8")
         _known("scheme", changes, [f.name for f in fields(WeightScheme)])
     if not isinstance(given, str) or given not in SCHEMES:
+        own = " or ".join(name for name, other in OF_CHECKPOINTS.items() if other == given)
+        hint = f", the functions' name of {own}" if own else ""
         raise CheckpointError(
-            f"scheme: expected one of {', '.join(SCHEMES)}, got {shown(repr(given))}"
+            f"scheme: expected one of {', '.join(SCHEMES)}, got {shown(repr(given))}{hint}"
         )
     if not changes:
         return SCHEMES[given]
