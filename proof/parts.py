@@ -8,7 +8,7 @@ import sweeps as s
 from machines import BUILDS, EMULATED, SHORT, folder_of
 from work import Task, drawn_seed
 
-SWEEPS = ("proof/sweeps.py", "tests/lib/cases.py")
+SWEEPS = ("proof/sweeps.py", "proof/covered.py", "proof/formulas.py", "tests/lib/cases.py")
 FORMATS, FORMAT_SETS = tuple(s.OF_NAME), range(len(s.FORMAT_SETS))
 HALVES, CHOICES = ("float16", "bfloat16"), range(len(s.CHOICES))
 PARTS = {}

@@ -7,12 +7,10 @@ Prints a hash of what the operators returned.
 
 import itertools
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import torch
 import xxhash
+from covered import add_results
 from lib.cases import (
     CODES,
     FLOATS,
@@ -25,7 +23,6 @@ from lib.cases import (
     given_arguments,
     values,
 )
-from sweeps import add_results
 
 import quantkit
 from quantkit._checks import REAL_DTYPES

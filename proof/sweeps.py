@@ -6,114 +6,29 @@ the hash is computed: it must be the kernels'.
 """
 
 import math
-import sys
-import zlib
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-import ml_dtypes
 import numpy as np
 import torch
-import xxhash
-from lib.cases import BITS, CODES, FLOATS, assert_same, flat
+from covered import Covered
+from formulas import (
+    E4M3,
+    E8M0,
+    SMALLEST,
+    apart,
+    as_codes,
+    as_numbers,
+    as_scale,
+    drawn_numbers,
+    draws_of,
+    expected_scales,
+    whole_sum,
+)
+from lib.cases import CODES, FLOATS
 
-import quantkit
-from quantkit import _load
 from quantkit.formats import OF_NAME
-from quantkit.operators import OPERATORS, overloads
+from quantkit.operators import OPERATORS
 
 CHUNK = 1 << 16  # in the caches, with all that the reference allocates
-EMULATED = "cuda_emu"
-EMULATED_EVERY = 17  # the emulator takes one call of so many
-
-
-class Covered:
-    """Calls operators on every backend, compares and hashes what they return."""
-
-    def __init__(self, *task):
-        extension = _load.extension
-        self.backends = list(quantkit.backend().isas) if extension else ["fallback"]
-        self.hashes = {name: xxhash.xxh3_128() for name in self.backends}
-        self.sample = xxhash.xxh3_128()  # the reference's, of the calls that the emulator takes too
-        self.inputs = self.results = self.emulated = 0
-        self.drawn = None
-        # Where the emulator begins: each task elsewhere.
-        self.calls = zlib.crc32(repr(task).encode())
-
-    def call(self, name, *args, **options):
-        """An operator's results."""
-        operator, _ = overloads(name)
-        if _load.extension is None:
-            found = operator(*args, **options)
-            add_results(self.hashes["fallback"], found)
-            self.results += sum(t.numel() for t in flat(found))
-            return found
-        expected = OPERATORS[name].reference(*args, **options)
-        nans = [is_real(t) and bool(t.isnan().any()) for t in flat(expected)]
-        emulates = self.calls % EMULATED_EVERY == 0
-        for isa in self.backends:
-            if isa == EMULATED and not emulates:
-                continue
-            _load.extension.set_isa(isa)
-            found = operator(*args, **options)
-            try:
-                assert_same(found, expected)
-            except AssertionError as error:
-                raise AssertionError(f"{isa}: {error}") from None
-            add_results(self.hashes[isa], found, nans)
-        count = sum(t.numel() for t in flat(expected))
-        if emulates:
-            add_results(self.sample, expected, nans)
-            self.emulated += count
-        self.calls += 1
-        self.results += count
-        return expected
-
-    def given(self, x, scale, zero_point, q_min, q_max, code):
-        """quantize, dequantize of its result, fake_quantize."""
-        given = (x, scale, zero_point, q_min, q_max)
-        q = self.call("quantize", *given, code)
-        self.call("dequantize", q, scale, zero_point)
-        self.call("_fake_quantize", *given)
-        self.inputs += x.numel()
-
-    def draws(self, *parameters):
-        """Tells results of other parameters apart: torch's exp2 is not the same on every machine."""
-        digest = xxhash.xxh3_64()
-        add_results(digest, parameters)
-        self.drawn = digest.hexdigest()
-
-    def report(self):
-        hashes = {name: digest.hexdigest() for name, digest in self.hashes.items()}
-        emulated = hashes.pop(EMULATED, None)
-        if emulated is not None:
-            assert emulated == self.sample.hexdigest(), "the emulator's hash differs"
-        assert len(set(hashes.values())) == 1, hashes
-        return {
-            "inputs": self.inputs,
-            "results": self.results,
-            "hashes": hashes,
-            "drawn": self.drawn,
-            "emulated": {"results": self.emulated, "hash": self.sample.hexdigest()},
-        }
-
-
-def is_real(t):
-    """Whether t holds floating numbers, not codes."""
-    return t.is_floating_point() and t.element_size() > 1
-
-
-def add_results(digest, results, nans=None):
-    """Adds results to a hash; nans: whether each has any, where that is known."""
-    for i, t in enumerate(flat(results)):
-        if not is_real(t):
-            t = t.view(torch.uint8) if t.is_floating_point() else t
-        else:
-            if nans is None or nans[i]:
-                t = t.masked_fill(t.isnan(), math.nan)
-            t = t.view(BITS[t.element_size()])
-        digest.update(t.contiguous().numpy())
 
 
 # ---- every float32 --------------------------------------------------------------------------------
@@ -172,8 +87,6 @@ def floats(which, index, every=1):
 
 # ---- every float32 in every format ----------------------------------------------------------------
 
-E8M0, E4M3 = torch.float8_e8m0fnu, torch.float8_e4m3fn
-
 
 class E8M0_CODE(int):
     """A scale that is a power of two, by its code."""
@@ -223,42 +136,6 @@ def strided_floats(index):
 
 def wrapped(bits):
     return (((bits + 2**31) & (2**32 - 1)) - 2**31).to(torch.int32)
-
-
-def as_codes(v, f):
-    """What v becomes, one code an element, by casts of numpy, not by quantkit's formats."""
-    if f.has_zero_point:
-        v = v.numpy()
-        return torch.from_numpy(np.where(np.isnan(v), 0, np.clip(np.rint(v), f.low, f.high)))
-    v = torch.clamp(v, f.low, f.high).nan_to_num(0.0).numpy(), v.isnan()
-    codes = torch.from_numpy(v[0].astype(getattr(ml_dtypes, f.name)).view(np.uint8))
-    return torch.where(v[1], 0x7F if f.bits == 8 else 0, codes)
-
-
-def apart(q, f):
-    """Codes that share a byte, one in each element."""
-    shifts = torch.arange(f.per_byte) * f.bits
-    return (q[..., None].to(torch.int32) >> shifts).flatten(-2) & (2**f.bits - 1)
-
-
-def as_numbers(q, f):
-    """The numbers of codes, of which several may share a byte, by casts of numpy."""
-    if not f.has_zero_point:
-        codes = q.view(torch.uint8) if f.per_byte == 1 else apart(q, f).to(torch.uint8)
-        numbers = codes.numpy().view(getattr(ml_dtypes, f.name)).astype(np.float32)
-        return torch.from_numpy(numbers)
-    if f.per_byte == 1:
-        return q.to(torch.float32)
-    codes = apart(q, f).to(torch.float32)
-    return torch.where(codes > f.high, codes - 2**f.bits, codes)
-
-
-def as_scale(scale):
-    """The float32 of a scale."""
-    if scale.dtype != E8M0:
-        return scale
-    code = scale.view(torch.uint8).to(torch.float64)
-    return torch.where(code == 255, math.nan, 2.0 ** (code - 127)).to(torch.float32)
 
 
 def check_codes(found, x, scale, zero_point, f, round_first):
@@ -344,38 +221,6 @@ def format_chosen(name):
 # ---- random draws, and sums of errors -----------------------------------------------------------------
 
 
-def draws_of(seed, stream, n):
-    """16 bits for each of n places from 0 on: Philox4x32-10 by numpy, not quantkit's."""
-    low = 2**32 - 1
-    counter = np.arange((n + 7) // 8, dtype=np.uint64)
-    a, b = counter & low, counter >> 32
-    c, d = np.full_like(a, stream & low), np.full_like(a, stream >> 32 & low)
-    k, m = seed & low, seed >> 32 & low
-    for _ in range(10):
-        p, r = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
-        a, b, c, d = r >> 32 ^ b ^ np.uint64(k), r & low, p >> 32 ^ d ^ np.uint64(m), p & low
-        k, m = k + 0x9E3779B9 & low, m + 0xBB67AE85 & low
-    words = np.stack([a, b, c, d], 1)
-    return np.stack([words & 0xFFFF, words >> 16], 2).reshape(-1)[:n]
-
-
-def drawn_numbers(v, f, u):
-    """What v becomes, in float64: one of its two neighbours among all numbers of the format."""
-    v = np.clip(v.numpy().astype(np.float64), f.low, f.high)
-    nan, size = np.isnan(v), np.abs(np.nan_to_num(v))
-    if f.has_zero_point:
-        below = np.floor(size)
-        above = below + 1
-    else:
-        every = np.arange(2 ** (f.bits - 1), dtype=np.uint8).view(getattr(ml_dtypes, f.name))
-        every = every.astype(np.float64)
-        every = np.append(every[every <= f.high], np.inf)
-        at = np.searchsorted(every, size, "right")
-        below, above = every[at - 1], every[at]
-    made = np.copysign(np.where((size - below) / (above - below) > u, above, below), v)
-    return np.where(nan, np.nan if f.bits == 8 and not f.has_zero_point else 0.0, made)
-
-
 def format_draws(which):
     """Codes of corners and strides of the floats, drawn, against all neighbours in the format."""
     covered = Covered("format_draws", which)
@@ -396,18 +241,6 @@ def format_draws(which):
             assert torch.equal(mask, (v >= f.low) & (v <= f.high)), "another mask"
             covered.inputs += x.numel()
     return covered.report()
-
-
-def whole_sum(t):
-    """2^298 times the sum of t², of finite float32 t: a Python int, an exponent at a time."""
-    bits = t.numpy().view(np.uint32).astype(np.int64) & 0x7FFFFFFF
-    total = 0
-    for field in np.unique(bits >> 23).tolist():
-        fraction = bits[bits >> 23 == field] & 0x7FFFFF
-        square = (fraction + (2**23 if field else 0)) ** 2
-        some = (int((square >> 24).sum()) << 24) + int((square & 0xFFFFFF).sum())
-        total += some << 2 * max(field - 1, 0)
-    return total
 
 
 def format_sums(which):
@@ -447,37 +280,6 @@ SCALE_SETS = [
     ("float4_e2m1fn", None, E4M3, 0.0137),
     ("int8", None, None, 3.0e-5),
 ]
-SMALLEST = {E8M0: 2.0**-127, E4M3: 2.0**-6}
-
-
-def expected_scales(x, which):
-    """Scales by another formulation: in float64 and by numpy's frexp, exact but for the two quotients."""
-    name, rule, dtype, global_scale = SCALE_SETS[which]
-    f = OF_NAME[name]
-    m, eps = x.abs().numpy(), SMALLEST.get(dtype, 2.0**-126)
-    finite = np.where(np.isfinite(m), m, 1.0).astype(np.float64)
-    if rule is None:
-        s = m / np.float32(f.high)
-        s = s if global_scale is None else s / np.float32(global_scale)
-        s = np.maximum(s, np.float32(eps))
-        if dtype != E4M3:
-            return torch.from_numpy(s)
-        codes = np.minimum(np.nan_to_num(s, posinf=448), 448).astype(ml_dtypes.float8_e4m3fn)
-        codes = np.where(np.isnan(m), 0x7F, codes.view(np.uint8))
-        return torch.from_numpy(codes.astype(np.uint8)).view(E4M3)
-    if rule == "ceil":
-        s = np.maximum((finite.astype(np.float32) / np.float32(f.high)), np.float32(eps))
-        fraction, exponent = np.frexp(s.astype(np.float64))
-        c = exponent - 1 + (fraction != 0.5) + 127
-    else:
-        if rule == "even":  # to a bit more than the format's mantissa, half away from zero
-            spacing = 2.0 ** (np.maximum(np.frexp(finite)[1], -125) - 1 - f.mantissa)
-            finite = np.floor(finite / spacing + 0.5) * spacing
-        exponent = np.where(finite >= 2.0**-126, np.frexp(finite)[1] - 1 + 127, 0)
-        c = np.maximum(exponent - int(math.log2(f.high)), 0 if dtype == E8M0 else 1)  # eps's field
-    c = np.where(np.isnan(m), 255, np.where(np.isinf(m), 254, np.clip(c, 0, 254)))
-    codes = torch.from_numpy(c.astype(np.uint8)).view(E8M0)
-    return codes if dtype == E8M0 else as_scale(codes)
 
 
 def format_scales(which):
@@ -492,7 +294,7 @@ def format_scales(which):
         scale, _ = covered.call("choose_qparams.format", *args, **options)
         found, expected = (
             t.view(torch.uint8) if t.element_size() == 1 else t.nan_to_num(7.0)
-            for t in (scale, expected_scales(x, which))
+            for t in (scale, expected_scales(x, f, rule, dtype, global_scale))
         )
         assert torch.equal(found, expected), "other scales"
         covered.inputs += x.numel()

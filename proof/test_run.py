@@ -220,6 +220,19 @@ def test_a_result_file_is_current_until_its_sources_change(tmp_path, monkeypatch
     assert report.state("tests") == "results of other sources"
 
 
+def test_tasks_import_nothing_that_results_do_not_name():
+    code = """
+import parts, record, suites, divisions, test_large, sys
+suites.generated(5, seed=1)
+print(*(name.split(".")[1] for name in sys.modules if name.startswith("quantkit.")))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (work.HERE, work.ROOT)))}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "reference" in imported and imported & work.BESIDE == {"_version"}
+
+
 def test_every_part_has_tasks_and_code():
     for name, part in PARTS.items():
         tasks = list(part.tasks(False))

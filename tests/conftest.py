@@ -111,6 +111,14 @@ def torch_process():
     process.close()
 
 
+@pytest.fixture(scope="module")
+def without_pictures():
+    """Reports of checkpoints have none, which take most of the time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("quantkit.checkpoint.reports.picture", lambda _: None)
+        yield
+
+
 @pytest.fixture
 def threads():
     """Sets the number of torch's threads, for this test."""

@@ -20,18 +20,13 @@ from quantkit.checkpoint.cli import main
 from quantkit.checkpoint.files import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("without_pictures")
 UP = "model.layers.{}.mlp.up_proj.weight"
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return folder(tmp_path_factory.mktemp("cli") / "src", layers=2)
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch, request):
-    if "picture" not in request.node.name:
-        monkeypatch.setattr(reports, "picture", lambda _: None)
 
 
 def schemes(source, **keywords):

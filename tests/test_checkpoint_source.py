@@ -53,7 +53,7 @@ def test_folder_with_an_index(tmp_path):
         assert source.config["vocab_size"] == 128
 
 
-def test_cache_of_links(tmp_path, monkeypatch):
+def test_cache_of_links(tmp_path, without_pictures):
     """The layout of Hugging Face's cache: links to files that are called by their hashes."""
     path = tmp_path / "models--a--b" / "snapshots" / "0123"
     folder(path)
@@ -64,7 +64,6 @@ def test_cache_of_links(tmp_path, monkeypatch):
             file.rename(blobs / str(i))
             file.symlink_to(f"../../blobs/{i}")
     refused(blobs.parent, "has no weights: expected a folder of its snapshots: 0123")
-    monkeypatch.setattr("quantkit.checkpoint.reports.picture", lambda _: None)
     checkpoint.quantize(path, tmp_path / "dst")
     assert not any(p.is_symlink() for p in (tmp_path / "dst").rglob("*"))
     assert (tmp_path / "dst" / "tokenizer.json").read_text() == '{"version": "1.0"}'

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from lib.ranks import Ranks
 
+import quantkit
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "distributed.md"
 # The whole table takes a quarter of an hour on two ranks or more.
@@ -33,16 +35,16 @@ def three():
 
 
 def test_the_table_of_placements_and_operators(two):
-    found = two.run("table", seed=SEED, cases=60, world=2)
+    found = two.run("table.table", seed=SEED, cases=60)
     print(found)
 
 
 def test_given_parameters_of_any_granularity_and_place(two):
-    two.run("given_parameters", world=2)
+    two.run("operators.given_parameters")
 
 
 def test_raw_operators_and_what_is_refused(two):
-    out, linear, *learned, plain, divides, eps, packed, mesh = two.run("raw_operators", world=2)
+    out, linear, *learned, plain, divides, eps, packed, mesh = two.run("operators.raw_operators")
     assert (
         out == "quantkit.quantize.out: expected plain tensors, got a DTensor; call it without out="
     )
@@ -61,7 +63,7 @@ def test_raw_operators_and_what_is_refused(two):
 
 
 def test_functions_that_take_plain_tensors(two):
-    for name, message in two.run("plain_alone", world=2).items():
+    for name, message in two.run("operators.plain_alone").items():
         expected = "expected plain tensors, got a DTensor; pass full_tensor() or to_local()"
         assert message == f"{name}: {expected}"
 
@@ -69,24 +71,24 @@ def test_functions_that_take_plain_tensors(two):
 def test_shards_that_torch_chunk_would_not_cut(two):
     expected = "DTensor: expected a local shard of shape (5, 16), as torch.chunk cuts, got "
     said = [expected + str(shape) for shape in ((4, 16), (6, 16))]
-    assert two.run("other_shards", world=2) == said
+    assert two.run("operators.other_shards") == said
 
 
 def test_ranks_outside_of_the_mesh(two):
-    two.run("outside", world=2)
+    two.run("operators.outside")
 
 
 def test_layouts_of_results_are_those_of_the_whole(two):
-    two.run("layouts", world=2)
+    two.run("operators.layouts")
 
 
 def test_compiled_calls(two):
-    two.run("compiled", world=2, backend="aot_eager")
+    two.run("compiled.compiled", backend="aot_eager")
 
 
 @pytest.mark.full
 def test_calls_compiled_by_inductor(two):
-    two.run("compiled", world=2, backend="inductor")
+    two.run("compiled.compiled", backend="inductor")
 
 
 @pytest.mark.full
@@ -94,26 +96,36 @@ def test_no_rank_gets_the_graph_of_another(tmp_path):
     """Compiled first, then found on the disk."""
     for _ in range(2):
         ranks = Ranks(2, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
-        ranks.run("graphs", world=2)
+        ranks.run("compiled.graphs")
         ranks.close()
 
 
 def test_training_under_ddp_and_fsdp2(two):
-    two.run("training", world=2)
+    two.run("training.training")
 
 
 def test_tensor_parallel_under_fsdp2(two):
-    assert two.run("parallel", sizes=[1, 2]) == ["Shard", "_StridedShard"]
+    assert two.run("training.parallel") == ["Shard", "_StridedShard"]
 
 
 def test_models_are_quantized_where_their_shards_are(two, tmp_path):
-    two.run("quantized_models", world=2, folder=str(tmp_path))
-    two.run("quantized_convolutions", world=2)
+    two.run("models.quantized_models", folder=str(tmp_path))
+    two.run("models.quantized_convolutions")
+
+
+def test_models_of_codes_are_wrapped(two, tmp_path):
+    two.run("models.ddp", schemes=list(quantkit.SCHEMES))
+    two.run("models.fsdp2", folder=str(tmp_path), schemes=["int8_channel", "mxfp8"])
+
+
+@pytest.mark.full
+def test_fsdp2_of_codes_of_every_scheme(two, tmp_path):
+    two.run("models.fsdp2", folder=str(tmp_path), schemes=list(quantkit.SCHEMES))
 
 
 def test_models_that_cannot_be_quantized_where_they_are(two, tmp_path):
     *wrapped, plain, int8, spoiled, uneven, hooks = two.run(
-        "refused_models", world=2, folder=str(tmp_path)
+        "models.refused_models", folder=str(tmp_path)
     )
     kinds = [("FSDPModule", " in 0"), ("FSDPModule", ""), ("DistributedDataParallel", "")]
     for message, (kind, place) in zip(wrapped, [*kinds, kinds[0]], strict=True):
@@ -130,24 +142,24 @@ def test_models_that_cannot_be_quantized_where_they_are(two, tmp_path):
 
 
 def test_observers_of_all_ranks(two):
-    two.run("observed", world=2)
+    two.run("observers.observed")
 
 
 def test_observers_count_each_element_once(two):
-    cut, average = two.run("observed_shards", world=2)
+    cut, average = two.run("observers.observed_shards")
     assert cut == "DTensor: borders of shards cut groups of 5"
     assert average == "update: a DTensor needs all_ranks=True"
 
 
 def test_distributed_checkpoints(two, three, tmp_path):
     """Saved by two ranks; loaded by two and by three, and on each by one alone."""
-    two.run("save_checkpoint", world=2, folder=str(tmp_path))
-    two.run("load_checkpoint", world=2, folder=str(tmp_path))
-    three.run("load_checkpoint", world=3, folder=str(tmp_path))
+    two.run("checkpoints.save_checkpoint", folder=str(tmp_path))
+    two.run("checkpoints.load_checkpoint", folder=str(tmp_path))
+    three.run("checkpoints.load_checkpoint", folder=str(tmp_path))
 
 
 def test_bytes_on_the_wire_are_those_of_the_page(two):
-    rows = two.run("traffic", world=2)
+    rows = two.run("traffic.traffic")
     print(rows)
     page = PAGE.read_text()
     assert [row for row in rows if f"\n| {' | '.join(row)} | " not in page] == []
@@ -169,25 +181,25 @@ def test_the_whole_table(world, request):
         collections.Counter(),
     )
     for part in range(0, CASES, 250):
-        found += ranks.run("table", seed=SEED + part, cases=min(250, CASES - part), world=world)
+        found += ranks.run("table.table", seed=SEED + part, cases=min(250, CASES - part))
     print(world, "ranks:", dict(found))
     assert found["cases"] == CASES
 
 
 @pytest.mark.full
 def test_four_ranks(four, tmp_path):
-    rows = four.run("traffic", world=4, sizes=[2, 2])
+    rows = four.run("traffic.traffic", sizes=[2, 2])
     print(rows)
     page = dict(re.findall(r"^\| (`.*?) \| .*? \| ([^|]*) \|$", PAGE.read_text(), re.MULTILINE))
     assert [row for row in rows if page.get(row[0]) != row[1]] == []
-    four.run("given_parameters", world=4)
-    assert four.run("parallel", sizes=[2, 2]) == ["Shard", "_StridedShard"]
-    four.run("training", world=4)
-    four.run("observed", world=4)
-    four.run("observed_shards", world=4)
-    four.run("quantized_models", world=4, folder=str(tmp_path / "models"))
-    four.run("save_checkpoint", world=4, folder=str(tmp_path / "states"))
-    four.run("load_checkpoint", world=4, folder=str(tmp_path / "states"))
+    four.run("operators.given_parameters")
+    assert four.run("training.parallel") == ["Shard", "_StridedShard"]
+    four.run("training.training")
+    four.run("observers.observed")
+    four.run("observers.observed_shards")
+    four.run("models.quantized_models", folder=str(tmp_path / "models"))
+    four.run("checkpoints.save_checkpoint", folder=str(tmp_path / "states"))
+    four.run("checkpoints.load_checkpoint", folder=str(tmp_path / "states"))
 
 
 # ---- faults of torch that are gone some day: then docs/distributed.md may lose a line ------------------
@@ -195,11 +207,11 @@ def test_four_ranks(four, tmp_path):
 
 def test_torch_leaves_lists_out_of_the_sharding_cache(two):
     """Why operators have rules of their own, and none of register_sharding."""
-    assert two.run("sharding_cache", world=2) == [[1]], "mended: register_sharding serves int[] now"
+    assert two.run("faults.sharding_cache") == [[1]], "mended: register_sharding serves int[] now"
 
 
 def test_gloo_loses_nan_in_a_maximum(two):
-    floats, keys = two.run("maximum_of_nan", world=2)
+    floats, keys = two.run("faults.maximum_of_nan")
     assert keys
     assert not floats, "mended: a maximum of floats keeps NaN"
 
@@ -210,7 +222,7 @@ def test_torch_gives_a_rank_the_graph_of_another(tmp_path):
     errors = []
     for _ in range(2):
         ranks = Ranks(2, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
-        errors += ranks.run("uneven_graphs", world=2)
+        errors += ranks.run("faults.uneven_graphs")
         ranks.close()
     assert any(errors), "mended: graphs of uneven shards are kept apart"
 

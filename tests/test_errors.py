@@ -459,15 +459,6 @@ def test_what_is_no_tensor_and_no_number(value):
         )
 
 
-def test_no_zero_point_needs_float32_steps():
-    text = "a torch.Tensor or a number; None needs compute_dtype=torch.float32, got NoneType"
-    for call in GIVEN.values():
-        everywhere(TypeError, lambda m, c=call: c(m, X, with_params(zero_point=None)), text)
-        p = with_params(zero_point=None, compute_dtype=torch.float32)
-        plain = with_params(compute_dtype=torch.float32)
-        assert all(torch.equal(call(m, X, p), call(m, X, plain)) for m in MODULES)
-
-
 def test_keywords_that_dynamic_quantize_lacks():
     valid = "keys among per_channel, channel_dim, dtype, sym, block_size, "
     for key in ("dtpye", "x", 1):

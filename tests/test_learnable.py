@@ -1,5 +1,6 @@
 """The gradients of fake_quantize's scale and zero_point: contract 2, section 13."""
 
+import dataclasses
 import itertools
 import math
 from fractions import Fraction
@@ -28,20 +29,8 @@ def gradients(x, p, grad, fake_quantize=quantkit.fake_quantize, **options):
     """(x's, scale's, zero_point's), None where there is none."""
     leaves = [t if t.is_floating_point() else None for t in (x, p.scale, p.zero_point)]
     leaves = [t if t is None else t.detach().clone().requires_grad_() for t in leaves]
-    names = (
-        "q_min",
-        "q_max",
-        "dtype",
-        "block_size",
-        "global_scale",
-        "compute_dtype",
-        "round_first",
-    )
-    rest = {name: getattr(p, name) for name in names}
-    parameters = (
-        b if a is None else a for a, b in zip(leaves[1:], (p.scale, p.zero_point), strict=True)
-    )
-    learned = quantkit.QuantizationParams(*parameters, **rest)
+    named = zip(("scale", "zero_point"), leaves[1:], strict=True)
+    learned = dataclasses.replace(p, **{name: t for name, t in named if t is not None})
     y = fake_quantize(x if leaves[0] is None else leaves[0], learned, **options)
     wanted = [t for t in leaves if t is not None]
     found = iter(torch.autograd.grad(y, wanted, grad, allow_unused=True))
@@ -186,19 +175,15 @@ def test_sums_are_rounded_once(fake_quantize, dtype):
     assert_same(found, torch.tensor(1 + 2 * tie, dtype=dtype))
 
 
-def test_any_order_and_threads_give_the_same_bits():
+def test_any_order_and_threads_give_the_same_bits(threads):
     x, g = values((64, 96), torch.float32), values((64, 96), torch.float32, 3, spread=30.0)
     p = quantkit.QuantizationParams(torch.tensor(0.03), torch.tensor(0.0), -8, 7)
     found = gradients(x, p, g)[1:]
     for order in (torch.randperm(64), torch.arange(63, -1, -1)):
         assert_same(gradients(x[order], p, g[order])[1:], found)
-    threads = torch.get_num_threads()
-    try:
-        for n in (1, 3):
-            torch.set_num_threads(n)
-            assert_same(gradients(x, p, g)[1:], found)
-    finally:
-        torch.set_num_threads(threads)
+    for n in (1, 3):
+        threads(n)
+        assert_same(gradients(x, p, g)[1:], found)
     for layout in STRIDES.values():
         x, grad = layout(values((8, 12), torch.float32)), layout(values((8, 12), torch.float32, 3))
         right = gradients(x.contiguous(), p, grad.contiguous())[1:]

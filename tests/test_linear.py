@@ -1,9 +1,6 @@
 """linear_w8a8: exact sums of products of int8, then float32 steps (docs/numerics.md)."""
 
 import functools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -121,19 +118,16 @@ def test_nothing_to_do():
         assert_same(y, torch.zeros(*tokens, outputs, dtype=torch.bfloat16))
 
 
-def test_threads_do_not_matter():
+def test_threads_do_not_matter(threads):
     x, q, scale = values((90, 256), torch.float32), codes(130, 256), torch.rand(130, 1)
-    expected, threads = layer(x, q, scale), torch.get_num_threads()
-    try:
-        for n in (1, 2, 3, 7):
-            torch.set_num_threads(n)
-            assert_same(quantkit.linear_w8a8(x, q, scale), expected)
-    finally:
-        torch.set_num_threads(threads)
+    expected = layer(x, q, scale)
+    for n in (1, 2, 3, 7):
+        threads(n)
+        assert_same(quantkit.linear_w8a8(x, q, scale), expected)
 
 
 @pytest.mark.parametrize("capped", ["AVX2", "AVX512_CORE", "AVX512_CORE_VNNI"])
-def test_caps_of_other_libraries_do_not_matter(capped):
+def test_caps_of_other_libraries_do_not_matter(capped, torch_process):
     """oneDNN's int8 products saturate where its instruction set is capped; these are not oneDNN's."""
     program = (
         "import sys; sys.path.insert(0, 'tests')\n"
@@ -143,11 +137,7 @@ def test_caps_of_other_libraries_do_not_matter(capped):
         "y = quantkit.linear_w8a8(x, q, scale)\n"
         "assert torch.equal(y, test_linear.layer(x, q, scale)) and y[0, 0] == 127 * 128 * 256\n"
     )
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": capped, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, env=environment,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = torch_process.run(program, ROOT, ONEDNN_MAX_CPU_ISA=capped)
     assert done.returncode == 0, done.stderr
 
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import pickle
+import re
 import zlib
 
 import numpy as np
@@ -281,19 +282,7 @@ def test_no_zero_point_is_0_in_float32_steps(m, dtype):
     if dtype is None or dtype in [f.dtype for f in formats.VERSION_1]:
         none = dataclasses.replace(none, compute_dtype=None)
         for call in (m.quantize_tensor, m.dequantize_tensor, m.fake_quantize):
-            with pytest.raises(
-                TypeError, match=r"^zero_point: expected a torch\.Tensor or a number; None needs"
-            ):
+            text = "zero_point: expected a torch.Tensor or a number; None needs "
+            text += "compute_dtype=torch.float32, got NoneType"
+            with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
                 call(X, none)
-
-
-@MODULES
-def test_parameters_that_no_steps_take(m):
-    with pytest.raises(TypeError, match="global_scale: expected a floating dtype"):
-        m.quantize_tensor(X, of(global_scale=torch.ones((), dtype=torch.int8)))
-    with pytest.raises(TypeError, match=r"compute_dtype: expected None or torch\.float32, got"):
-        m.quantize_tensor(X, of(compute_dtype=torch.float64))
-    with pytest.raises(
-        TypeError, match=r"global_scale: expected a torch\.Tensor or a number, got str"
-    ):
-        m.dynamic_quantize(X, global_scale="2")

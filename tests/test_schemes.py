@@ -3,17 +3,14 @@
 import pytest
 import torch
 from lib.cases import assert_same, microscaled, values
+from lib.functions import E8M0, F4, F8, F32, MODULES, X
 from torch._dynamo.utils import counters
 
 import quantkit
-from quantkit import checkpoint, reference
+from quantkit import checkpoint
 from quantkit.schemes import OF_CHECKPOINTS
 
 pytestmark = pytest.mark.fallback
-MODULES = pytest.mark.parametrize("m", [quantkit, reference], ids=lambda m: m.__name__)
-F8, F4, F32 = torch.float8_e4m3fn, torch.float4_e2m1fn_x2, torch.float32
-E8M0 = torch.float8_e8m0fnu
-X = values((6, 20), torch.bfloat16, 1)
 
 KEYWORDS = {
     "int8_tensor": {}, "int8_channel": {"per_channel": True}, "int8_token": {"block_size": [1, 1, -1]},

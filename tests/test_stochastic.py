@@ -158,18 +158,15 @@ def test_shards_have_the_codes_of_the_whole(backend, scheme):
         )
 
 
-def test_threads_and_chunks_do_not_show(native):
+def test_threads_and_chunks_do_not_show(native, threads):
     x = values((301, 1003), torch.float32, 1)
     scale, zero_point = given((301, 1003), [1, -1], torch.float32)
-    seed, before, seen = torch.tensor([5, 6]), torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            for t in (x, x.t().contiguous().t()):
-                args = (t, scale, zero_point, -128, 127, "int8")
-                seen.append(ops.__getattr__("quantize.format")(*args, seed=seed).contiguous())
-    finally:
-        torch.set_num_threads(before)
+    seed, seen = torch.tensor([5, 6]), []
+    for count in (1, 2, 5):
+        threads(count)
+        for t in (x, x.t().contiguous().t()):
+            args = (t, scale, zero_point, -128, 127, "int8")
+            seen.append(getattr(ops, "quantize.format")(*args, seed=seed).contiguous())
     assert all(torch.equal(q, seen[0]) for q in seen)
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import threading
 
 import pytest
 import torch
@@ -159,23 +158,3 @@ def test_many_states(threads, count):
     threads(count)
     for name, args, right in many_states():
         assert_same(getattr(ops, name)(*args), right)
-
-
-@native
-def test_from_many_python_threads(several_threads):
-    args, right = cases(torch.float32)[3]
-    failures = []
-
-    def work():
-        try:
-            for _ in range(3):
-                assert_same(results(*args), right)
-        except Exception as error:
-            failures.append(error)
-
-    workers = [threading.Thread(target=work) for _ in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not failures

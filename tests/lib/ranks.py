@@ -1,5 +1,6 @@
 """Processes of a process group: started once, they run functions of lib.shards for many tests."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -26,7 +27,7 @@ class Ranks:
         ]  # fmt: skip
 
     def run(self, name, **arguments):
-        """lib.shards' function of a name on each rank: what rank 0 returns."""
+        """A function of lib.shards, as "module.function", on each rank: what rank 0 returns."""
         for process in self.processes:
             process.stdin.write(json.dumps([name, arguments]) + "\n")
             process.stdin.flush()
@@ -56,12 +57,12 @@ def serve(folder, rank, count):
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count,
         timeout=timedelta(seconds=60),
     )  # fmt: skip
-    from lib import shards
-
     for line in sys.stdin:
         name, arguments = json.loads(line)
+        module, _, function = name.partition(".")
         try:
-            answer = [None, getattr(shards, name)(**arguments)]
+            there = importlib.import_module(f"lib.shards.{module}")
+            answer = [None, getattr(there, function)(count, **arguments)]
         except BaseException:
             answer = [traceback.format_exc(), None]
         print(json.dumps(answer), file=answers, flush=True)

@@ -7,8 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
+
+from quantkit import checkpoint
+from quantkit.checkpoint.files import CheckpointError
 
 SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
 
@@ -87,3 +91,11 @@ def files_of(path: Path) -> dict[str, bytes]:
     """Every file of a quantized checkpoint but what it remembers for itself."""
     found = [p for p in sorted(path.rglob("*")) if p.is_file() and ".quantkit" not in p.parts]
     return {str(p.relative_to(path)): p.read_bytes() for p in found}
+
+
+def refused(text, *arguments, **keywords):
+    """checkpoint.quantize says it, in one line."""
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.quantize(*arguments, **keywords)
+    line = str(error.value)
+    assert text in line and line.isprintable(), line

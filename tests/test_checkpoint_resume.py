@@ -1,0 +1,222 @@
+"""Runs that stop, go on, share a folder, or find it taken: the same bytes in the end."""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lib.sources import files_of, folder, refused, sparse
+
+from quantkit import checkpoint
+from quantkit.checkpoint import plan, state
+from quantkit.checkpoint.files import CheckpointError
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("checkpoint") / "src")
+
+
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory, without_pictures):
+    """The source, quantized without any disturbance."""
+    path = tmp_path_factory.mktemp("quantized") / "dst"
+    checkpoint.quantize(source, path)
+    return path
+
+
+def test_killed_in_a_file_and_resumed_by_two_processes(source, made, tmp_path):
+    """The first process dies in the middle of the third file, as if by kill -9."""
+    dst = tmp_path / "dst"
+    script = (
+        "import os, sys\n"
+        "from quantkit import checkpoint\n"
+        "from quantkit.checkpoint.output import Writer\n"
+        "put, seen = Writer.put, []\n"
+        "def dying(self, name, place, t):\n"
+        "    seen.append(self)\n"
+        "    if len(set(map(id, seen))) == 3:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    put(self, name, place, t)\n"
+        "Writer.put = dying\n"
+        "checkpoint.quantize(*sys.argv[1:])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, source, dst], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    assert (dst / "model-00001-of-00003.safetensors").exists()
+    assert (dst / "model-00003-of-00003.safetensors.part").exists()
+    assert not (dst / "config.json").exists()
+    first = (dst / "model-00001-of-00003.safetensors").stat()
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "quantkit", "quantize", source, dst], cwd=ROOT, text=True,
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for run in runs:
+        out, err = run.communicate()
+        assert run.returncode == 0, out + err
+        line = r"rank [01] of 2: model-00001-of-00003.safetensors: was done before"
+        assert re.search(line, err)
+    assert (dst / "model-00001-of-00003.safetensors").stat() == first
+    (dst / "report.png").unlink(missing_ok=True)
+    assert files_of(dst) == files_of(made)
+    assert not list(dst.glob("*.part"))
+
+
+def test_done_before(source, tmp_path):
+    events = []
+    checkpoint.quantize(source, tmp_path / "dst")
+    before = {p: p.stat().st_ino for p in (tmp_path / "dst").iterdir() if p.is_file()}
+    report = checkpoint.quantize(source, tmp_path / "dst", progress=events.append, png=False)
+    assert {event.kind for event in events} == {"plan", "before"}
+    assert {p: p.stat().st_ino for p in before} == before
+    assert report == checkpoint.report(tmp_path / "dst")
+
+
+def test_small_files_are_restored(source, made, tmp_path):
+    """Of a finished folder too, and only those that differ."""
+    dst, events = tmp_path / "dst", []
+    shutil.copytree(made, dst)
+    index = dst / "model.safetensors.index.json"
+    before = index.stat().st_ino
+    (dst / "tokenizer.json").unlink()
+    (dst / "config.json").write_text("{}")
+    checkpoint.quantize(source, dst, progress=events.append)
+    assert files_of(dst) == files_of(made)
+    assert index.stat().st_ino == before
+    names = [event.name for event in events if event.name.endswith(": written again")]
+    assert names == ["tokenizer.json: written again", "config.json: written again"]
+
+
+def test_no_collective_is_needed_and_ranks_are_checked(source, made, tmp_path, monkeypatch):
+    """One of two processes does all, where the other never comes."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    checkpoint.quantize(source, tmp_path / "dst")
+    assert files_of(tmp_path / "dst") == files_of(made)
+    refused("is for one process", source, tmp_path / "dst", restart=True)
+    for rank in ("2", "-1", "x"):
+        monkeypatch.setenv("RANK", rank)
+        refused("expected a rank below the number", source, tmp_path / "other")
+
+
+# ---- what stops a run ------------------------------------------------------------------------------
+
+
+def test_another_plan_and_restart(tmp_path):
+    source, dst = folder(tmp_path / "src", layers=1), tmp_path / "dst"
+    checkpoint.quantize(source, dst)
+    tensor = {"base": "w8a8", "block": "tensor", "name": "w8a8"}
+    rule = {"rule": [{"match": "*up_proj.weight", "scheme": "w8a8"}]}
+    for said, keywords in (
+        ("scheme w8a8, now w4", {"scheme": "w4"}),
+        ("block [1, -1], now None", {"scheme": tensor}),
+        ("shard_size None, now 1000", {"shard_size": 1000}),
+        ("allow_nonfinite False, now True", {"allow_nonfinite": True}),
+        ("other rules", {"config": rule}),
+    ):
+        refused(f"was begun with {said}: delete it, or pass", source, dst, **keywords)
+    checkpoint.quantize(source, dst, "fp8", restart=True)
+    checkpoint.quantize(source, tmp_path / "fp8", "fp8")
+    assert files_of(dst) == files_of(tmp_path / "fp8")
+    os.utime(source / "model-00001-of-00001.safetensors", (1, 1))
+    refused("was begun with another source, or it changed", source, dst, "fp8")
+    with pytest.raises(CheckpointError, match="was begun with command quantize, now dequantize"):
+        checkpoint.dequantize(tmp_path / "fp8", dst)
+
+
+def test_lock(source, tmp_path, monkeypatch):
+    """A second run is refused while one works; ranks of a run are no second run."""
+    dst = tmp_path / "dst"
+    stamp = plan.plan_to_quantize(checkpoint.run.Source(source), checkpoint.options()).stamp
+    with state.State(dst, stamp, several=False, restart=False).locked():
+        refused("another process works here", source, dst)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        refused("another process works here", source, dst)
+    with state.State(dst, stamp, several=True, restart=False).locked():
+        checkpoint.quantize(source, dst)
+        monkeypatch.delenv("WORLD_SIZE")
+        refused("another process works here", source, dst)
+
+
+def test_a_long_wait_says_for_whom(source, made, tmp_path, monkeypatch):
+    dst, events = tmp_path / "dst", []
+    stamp = plan.plan_to_quantize(checkpoint.run.Source(source), checkpoint.options()).stamp
+    other = state.State(dst, stamp, several=True, restart=False)
+    held = contextlib.ExitStack()
+    monkeypatch.setattr(state, "PATIENCE", 0.1)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+
+    def tell(event):
+        events.append(event)
+        if "waits" in event.name:
+            held.close()
+
+    with other.locked():
+        held.enter_context(other.file("model-00002-of-00003.safetensors", "rank 2 of 3, process 5"))
+        checkpoint.quantize(source, dst, progress=tell)
+    notes = [event.name for event in events if "waits" in event.name]
+    assert notes == [f"{dst}/model-00002-of-00003.safetensors: waits for rank 2 of 3, process 5"]
+    assert files_of(dst) == files_of(made)
+
+
+def test_source_that_shrinks(tmp_path):
+    path = sparse(tmp_path / "x.safetensors", "F32", [2000, 4096])
+    seen = []
+
+    def shrink(event):
+        seen.append(event)
+        if event.kind == "read":
+            os.truncate(path, 1_000_000)
+
+    refused("x.safetensors: it ", path, tmp_path / "dst", progress=shrink)  # shrank, or changed
+    assert any(event.kind == "read" for event in seen)
+    assert not list((tmp_path / "dst").glob("model*"))
+
+
+def test_full_disk(source, tmp_path, monkeypatch):
+    """A disk that says at the start that it is full, and one that says so in the middle."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("posix_fallocate", "pwrite"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, name, full)
+            refused("no space: it needs ", source, tmp_path / name)
+        assert not list((tmp_path / name).glob("model*"))
+        checkpoint.quantize(source, tmp_path / name)
+        assert checkpoint.verify(source, tmp_path / name) == []
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.run, "free_space", lambda _: 100_000)
+        refused("no space: it needs ", source, tmp_path / "third")
+
+
+def test_interrupted_while_a_file_is_opened(source, tmp_path, monkeypatch):
+    """Python raises KeyboardInterrupt after the system has made the file."""
+    opened = os.open
+
+    def interrupted(path, *arguments):
+        fd = opened(path, *arguments)
+        if str(path).endswith(".safetensors.part"):
+            os.close(fd)
+            raise KeyboardInterrupt
+        return fd
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.quantize(source, tmp_path / "dst")
+    assert files_of(tmp_path / "dst") == {}
