@@ -251,7 +251,7 @@ def test_empty_batches_change_nothing():
 
 
 def test_any_strides_and_many_chunks(monkeypatch):
-    monkeypatch.setattr(quantkit.observers, "_CHUNK", 50)
+    monkeypatch.setattr("quantkit.observers.counts._CHUNK", 50)
     x = torch.randn(16, 9, 4).transpose(0, 2)[:, ::2]
     for form, options in FORMS.items():
         assert equal(seen([x], form, **options), seen(x.contiguous().split(1), form, **options))
