@@ -481,7 +481,7 @@ MUTANTS = (
     Mutant("ceil: the power of two below", SCALES, "(scale >> 23) + ((scale & 0x7fffff) != 0)", "scale >> 23", FORMATTED),
     Mutant("ceil: one more at a power of two", SCALES, "((scale & 0x7fffff) != 0)", "1", FORMATTED),
     Mutant("ceil: the smallest power twice", SCALES, "scale <= 1 << 22 ? 0 :", "scale < 1 << 22 ? 0 :", FORMATTED),
-    Mutant("even: floor", SCALES, "uint32_t(bits) + uint32_t(s.half)", "uint32_t(bits)", FORMATTED),
+    Mutant("even: floor", SCALES, "kRule == Rule::even ? s.half : 0", "0", FORMATTED),
     Mutant("floor: not above eps", SCALES, "code = code < least ? least : code;", "", FORMATTED),
     Mutant("a code of NaN for infinity", SCALES, "bits == kInfinity ? 254 : code", "bits == kInfinity ? 255 : code", FORMATTED),
     Mutant("no code of NaN", SCALES, "bits > kInfinity ? 255 :", "bits > kInfinity ? 254 :", FORMATTED),

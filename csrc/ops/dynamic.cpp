@@ -95,7 +95,6 @@ struct FromChosen {
       else
         return 1 << (22 - F::kMantissa);
     });
-    if (choice.rule != Rule::even) scheme.half = 0;
     for (int64_t rest = q_max; rest > 1; rest /= 2) ++scheme.exponent;
     back_type = check_output_dtype(output_dtype);
   }
