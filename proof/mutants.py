@@ -107,7 +107,11 @@ TYPES = "csrc/ops/ops.cpp"
 STATIC = "csrc/ops/static.cpp"
 GIVEN = "csrc/ops/given.h"
 CHOOSERS = "csrc/ops/dynamic.cpp"
-CHECKS = "csrc/torch/checks.cpp"
+CHECKED_VALUES = "csrc/torch/checks/values.cpp"
+CHECKED_SIZES = "csrc/torch/checks/sizes.cpp"
+CHECKED_PARAMETERS = "csrc/torch/checks/parameters.cpp"
+CHECKED_OPERATORS = "csrc/torch/checks/operators.cpp"
+CHECKED_OUTPUTS = "csrc/torch/checks/outputs.cpp"
 TENSOR = "csrc/torch/tensor.cpp"
 OVERLAP = "csrc/torch/overlap.cpp"
 FAKE = "quantkit/operators.py"
@@ -329,35 +333,35 @@ MUTANTS = (
     Mutant("fake kernels: contiguous results", FAKE, "return torch.empty_like(t, dtype=dtype, requires_grad=False)",
            "return t.new_empty(t.shape, dtype=dtype)", GENERATED),
     # Each check of an output, removed.
-    Mutant("no check of an output's dtype", CHECKS, "if (out.dtype != dtype)\n    raise(", "if (false)\n    raise(", OUT),
-    Mutant("no check of an output's shape", CHECKS, "if (!std::equal(out.sizes, out.sizes + out.dim, sizes, sizes + dim))", "if (false)", OUT),
-    Mutant("no check for overlap with itself", CHECKS, "if (overlaps_itself(*out))", "if (false)", OUT),
-    Mutant("no check for overlap with inputs", CHECKS, "others = inputs;", "others;", OUT),
+    Mutant("no check of an output's dtype", CHECKED_OUTPUTS, "if (out.dtype != dtype)\n    raise(", "if (false)\n    raise(", OUT),
+    Mutant("no check of an output's shape", CHECKED_OUTPUTS, "if (!std::equal(out.sizes, out.sizes + out.dim, sizes, sizes + dim))", "if (false)", OUT),
+    Mutant("no check for overlap with itself", CHECKED_OUTPUTS, "if (overlaps_itself(*out))", "if (false)", OUT),
+    Mutant("no check for overlap with inputs", CHECKED_OUTPUTS, "others = inputs;", "others;", OUT),
     Mutant("no check for overlap with the gradient", STATIC, "    if (gradient != nullptr) inputs.insert(inputs.begin(), gradient);\n",
            "", OUT),
-    Mutant("no check for overlap of outputs", CHECKS, "    others.insert(others.end(), outs.begin(), outs.begin() + i);\n", "", OUT),
-    Mutant("in place from another address", CHECKS, "bool same = a.data == b.data && a.dtype == b.dtype;", "bool same = a.dtype == b.dtype;", OUT),
-    Mutant("in place in another order", CHECKS, "same &= a.sizes[d] == 1 || a.strides[d] == b.strides[d];", "same &= true;", OUT),
-    Mutant("in place of another dtype", CHECKS, "bool same = a.data == b.data && a.dtype == b.dtype;", "bool same = a.data == b.data;", OUT),
-    Mutant("outputs inside a graph", CHECKS, "if (aoti_torch_grad_mode_is_enabled() && !is_leaf(*out))", "if (false)", AUTOGRAD),
-    Mutant("no new version of an output", CHECKS, "if (aoti_torch_copy_(out->handle, out->handle, 0) != AOTI_TORCH_SUCCESS)", "if (false)", AUTOGRAD),
+    Mutant("no check for overlap of outputs", CHECKED_OUTPUTS, "    others.insert(others.end(), outs.begin(), outs.begin() + i);\n", "", OUT),
+    Mutant("in place from another address", CHECKED_OUTPUTS, "bool same = a.data == b.data && a.dtype == b.dtype;", "bool same = a.dtype == b.dtype;", OUT),
+    Mutant("in place in another order", CHECKED_OUTPUTS, "same &= a.sizes[d] == 1 || a.strides[d] == b.strides[d];", "same &= true;", OUT),
+    Mutant("in place of another dtype", CHECKED_OUTPUTS, "bool same = a.data == b.data && a.dtype == b.dtype;", "bool same = a.data == b.data;", OUT),
+    Mutant("outputs inside a graph", CHECKED_OUTPUTS, "if (aoti_torch_grad_mode_is_enabled() && !is_leaf(*out))", "if (false)", AUTOGRAD),
+    Mutant("no new version of an output", CHECKED_OUTPUTS, "if (aoti_torch_copy_(out->handle, out->handle, 0) != AOTI_TORCH_SUCCESS)", "if (false)", AUTOGRAD),
     # And each check of an argument.
-    Mutant("no check of the order of limits", CHECKS, "if (q_min > q_max)", "if (false)", ERRORS),
-    Mutant("no check of the least limit", CHECKS, "return F::kLow <= q_min && q_min <= q_max && q_max <= F::kHigh;", "return q_min <= q_max && q_max <= F::kHigh;", ERRORS),
-    Mutant("no check of the greatest limit", CHECKS, "return F::kLow <= q_min && q_min <= q_max && q_max <= F::kHigh;", "return F::kLow <= q_min && q_min <= q_max;", ERRORS),
-    Mutant("no check of eps", CHECKS, "if (bits == 0 || bits > bit_cast", "if (bits > bit_cast", ERRORS),
-    Mutant("eps compared as its caller compares", CHECKS, "if (bits == 0 ||", "if (!(eps > 0) ||", ("tests/test_environment.py", "-k", "denormal_is_above_0 and avx2")),
-    Mutant("no check of include_zero", CHECKS, "if (include_zero && symmetric)", "if (false)", ERRORS),
-    Mutant("no check of the number of blocks", CHECKS, "if (static_cast<int64_t>(blocks.size()) != x.dim)", "if (blocks.empty())", ERRORS),
-    Mutant("no check of block sizes", CHECKS, "if (blocks[d] == 0 || blocks[d] < -1)", "if (blocks[d] == 0)", ERRORS),
-    Mutant("no check that blocks divide", CHECKS, "if (!short_blocks && blocks[d] != -1 &&", "if (false && blocks[d] != -1 &&", ERRORS),
-    Mutant("no check for emptiness", CHECKS, "if (x.numel == 0 && !blockless)", "if (false)", ERRORS),
-    Mutant("no check of a scale's dtype", CHECKS, "check_kind(scale, true);\n  check_kind(zero_point, false);",
+    Mutant("no check of the order of limits", CHECKED_PARAMETERS, "if (q_min > q_max)", "if (false)", ERRORS),
+    Mutant("no check of the least limit", CHECKED_PARAMETERS, "return F::kLow <= q_min && q_min <= q_max && q_max <= F::kHigh;", "return q_min <= q_max && q_max <= F::kHigh;", ERRORS),
+    Mutant("no check of the greatest limit", CHECKED_PARAMETERS, "return F::kLow <= q_min && q_min <= q_max && q_max <= F::kHigh;", "return F::kLow <= q_min && q_min <= q_max;", ERRORS),
+    Mutant("no check of eps", CHECKED_OPERATORS, "if (bits == 0 || bits > bit_cast", "if (bits > bit_cast", ERRORS),
+    Mutant("eps compared as its caller compares", CHECKED_OPERATORS, "if (bits == 0 ||", "if (!(eps > 0) ||", ("tests/test_environment.py", "-k", "denormal_is_above_0 and avx2")),
+    Mutant("no check of include_zero", CHECKED_OPERATORS, "if (include_zero && symmetric)", "if (false)", ERRORS),
+    Mutant("no check of the number of blocks", CHECKED_SIZES, "if (static_cast<int64_t>(blocks.size()) != x.dim)", "if (blocks.empty())", ERRORS),
+    Mutant("no check of block sizes", CHECKED_SIZES, "if (blocks[d] == 0 || blocks[d] < -1)", "if (blocks[d] == 0)", ERRORS),
+    Mutant("no check that blocks divide", CHECKED_SIZES, "if (!short_blocks && blocks[d] != -1 &&", "if (false && blocks[d] != -1 &&", ERRORS),
+    Mutant("no check for emptiness", CHECKED_OPERATORS, "if (x.numel == 0 && !blockless)", "if (false)", ERRORS),
+    Mutant("no check of a scale's dtype", CHECKED_PARAMETERS, "check_kind(scale, true);\n  check_kind(zero_point, false);",
            "check_kind(scale, false);\n  check_kind(zero_point, false);", ERRORS),
-    Mutant("no check that parameters fit", CHECKS, "  check_fit(zero_point, x);\n", "", ERRORS),
-    Mutant("no check that parameters broadcast", CHECKS, "if (!fit_each_other(scale, zero_point))", "if (false)", ERRORS),
-    Mutant("no check of a gradient's dtype", CHECKS, "if (grad.dtype != x.dtype)", "if (false)", ERRORS),
-    Mutant("no check of a gradient's shape", CHECKS, "if (!std::equal(grad.sizes, grad.sizes + grad.dim, x.sizes, x.sizes + x.dim))", "if (false)", ERRORS),
+    Mutant("no check that parameters fit", CHECKED_PARAMETERS, "  check_fit(zero_point, x);\n", "", ERRORS),
+    Mutant("no check that parameters broadcast", CHECKED_PARAMETERS, "if (!fit_each_other(scale, zero_point))", "if (false)", ERRORS),
+    Mutant("no check of a gradient's dtype", CHECKED_OPERATORS, "if (grad.dtype != x.dtype)", "if (false)", ERRORS),
+    Mutant("no check of a gradient's shape", CHECKED_OPERATORS, "if (!std::equal(grad.sizes, grad.sizes + grad.dim, x.sizes, x.sizes + x.dim))", "if (false)", ERRORS),
     # Tensors: their memory.
     Mutant("the strides of x where it has gaps", TENSOR, "if (t.strides[*d] != expected) return false;", "", CPU),
     Mutant("memory shorter than its tensor", TENSOR, "if (numel > 0 && read &&", "if (false && read &&", MEMORY_GIVEN_BACK),
@@ -401,9 +405,8 @@ MUTANTS = (
            "store(static_cast<uint8_t*>(a.q) + at.of[kX] + i * a.stride[kX],"),
     Mutant("the gradient's place for the mask", MIXED, "load(static_cast<const uint8_t*>(a.q_in) + at.of[kQ])",
            "load(static_cast<const uint8_t*>(a.q_in) + at.of[kX])"),
-    Mutant("no check of a mask's dtype", CHECKS, "if (mask.dtype != dtype_of(Type::boolean))",
-           "if (false)", ERRORS),
-    Mutant("no check of a masked gradient's shape", CHECKS, "if (!std::equal(grad.sizes, grad.sizes + grad.dim, mask.sizes, mask.sizes + mask.dim))",
+    Mutant("no check of a mask's dtype", CHECKED_OPERATORS, "  check_dtype(mask, Type::boolean);\n", "", ERRORS),
+    Mutant("no check of a masked gradient's shape", CHECKED_OPERATORS, "if (!std::equal(grad.sizes, grad.sizes + grad.dim, mask.sizes, mask.sizes + mask.dim))",
            "if (false)", ERRORS),
     # Float formats.
     Mutant("float8: not clipped", FORMATS, "bit_cast<float>(magnitude < limit ? magnitude : limit)",
@@ -456,7 +459,7 @@ MUTANTS = (
     Mutant("packed codes not copied to strided outputs", TYPES, "  copy(q_, packed);\n", "", OUT),
     Mutant("two parameters in a byte", TYPES, "return block % per_byte(format) == 0 || block >= x.sizes[x.dim - 1];",
            "return true;", FORMATTED),
-    Mutant("packed codes in the order of x, chosen parameters", CHOOSERS, "packed ? kQ : kX, packed ? kX : kQ,", "kX, kQ,", FORMATTED),
+    Mutant("packed codes in the order of x, chosen parameters", CHOOSERS, "e.packed ? kQ : kX, e.packed ? kX : kQ,", "kX, kQ,", FORMATTED),
     Mutant("packed codes in the order of x, given parameters", STATIC, "given.run(e, x, beside, y, kFake ? kY : kQ, wide,",
            "given.run(e, x, beside, y, kX, wide,", FORMATTED),
     Mutant("packed codes unpacked from between others", TYPES, "const bool apart = q.strides[q.dim - 1] != 1 && q.sizes[q.dim - 1] > 1;",
@@ -522,29 +525,29 @@ MUTANTS = (
     Mutant("CPU: a random mask of what is rounded", ROWS, "{ return between(v, low, high); }", "{ return E::inside(v, low, high); }", STOCHASTIC),
     Mutant("integers drawn before they are clipped", FORMATS, "bit_cast<int32_t>(clamp(v, low, high)) & (from == from ? -1 : 0)",
            "bit_cast<int32_t>(v) & (from == from ? -1 : 0)", STOCHASTIC),
-    Mutant("no check of places", CHECKS, "if (least < 0 || most > INT64_MAX)", "if (least < 0)", STOCHASTIC),
-    Mutant("no check of a seed's shape", CHECKS, "seed->dim != 1 || seed->sizes[0] != 2", "seed->dim != 1", BAD_SEEDS),
+    Mutant("no check of places", CHECKED_OPERATORS, "if (least < 0 || most > INT64_MAX)", "if (least < 0)", STOCHASTIC),
+    Mutant("no check of a seed's shape", CHECKED_OPERATORS, "seed.dim != 1 || seed.sizes[0] != 2", "seed.dim != 1", BAD_SEEDS),
     Mutant("a seed may overlap outputs", CHOOSERS, "    if (drawn) inputs.push_back(&drawn.seed());\n", "", SEED_OVERLAPS),
     Mutant("a mask of what is rounded up or down", MIXED, "a.steps.round_first || a.draws_randomly ? between(v, low, high) != 0",
            "a.steps.round_first ? between(v, low, high) != 0", EMULATED_STOCHASTIC),
     Mutant("rows drawn by the usual kernel", RUN, "if (is_float(e.format) || e.steps.round_first || e.seed != nullptr || d.stored != nullptr)",
            "if (is_float(e.format) || e.steps.round_first || d.stored != nullptr)", EMULATED_STOCHASTIC),
     # Checks of the .format overloads.
-    Mutant("no check of a global scale's shape", CHECKS, "if ((global.dim != 0 && global.dim != dim) || !fits(global, scale))", "if (false)", ERRORS),
-    Mutant("no check of a rule's dtype", CHECKS, "(choice.stored == Stored::e8m0 && choice.half_range)", "false", ERRORS),
-    Mutant("no check of a global scale beside a rule", CHECKS, "if (has_global && choice.rule != Rule::none)", "if (false)", ERRORS),
-    Mutant("no check of e4m3's smallest scale", CHECKS, "!(eps > 0x1p-10 + 0x1p-34)", "!(eps > 0x1p-10)", ERRORS),
-    Mutant("no check of a scale's other dtype", CHECKS, "if (scale_dtype && *scale_dtype != dtype_of(Type::f32))", "if (false)", ERRORS),
-    Mutant("no check of half_range's format", CHECKS, "if (choice.half_range && (is_float(format) || !is_signed))", "if (false)", ERRORS),
-    Mutant("no check that a limit is a number of the format", CHECKS, "&&\n             F::within(float(q_max), 0.0f).number == float(q_max);", ";", ERRORS),
-    Mutant("no check that limits are opposite", CHECKS, "return q_min == -q_max && 0 < q_max", "return 0 < q_max", ERRORS),
-    Mutant("no check of a float format's zero point", CHECKS, "    if (is_float(format))\n      raise(\"zero_point: expected None", "    if (false)\n      raise(\"zero_point: expected None", ERRORS),
-    Mutant("no check of a float format's scheme", CHECKS, 'if (is_float(format)) raise("symmetric', 'if (false) raise("symmetric', ERRORS),
-    Mutant("no check of round_first", CHECKS, "if (round_first && is_float(format))", "if (false)", ERRORS),
-    Mutant("no check that codes fill bytes", CHECKS, "if (codes > 1 && (x.dim == 0 || x.sizes[x.dim - 1] % codes != 0))", "if (codes > 1 && x.dim == 0)", ERRORS),
-    Mutant("no check of codes' dtype", CHECKS, "if (q.dtype != dtype_of(format) &&", "if (false &&", ERRORS),
-    Mutant("no check of output_dtype", CHECKS, "for (const Type type : {Type::f16, Type::bf16, Type::f32})", "for (const Type type : {Type::f16, Type::bf16, Type::f32, Type::f64})", ERRORS),
-    Mutant("no check that scale has a size for each block", CHECKS, "if (!std::equal(scale.sizes, scale.sizes + scale.dim, counts.begin(), counts.end()))",
+    Mutant("no check of a global scale's shape", CHECKED_PARAMETERS, "if ((global.dim != 0 && global.dim != dim) || !fits(global, scale))", "if (false)", ERRORS),
+    Mutant("no check of a rule's dtype", CHECKED_OPERATORS, "(choice.stored == Stored::e8m0 && choice.half_range)", "false", ERRORS),
+    Mutant("no check of a global scale beside a rule", CHECKED_OPERATORS, "if (has_global && choice.rule != Rule::none)", "if (false)", ERRORS),
+    Mutant("no check of e4m3's smallest scale", CHECKED_OPERATORS, "!(eps > 0x1p-10 + 0x1p-34)", "!(eps > 0x1p-10)", ERRORS),
+    Mutant("no check of a scale's other dtype", CHECKED_OPERATORS, "if (scale_dtype && *scale_dtype != dtype_of(Type::f32))", "if (false)", ERRORS),
+    Mutant("no check of half_range's format", CHECKED_OPERATORS, "if (choice.half_range && (is_float(format) || !is_signed))", "if (false)", ERRORS),
+    Mutant("no check that a limit is a number of the format", CHECKED_PARAMETERS, "&&\n             F::within(float(q_max), 0.0f).number == float(q_max);", ";", ERRORS),
+    Mutant("no check that limits are opposite", CHECKED_PARAMETERS, "return q_min == -q_max && 0 < q_max", "return 0 < q_max", ERRORS),
+    Mutant("no check of a float format's zero point", CHECKED_PARAMETERS, "    if (is_float(format))\n      raise(\"zero_point: expected None", "    if (false)\n      raise(\"zero_point: expected None", ERRORS),
+    Mutant("no check of a float format's scheme", CHECKED_OPERATORS, 'if (is_float(format)) raise("symmetric', 'if (false) raise("symmetric', ERRORS),
+    Mutant("no check of round_first", CHECKED_OPERATORS, "if (round_first && is_float(format))", "if (false)", ERRORS),
+    Mutant("no check that codes fill bytes", CHECKED_OPERATORS, "if (codes > 1 && (x.dim == 0 || x.sizes[x.dim - 1] % codes != 0))", "if (codes > 1 && x.dim == 0)", ERRORS),
+    Mutant("no check of codes' dtype", CHECKED_VALUES, "if (q.dtype != dtype_of(format) &&", "if (false &&", ERRORS),
+    Mutant("no check of output_dtype", CHECKED_VALUES, "for (const Type type : {Type::f16, Type::bf16, Type::f32})", "for (const Type type : {Type::f16, Type::bf16, Type::f32, Type::f64})", ERRORS),
+    Mutant("no check that scale has a size for each block", CHECKED_PARAMETERS, "if (!std::equal(scale.sizes, scale.sizes + scale.dim, counts.begin(), counts.end()))",
            "if (false)", ERRORS),
     Mutant("a carry lost", SUMS, "    digits[k] = rest & 0xffffffffu;\n    rest >>= 32;",
            "    digits[k] = rest & 0xffffffffu;\n    rest = 0;", MEASURES),
@@ -607,7 +610,9 @@ def tested(tests, folder, tier):
     if done.returncode == 0:
         return None
     failed = re.search(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    begun = re.findall(r"^(tests/\S+::.+?)(?: (?:PASSED|SKIPPED|FAILED).*)?$", done.stdout, re.MULTILINE)
+    begun = re.findall(
+        r"^(tests/\S+::.+?)(?: (?:PASSED|SKIPPED|FAILED).*)?$", done.stdout, re.MULTILINE
+    )
     if done.returncode == 1 and failed:
         return failed[1]
     if done.returncode < 0 and begun:
