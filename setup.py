@@ -97,7 +97,6 @@ ISAS_X86 = {
 # Of linear layers alone.
 VNNI = f"{ISAS_X86['avx512']} -mavx512vnni -mprefer-vector-width=512"
 
-
 LIBRARY = "libquantkit.so"
 COMMON_FLAGS = "-O3 -fPIC -fvisibility=hidden -Wall -Wextra -Werror=switch"
 # The contract: no contraction, no reassociation; errno and traps do not matter, so loops vectorise.
@@ -252,22 +251,16 @@ def write_ninja(ninja, compiler, torch, pybind11_include, library, module):
     has_cuda = "-DQUANTKIT_CUDA" if nvcc else ""
     names = shlex.quote(f'-DQUANTKIT_CUDA_ARCHS="{" ".join(f"sm_{arch}" for arch in archs)}"')
     torch_include = shlex.quote(str(torch / "include"))
-    torch_flags = f"-std=c++20 -isystem {torch_include} -DTORCH_TARGET_VERSION={TORCH_TARGET}"
+    torch_flags = (
+        f"-std=c++20 -isystem {torch_include} -DTORCH_TARGET_VERSION={TORCH_TARGET} {has_cuda}"
+    )
+    with_torch = sorted(p for folder in ("ops", "torch") for p in (csrc / folder).rglob("*.cpp"))
     python_flags = (
         f"-std=c++20 -isystem {shlex.quote(sysconfig.get_path('include'))} "
         f"-isystem {shlex.quote(pybind11_include)}"
     )
     sources = {
-        "ops/library.cpp": f"{torch_flags} {has_cuda}",
-        "ops/ops.cpp": torch_flags,
-        "ops/static.cpp": torch_flags,
-        "ops/dynamic.cpp": torch_flags,
-        "ops/measure.cpp": torch_flags,
-        "ops/linear.cpp": torch_flags,
-        "torch/device.cpp": f"{torch_flags} {has_cuda}",
-        "torch/tensor.cpp": torch_flags,
-        "torch/checks.cpp": torch_flags,
-        "torch/overlap.cpp": torch_flags,
+        **{str(path.relative_to(csrc)): torch_flags for path in with_torch},
         "module.cpp": f"{python_flags} {names}",
         **kernel_sources(platform.machine(), emulated),
     }

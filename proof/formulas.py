@@ -109,12 +109,14 @@ def expected_scales(x, f, rule, dtype, global_scale):
         s = np.maximum((finite.astype(np.float32) / np.float32(f.high)), np.float32(eps))
         fraction, exponent = np.frexp(s.astype(np.float64))
         c = exponent - 1 + (fraction != 0.5) + 127
-    else:
+    elif rule in ("floor", "even"):
         if rule == "even":  # to a bit more than the format's mantissa, half away from zero
             spacing = 2.0 ** (np.maximum(np.frexp(finite)[1], -125) - 1 - f.mantissa)
             finite = np.floor(finite / spacing + 0.5) * spacing
         exponent = np.where(finite >= 2.0**-126, np.frexp(finite)[1] - 1 + 127, 0)
         c = np.maximum(exponent - int(math.log2(f.high)), 0 if dtype == E8M0 else 1)  # eps's field
+    else:
+        raise NotImplementedError(f"no second formulation of the rule {rule!r}")
     c = np.where(np.isnan(m), 255, np.where(np.isinf(m), 254, np.clip(c, 0, 254)))
     codes = torch.from_numpy(c.astype(np.uint8)).view(E8M0)
     return codes if dtype == E8M0 else as_scale(codes)

@@ -1,5 +1,5 @@
 // From type to type, a choice between elements and zero, and codes of which several share a byte:
-// loops over contiguous elements. Internal linkage, as all of this.
+// loops over contiguous elements.
 #pragma once
 
 #include "../calls.h"

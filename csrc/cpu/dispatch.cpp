@@ -40,8 +40,8 @@ struct Candidate {
   const LaunchTable* emulated = nullptr;
 };
 
-std::vector<Candidate> candidates() {
-  return {
+const std::vector<Candidate>& all() {
+  static const std::vector<Candidate> candidates = {
       {"baseline", &baseline_table, true},
 #ifdef QUANTKIT_AVX2
       {"avx2", &avx2_table,
@@ -57,11 +57,7 @@ std::vector<Candidate> candidates() {
       {"cuda_emu", &baseline_table, true, &cuda_emu_table},
 #endif
   };
-}
-
-const std::vector<Candidate>& all() {
-  static const std::vector<Candidate> found = candidates();
-  return found;
+  return candidates;
 }
 
 std::atomic<const Candidate*> chosen{nullptr};

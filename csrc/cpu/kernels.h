@@ -23,7 +23,7 @@ bool quantizes_fast(const Elementwise& e) {
 }
 bool dequantizes_fast(const Elementwise& e) { return e.steps.back_in(Type::f32); }
 
-// For what lies at kQ: codes of the format, a mask, or nothing.
+// For what lies at kQ.
 template <class D, class E, class Q>
 Loops loops_for(const Elementwise& e) {
   switch (route_of(e.operation).beside) {

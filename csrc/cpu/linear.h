@@ -17,12 +17,7 @@ constexpr int64_t kDepth = 4096;   // as many columns at a time: no sum of their
 constexpr int64_t kFew = 16;       // tokens for which q is not worth a copy
 constexpr int64_t kApart = kDepth + 64;  // of a copy's rows: not in the same lines of the cache
 
-template <int kValue>
-struct Number {
-  static constexpr int value = kValue;
-};
-
-// The sums of n products of x and of each of kRows rows of w, which lie `stride` apart.
+// The sums of n products of x and of each of kCount rows of w, which lie `stride` apart.
 template <int kCount, class X, class W>
 void products(const X* __restrict x, const W* __restrict w, int64_t stride, int64_t n,
               int32_t* __restrict sums) {
@@ -99,10 +94,10 @@ struct Products {
     };
     int64_t t = 0;
     if (kSigned)  // the first pass over q waits for memory
-      t = tokens < kBlock ? add(Number<1>(), Number<1>(), 0)
-                          : add(Number<kBlock>(), Number<1>(), 0);
-    while (t + kBlock <= tokens) t = add(Number<kBlock>(), Number<0>(), t);
-    while (t < tokens) t = add(Number<1>(), Number<0>(), t);
+      t = tokens < kBlock ? add(Constant<1>(), Constant<1>(), 0)
+                          : add(Constant<kBlock>(), Constant<1>(), 0);
+    while (t + kBlock <= tokens) t = add(Constant<kBlock>(), Constant<0>(), t);
+    while (t < tokens) t = add(Constant<1>(), Constant<0>(), t);
   }
 };
 #else
@@ -112,7 +107,6 @@ using Products = Widened;
 int64_t tokens_of_task(const Linear& l) {
   return smaller(smaller(Products::kMost / smaller(l.depth, kDepth), kTokens), l.tokens);
 }
-int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t linear_tasks(const Linear& l) {
   return divided_up(l.tokens, tokens_of_task(l)) * divided_up(l.outputs, kOutputs);

@@ -65,7 +65,7 @@ void parallel_range(int64_t n, int64_t threads, const Pool& pool, const Body& bo
 // Memory for the states of several threads, none on a cache line of another's.
 class Scratch {
  public:
-  Scratch(int64_t bytes, int64_t threads) : stride_((bytes + 127) / 128 * 128) {
+  Scratch(int64_t bytes, int64_t threads) : stride_(divided_up(bytes, 128) * 128) {
     if (stride_ * threads > kStackBytes) heap_.reset(new char[stride_ * threads]);
   }
   void* of(int64_t thread) { return (heap_ ? heap_.get() : stack_) + stride_ * thread; }
@@ -160,7 +160,7 @@ void run_apart(const Dynamic& d, int64_t threads, const Pool& pool) {
   const int32_t place = widest(*d.parameters);
   const int64_t size = d.parameters->dims[place].size,
                 multiple = size >= threads * kBorder * 2 ? kBorder : 1;
-  const int64_t parameters = (size + threads - 1) / threads + multiple;
+  const int64_t parameters = divided_up(size, threads) + multiple;
   Scratch scratch(d.parameters->numel / size * parameters * kernels().state_bytes(d), threads);
   parallel(threads, pool, [&](int64_t i) {
     const int64_t begin = border(size, i, threads, multiple),

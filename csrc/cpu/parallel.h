@@ -12,7 +12,6 @@ struct Pool {
 };
 
 void run_on_cpu(const Elementwise& elements, const Pool& pool);
-// Chooses parameters; then, unless the operation is `choose`, runs it on the elements with them.
 void run_on_cpu(const Dynamic& dynamic, const Pool& pool);
 void run_on_cpu(const Measure& measure, const Pool& pool);
 void run_on_cpu(const Linear& linear, const Pool& pool);

@@ -1,5 +1,4 @@
-// Extremes of contiguous elements, as integer keys, and the parameters that follow from them. Internal linkage, as all
-// of this.
+// Extremes of contiguous elements, as integer keys, and the parameters that follow from them.
 #pragma once
 
 #include "../numerics/reductions.h"
@@ -109,7 +108,7 @@ struct Finalize {
 };
 
 // Of n symmetric scales that are stored as others than the steps use, `step` apart; used: null where
-// no step is taken; global: one where its step is 0.
+// no step is taken.
 template <class How, int64_t kStep>
 void store_scales(const float* __restrict max_abs, Any<typename How::Bits>* __restrict stored,
                   float* __restrict used, const float* __restrict global, bool each_global,

@@ -1,6 +1,5 @@
 // The innermost loops of codes, written once as plain C++ that the compiler vectorises for the
-// including file's instruction set: typed, branch-free, each over contiguous elements. Internal
-// linkage, as all of this.
+// including file's instruction set: typed, branch-free, each over contiguous elements.
 //
 // What keeps a loop vectorised: __restrict, ternaries, no libm, limits that are known at run time
 // only.
@@ -49,8 +48,8 @@ struct Rows {
   const void* q_in;
   void* q;
   void* y;
-  const void *divide, *add, *subtract,
-      *multiply;  // parameters: floats, where steps are mixed doubles
+  // Parameters: floats, where steps are mixed doubles.
+  const void *divide, *add, *subtract, *multiply;
   Reciprocal reciprocal;
   const uint16_t* draws;  // of the elements, where codes are rounded randomly
   int64_t rows, n;
@@ -93,7 +92,7 @@ Reciprocal reciprocal_of(float scale) {
 }
 
 // A function of its own: only restrict parameters tell the compiler that nothing overlaps. D: the
-// dtype of the quotient, E: the encoder, Q: the integer that holds a code, None or Mask.
+// dtype of the quotient, E: the encoder, Q: the integer that holds a code, None, Mask or Outside.
 template <class D, class E, class Q, bool kBack, int kMode>
 void quantize_row(const float* __restrict x, typename StoredAs<Q>::type* __restrict q,
                   float* __restrict y, const float* __restrict divide, const float* __restrict add,
@@ -147,11 +146,6 @@ void quantize_row(const float* __restrict x, typename StoredAs<Q>::type* __restr
                                        kOwn ? multiply[i] : multiply0);
   }
 }
-
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
 
 template <class D, class E, class Q, bool kBack, int kMode>
 void quantize_rows(const Rows& r) {

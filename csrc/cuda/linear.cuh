@@ -1,7 +1,7 @@
 // What linear layers make of sums of products, which torch's own kernels have added.
 #pragma once
 
-#include "memory.cuh"
+#include "elementwise.cuh"
 
 namespace quantkit {
 namespace {

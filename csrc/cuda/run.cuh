@@ -15,8 +15,6 @@
 namespace quantkit {
 namespace {
 
-constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t power_of_two_from(int64_t n, int64_t most) {
   int64_t power = 1;
   while (power < n && power < most) power *= 2;
@@ -52,8 +50,8 @@ Vectors vectors_of(const void* data, int64_t size, Operand o, const Args& a, int
 Values values_of(const Parameter& p, Type step = Type::f64) {
   Values n{p.data, 0, p.type};
   if (p.on_host) {
-    FloatingPointGuard
-        guard;  // the caller's environment must not flush a denormal or round otherwise
+    // The caller's environment must not flush a denormal or round otherwise.
+    FloatingPointGuard guard;
     n.value = with_float(p.type, [&](auto tag) -> double {
       return widen(*static_cast<const typename decltype(tag)::type*>(p.data));
     });

@@ -8,8 +8,8 @@ namespace quantkit {
 // The dtypes that the steps round to: two to the code, two back. The last is that of the result.
 struct Steps {
   Type divide, add, subtract, multiply;
-  bool
-      round_first;  // the quotient becomes an integer before the zero point is added; steps are f32
+  // The quotient becomes an integer before the zero point is added; steps are f32.
+  bool round_first;
 
   QK_INLINE bool there_in(Type type) const { return divide == type && add == type; }
   QK_INLINE bool back_in(Type type) const { return subtract == type && multiply == type; }

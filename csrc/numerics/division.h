@@ -82,8 +82,7 @@ QK_INLINE bool exact_reciprocal(float scale, Reciprocal& r) {
     uint32_t m = (-uint32_t(k) * inverse & (step - 1)) | 0x1000000u;
     for (; m < 0x2000000u; m += step) {
       const int64_t x = (int64_t(m) * odd + k) >> (24 - zeros);
-      const float candidate =
-          float(int32_t(x));  // where x has 25 bits, half of it is the same test
+      const float candidate = float(int32_t(x));  // where x has 25 bits, half of it tests the same
       exact &= quotient(candidate, unit) == candidate / s;
     }
   }

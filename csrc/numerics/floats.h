@@ -167,6 +167,11 @@ template <class T>
 struct Tag {
   using type = T;
 };
+// The same for a number.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
 
 #ifdef __CUDACC__
 #pragma nv_exec_check_disable
@@ -207,6 +212,7 @@ QK_INLINE auto with_float(Type type, F f) {
 }
 
 [[maybe_unused]] constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+[[maybe_unused]] constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr bool is_floating(Type type) { return type <= Type::f64; }
 constexpr bool is_half(Type type) { return type <= Type::bf16; }

@@ -63,17 +63,19 @@ QK_INLINE Wide<P> asymmetric_zero_point(Wide<P> x_min, Wide<P> scale, const Sche
 // ---- symmetric scales that are stored as another number than the steps use ----------------------
 
 // By a rule, the code of E8M0 for max |x| (contract 2, section 3).
-template <bool kCeil>
+template <Rule kRule>
 QK_INLINE int32_t power_code(float max_abs, const Scheme& s) {
   constexpr int32_t kInfinity = 0x7f800000;
   const int32_t bits = bit_cast<int32_t>(max_abs);
   int32_t code;
-  if constexpr (kCeil) {
+  if constexpr (kRule == Rule::ceil) {
     const int32_t scale = bit_cast<int32_t>(scale_of<float>(max_abs, s));
     code = scale <= 1 << 22 ? 0 : (scale >> 23) + ((scale & 0x7fffff) != 0);
   } else {
+    static_assert(kRule == Rule::floor || kRule == Rule::even, "a rule without its formula");
+    const int32_t half = kRule == Rule::even ? s.half : 0;
     const int32_t least = bit_cast<int32_t>(smallest_scale<float>(s.eps)) >> 23;
-    code = int32_t((uint32_t(bits) + uint32_t(s.half)) >> 23) - s.exponent;
+    code = int32_t((uint32_t(bits) + uint32_t(half)) >> 23) - s.exponent;
     code = code < least ? least : code;
   }
   code = code < 0 ? 0 : code > 254 ? 254 : code;
@@ -87,11 +89,11 @@ struct StoredScale {
 };
 // How scales of a scheme are made, in bits of type T: those of a float, or a code. `global` is 1
 // where there is none, exact either way.
-template <bool kCeil, class T>
+template <Rule kRule, class T>
 struct PowerScale {
   using Bits = T;
   QK_INLINE static StoredScale of(float max_abs, float, const Scheme& s) {
-    const int32_t code = power_code<kCeil>(max_abs, s);
+    const int32_t code = power_code<kRule>(max_abs, s);
     const float power = power_of_two(code);
     return {sizeof(T) == 1 ? code : bit_cast<int32_t>(power), power};
   }
@@ -119,10 +121,14 @@ QK_INLINE auto with_stored(const Scheme& s, F f) {
     case Rule::none:
       return code ? f(Tag<DividedScale<uint8_t>>()) : f(Tag<DividedScale<int32_t>>());
     case Rule::ceil:
-      return code ? f(Tag<PowerScale<true, uint8_t>>()) : f(Tag<PowerScale<true, int32_t>>());
+      return code ? f(Tag<PowerScale<Rule::ceil, uint8_t>>())
+                  : f(Tag<PowerScale<Rule::ceil, int32_t>>());
     case Rule::floor:
+      return code ? f(Tag<PowerScale<Rule::floor, uint8_t>>())
+                  : f(Tag<PowerScale<Rule::floor, int32_t>>());
     case Rule::even:
-      return code ? f(Tag<PowerScale<false, uint8_t>>()) : f(Tag<PowerScale<false, int32_t>>());
+      return code ? f(Tag<PowerScale<Rule::even, uint8_t>>())
+                  : f(Tag<PowerScale<Rule::even, int32_t>>());
   }
   __builtin_unreachable();
 }

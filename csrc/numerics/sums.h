@@ -97,9 +97,8 @@ class RoundedSum {
 
  private:
   int place_ = 0, top_ = 0;
-  uint64_t first_ = 0, second_ = 0, third_ = 0,
-           rest_ = 0;                                  // the digits from the top, and all below
-  uint64_t before_ = 0, before_that_ = 0, below_ = 0;  // of the digit that comes next
+  uint64_t first_ = 0, second_ = 0, third_ = 0, rest_ = 0;  // from the top, and all below
+  uint64_t before_ = 0, before_that_ = 0, below_ = 0;       // of the digit that comes next
 };
 
 // Adds what was measured of another part of the same block.

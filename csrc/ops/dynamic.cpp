@@ -7,25 +7,6 @@
 namespace quantkit {
 namespace {
 
-// How many blocks each dimension of x has, empty for one block of all, and how long they are.
-struct Blocks {
-  std::vector<int64_t> counts, sizes;
-
-  Blocks() = default;
-  Blocks(const TensorInfo& x, const BlockSize& block_size) {
-    for (int64_t d = 0; block_size && d < x.dim; ++d) {
-      const int64_t block = (*block_size)[d], whole = std::max<int64_t>(x.sizes[d], 1);
-      sizes.push_back(block == -1 ? whole : block);
-      counts.push_back(blocks_in(x.sizes[d], block));
-    }
-  }
-  int64_t dim() const { return static_cast<int64_t>(counts.size()); }
-  // Of the operand that has an element for each.
-  void add_to(Axes& axes, Operand operand, const TensorInfo& t) const {
-    axes.add(operand, counts.data(), t.strides, t.dim, sizes.empty() ? nullptr : sizes.data());
-  }
-};
-
 // The results, in the order of every operator: q and x_hat where there are any, scale, zero_point.
 template <Operation kOperation>
 struct FromChosen {
@@ -75,9 +56,7 @@ struct FromChosen {
     const ScaleChoice choice =
         check_rule(format, symmetric, eps, scale_dtype, scale_rule, global.has_value());
     check_choice(x, block_size, eps, symmetric, include_zero, true);
-    std::optional<TensorInfo> draws;
-    if (seed) draws.emplace("seed", *seed);
-    check_draws(x, draws ? &*draws : nullptr, index);
+    check_draws(x, seed, index);
     check_round_first(round, format, seed.has_value());
     if (kCodes) check_packing(x, format);
     drawn = DrawnFrom(x, seed, index);
@@ -95,7 +74,6 @@ struct FromChosen {
       else
         return 1 << (22 - F::kMantissa);
     });
-    if (choice.rule != Rule::even) scheme.half = 0;
     for (int64_t rest = q_max; rest > 1; rest /= 2) ++scheme.exponent;
     back_type = check_output_dtype(output_dtype);
   }
@@ -110,7 +88,7 @@ struct FromChosen {
     if (kCodes && i == 0)
       return {"q", dtype_of(format), codes_sizes.data(), x.dim, &x, per_byte(format) > 1};
     if (kBack && i == 1)
-      return {"x_hat", dtype_of(back_type), x.sizes, x.dim, &x, x_hat_contiguous()};
+      return {"x_hat", dtype_of(back_type), x.sizes, x.dim, &x, per_byte(format) > 1};
     const int64_t *const counts = blocks.counts.data(), dim = blocks.dim();
     if (i == kScaleAt) return {"scale", scale_dtype(), counts, dim, &x, true};
     return {"zero_point", dtype_of(type), counts, has_zero_point() ? dim : 0, &x, true};
@@ -184,8 +162,7 @@ struct FromChosen {
     blocks.add_to(axes, kScale, scales);
     if (zero) blocks.add_to(axes, kZeroPoint, zero_point);
     // Packed codes are neighbours in the last dimension, however x lies.
-    const bool packed = kCodes && codes->packed();
-    for_layouts(axes, packed ? kQ : kX, packed ? kX : kQ, [&](const Layout& layout) {
+    for_layouts(axes, e.packed ? kQ : kX, e.packed ? kX : kQ, [&](const Layout& layout) {
       e.layout = &layout;
       quantkit::run(d, loaded);
     });
@@ -223,7 +200,6 @@ struct FromChosen {
     codes_sizes = kCodes ? packed_sizes(x, format) : std::vector<int64_t>();
   }
   int64_t last_block() const { return blocks.dim() == 0 ? INT64_MAX - 1 : blocks.sizes.back(); }
-  bool x_hat_contiguous() const { return per_byte(format) > 1; }
 };
 
 // Integers in the order of int64: those of uint64 with their sign flipped, which is its own

@@ -1,7 +1,5 @@
 // Defines the operators and registers their kernels.
 
-#include <torch/csrc/stable/c/shim.h>
-
 #include "ops.h"
 #include "schemas.h"
 

@@ -4,7 +4,7 @@
 namespace quantkit {
 namespace {
 
-int64_t rounded_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+int64_t rounded_up(int64_t n, int64_t multiple) { return divided_up(n, multiple) * multiple; }
 
 template <class T>
 T* data_of(const Tensor& t) {

@@ -1,6 +1,4 @@
 // Operators that measure errors: measure, measure_limbs.
-#include <algorithm>
-
 #include "given.h"
 
 namespace quantkit {
@@ -15,7 +13,7 @@ struct Errors {
   Given given;
   int64_t q_min, q_max;
   bool round_first;
-  std::vector<int64_t> sizes, blocks;  // of the sums: empty for all of x
+  Blocks blocks;  // each has sums
   std::vector<int64_t> limbs_sizes, counts_sizes;
 
   Errors(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& zero_point,
@@ -27,14 +25,9 @@ struct Errors {
         q_min(q_min_),
         q_max(q_max_),
         round_first(round_first_) {
-    const TensorInfo& t = given.x;
-    if (over) check_blocks("over", t, *over);
-    for (int64_t d = 0; over && d < t.dim; ++d) {
-      const int64_t size = t.sizes[d], block = (*over)[d];
-      blocks.push_back(block == -1 ? std::max<int64_t>(size, 1) : block);
-      sizes.push_back(blocks_in(size, block));
-    }
-    limbs_sizes = counts_sizes = sizes;
+    if (over) check_block_sizes(given.x, *over, true, "over");
+    blocks = Blocks(given.x, over);
+    limbs_sizes = counts_sizes = blocks.counts;
     limbs_sizes.insert(limbs_sizes.end(), {2, kDigits});
     counts_sizes.push_back(2);
   }
@@ -43,10 +36,10 @@ struct Errors {
     const auto of = [&](const char* name, int32_t dtype, const std::vector<int64_t>& shape) {
       return Result{name, dtype, shape.data(), int64_t(shape.size()), &given.x, true};
     };
-    if (i == kMaxAt) return of("max_error", dtype_of(Type::f32), sizes);
+    if (i == kMaxAt) return of("max_error", dtype_of(Type::f32), blocks.counts);
     if (i > kMaxAt) return of("counts", dtype_of(Type::i64), counts_sizes);
     if (kLimbs) return of("limbs", dtype_of(Type::i64), limbs_sizes);
-    return of(i == 0 ? "squares" : "squared_errors", dtype_of(Type::f64), sizes);
+    return of(i == 0 ? "squares" : "squared_errors", dtype_of(Type::f64), blocks.counts);
   }
   std::vector<const TensorInfo*> inputs() const { return given.inputs(); }
   const TensorInfo* in_place() const { return nullptr; }
@@ -100,11 +93,11 @@ struct Errors {
     e.steps.round_first = round_first;
     e.q_min = static_cast<int32_t>(q_min);
     e.q_max = static_cast<int32_t>(q_max);
-    std::vector<int64_t> strides(sizes.size());
+    std::vector<int64_t> strides(blocks.counts.size());
     int64_t stride = count;
-    for (size_t d = 0; d < sizes.size(); ++d) strides[d] = stride /= sizes[d];
+    for (size_t d = 0; d < strides.size(); ++d) strides[d] = stride /= blocks.counts[d];
     Axes axes = axes_of(x, nullptr, nullptr);
-    axes.add(kState, sizes.data(), strides.data(), int64_t(sizes.size()), blocks.data());
+    axes.add(kState, blocks.counts.data(), strides.data(), blocks.dim(), blocks.sizes.data());
     given.run(e, axes, x, kX, false, Type::f32,
               [&](const Elementwise& call) { quantkit::run(Measure{call, measured}, x); });
   }

@@ -103,12 +103,6 @@ void repack(Operation operation, const TensorInfo& to, const TensorInfo& from, F
   });
 }
 
-bool is_contiguous(const TensorInfo& t) {
-  bool contiguous = false;
-  check_shim(aoti_torch_is_contiguous(t.handle, &contiguous));
-  return contiguous;
-}
-
 }  // namespace
 
 CodesOut::CodesOut(const TensorInfo& q, const TensorInfo& x, Format format, bool whole)

@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/stableivalue_conversions.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <tuple>
@@ -25,8 +26,7 @@ inline bool is_wide(int64_t q_min, int64_t q_max) { return q_min < -128 || q_max
 
 // What x becomes before the first step.
 Type first_type(const TensorInfo& x, bool wide);
-// The dtype of dequantize's result: zero_point of `zero_type` counts as scale's where it is an
-// integer.
+// The dtype of dequantize's result: an integer zero_point counts as of scale's dtype.
 Type dequantized_type(int64_t dim, Type scale, int64_t scale_dim, const TensorInfo& zero_point);
 // The dtype of a step of torch: a parameter without dimensions leaves that of what has some.
 Type step_type(Type t, int64_t dim, Type parameter, int64_t parameter_dim);
@@ -108,6 +108,24 @@ struct CodesIn {
 // The block sizes of a parameter of these sizes: those that were given, else x's sizes by them.
 std::vector<int64_t> blocks_of(const TensorInfo& x, const int64_t* sizes, int64_t dim,
                                const BlockSize& block_size);
+// How many blocks each dimension of x has, empty for one block of all, and how long they are.
+struct Blocks {
+  std::vector<int64_t> counts, sizes;
+
+  Blocks() = default;
+  Blocks(const TensorInfo& x, const BlockSize& block_size) {
+    for (int64_t d = 0; block_size && d < x.dim; ++d) {
+      const int64_t block = (*block_size)[d], whole = std::max<int64_t>(x.sizes[d], 1);
+      sizes.push_back(block == -1 ? whole : block);
+      counts.push_back(blocks_in(x.sizes[d], block));
+    }
+  }
+  int64_t dim() const { return static_cast<int64_t>(counts.size()); }
+  // Of the operand that has an element for each.
+  void add_to(Axes& axes, Operand operand, const TensorInfo& t) const {
+    axes.add(operand, counts.data(), t.strides, t.dim, sizes.empty() ? nullptr : sizes.data());
+  }
+};
 // Whether every byte of x's codes has codes of one block alone.
 bool has_whole_bytes(const TensorInfo& x, int64_t block, Format format);
 

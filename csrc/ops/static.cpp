@@ -99,9 +99,7 @@ struct FromX {
     const TensorInfo data("x", x);
     check_real(data);
     check_q_range(q_min, q_max, format);
-    std::optional<TensorInfo> draws;
-    if (seed) draws.emplace("seed", *seed);
-    check_draws(data, draws ? &*draws : nullptr, index);
+    check_draws(data, seed, index);
     check_round_first(round_first, format, seed.has_value());
   }
   void set_result() {

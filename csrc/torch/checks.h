@@ -1,5 +1,5 @@
-// The errors of the contract, in the words of quantkit/_checks.py. Thrown before anything is
-// written, as std::runtime_error, since torch 2.15 makes a RuntimeError of every other kind too.
+// The errors of the contract, in the words of quantkit/_checks. Thrown before anything is written,
+// as std::runtime_error, since torch 2.15 makes a RuntimeError of every other kind too.
 #pragma once
 
 #include <cstdint>
@@ -16,32 +16,43 @@ inline int64_t blocks_in(int64_t size, int64_t block) {
   return block == -1 ? 1 : size / block + (size % block != 0);
 }
 
+// ---- values.cpp ---------------------------------------------------------------------------------
+
 void check_real(const TensorInfo& t);
+Format check_format(const std::string& name);
+// That q may hold codes of the format.
+void check_codes(const TensorInfo& q, Format format);
+Type check_output_dtype(const std::optional<int32_t>& output_dtype);
+
+// ---- sizes.cpp ----------------------------------------------------------------------------------
+
+// short_blocks: the last block of a dimension may have fewer elements. name: of the argument.
+void check_block_sizes(const TensorInfo& x, const std::vector<int64_t>& blocks, bool short_blocks,
+                       const std::string& name = "block_size");
+
+// ---- parameters.cpp -----------------------------------------------------------------------------
+
 // The format of codes that contract 1's operators know by a dtype.
 Format check_q_range(int64_t q_min, int64_t q_max, int32_t dtype);
-Format check_format(const std::string& name);
 void check_q_range(int64_t q_min, int64_t q_max, Format format);
-void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo& zero_point);
-// short_blocks: the last block of a dimension may have fewer elements.
-void check_choice(const TensorInfo& x, const BlockSize& block_size, double eps, bool symmetric,
-                  bool include_zero, bool short_blocks);
-// That there are blocks, and elements in each, or no block at all.
-void check_chosen_blocks(const TensorInfo& x, const BlockSize& block_size, bool short_blocks);
-
-// ---- contract 2 ---------------------------------------------------------------------------------
-
 // Whether a scale is one of codes.
 bool is_coded(const TensorInfo& scale);
-// zero_point, global: null where there is none.
+void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo& zero_point);
+// Of contract 2; zero_point, global: null where there is none.
 void check_parameters(const TensorInfo& x, const TensorInfo& scale, const TensorInfo* zero_point,
                       Format format, const BlockSize& block_size, const TensorInfo* global);
 // A scale of scales, of these sizes.
 void check_global(const TensorInfo& global, const TensorInfo& x, const int64_t* sizes, int64_t dim);
-// Sizes of blocks, of which the last may be short; name: of the argument.
-void check_blocks(const char* name, const TensorInfo& x, const std::vector<int64_t>& blocks);
-// What random rounding draws from: the seed (null: it is not asked for), and the places of x's
-// elements, a list of an offset and a stride for each dimension.
-void check_draws(const TensorInfo& x, const TensorInfo* seed, const BlockSize& index);
+
+// ---- operators.cpp ------------------------------------------------------------------------------
+
+void check_choice(const TensorInfo& x, const BlockSize& block_size, double eps, bool symmetric,
+                  bool include_zero, bool short_blocks);
+// That there are blocks, and elements in each, or no block at all.
+void check_chosen_blocks(const TensorInfo& x, const BlockSize& block_size, bool short_blocks);
+// What random rounding draws from: the seed, and the places of x's elements, a list of an offset and
+// a stride for each dimension.
+void check_draws(const TensorInfo& x, const std::optional<Tensor>& seed, const BlockSize& index);
 // What the rule and the dtype of scales ask for.
 struct ScaleChoice {
   bool half_range;
@@ -54,17 +65,14 @@ ScaleChoice check_rule(Format format, bool symmetric, double eps,
 void check_round_first(bool round_first, Format format, bool randomly = false);
 // That x's last size fills bytes of codes.
 void check_packing(const TensorInfo& x, Format format);
-// That q may hold codes of the format.
-void check_codes(const TensorInfo& q, Format format);
-Type check_output_dtype(const std::optional<int32_t>& output_dtype);
-
 // A gradient of x, or of what had a mask of its shape.
 void check_gradient(const TensorInfo& grad, const TensorInfo& x);
 void check_mask(const TensorInfo& mask, const TensorInfo& grad);
-
 // A linear layer of int8 codes; bias: null where there is none.
 void check_linear(const TensorInfo& x, const TensorInfo& q, const TensorInfo& scale,
                   const TensorInfo* bias);
+
+// ---- outputs.cpp --------------------------------------------------------------------------------
 
 // An `out=` tensor against the result it is to hold.
 void check_out(const TensorInfo& out, const int64_t* sizes, int64_t dim, int32_t dtype,

@@ -7,17 +7,15 @@
 namespace quantkit {
 
 void run(const Elementwise& elements, const TensorInfo& on);
-
-// Whether its kernels take codes of which several share a byte, when they lie side by side.
-bool packs_codes(const TensorInfo& on);
-
-// Chooses parameters; then, unless the operation is `choose`, runs it on the elements with them.
+void run(const Dynamic& dynamic, const TensorInfo& on);
 void run(const Measure& m, const TensorInfo& on);
 // Rounds what was measured of `count` blocks, or gives its digits.
 void finish(const Measured* measured, int64_t count, const MeasuredOut& out, const TensorInfo& on);
-void run(const Dynamic& dynamic, const TensorInfo& on);
-// Whether torch adds the products of codes there, before this is called.
-bool sums_by_torch(const TensorInfo& on);
 void run(const Linear& linear, const TensorInfo& on);
+
+// Whether its kernels take codes of which several share a byte, when they lie side by side.
+bool packs_codes(const TensorInfo& on);
+// Whether torch adds the products of codes there, before a linear layer runs.
+bool sums_by_torch(const TensorInfo& on);
 
 }  // namespace quantkit

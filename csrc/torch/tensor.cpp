@@ -1,6 +1,5 @@
 #include "tensor.h"
 
-#include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/stableivalue_conversions.h>
 
 #include <algorithm>
@@ -67,7 +66,6 @@ const Dtypes& dtypes() {
 
 }  // namespace
 
-int type_of(int32_t dtype) { return dtype >= 0 && dtype < 128 ? dtypes().types[dtype] : -1; }
 int32_t dtype_of(Type type) { return dtypes().numbers[static_cast<int>(type)]; }
 
 int32_t dtype_of(Format format) {
@@ -119,7 +117,7 @@ TensorInfo::TensorInfo(const char* name_, const Tensor& tensor)
   int64_t *sizes_ = nullptr, *strides_ = nullptr;
   void* data_ = nullptr;
   check_shim(aoti_torch_get_dtype(handle, &dtype));
-  type = type_of(dtype);
+  type = dtype >= 0 && dtype < 128 ? dtypes().types[dtype] : -1;
   if (type < 0) {  // None comes as an undefined tensor
     bool defined = false;
     check_shim(aoti_torch_is_defined(handle, &defined));
@@ -162,6 +160,12 @@ TensorInfo::TensorInfo(const char* name_, const float* number)
       device_index(-1),
       type(static_cast<int>(Type::f32)),
       data(const_cast<char*>(reinterpret_cast<const char*>(number))) {}
+
+bool is_contiguous(const TensorInfo& t) {
+  bool contiguous = t.dim == 0;
+  if (t.dim > 0) check_shim(aoti_torch_is_contiguous(t.handle, &contiguous));
+  return contiguous;
+}
 
 std::string tuple_text(const int64_t* sizes, int64_t n) {
   std::string text = "(";
@@ -223,9 +227,7 @@ std::vector<int64_t> by_stride(const TensorInfo& t) {
 
 // Whether the elements fill one piece of memory, each address once.
 bool is_dense(const TensorInfo& t) {
-  bool contiguous = false;
-  check_shim(aoti_torch_is_contiguous(t.handle, &contiguous));
-  if (contiguous) return true;
+  if (is_contiguous(t)) return true;
   const std::vector<int64_t> order = by_stride(t);
   int64_t expected = 1;
   for (auto d = order.rbegin(); d != order.rend(); ++d) {
@@ -265,9 +267,7 @@ Tensor empty_like(const TensorInfo& like, int32_t dtype) {
 }
 
 Contiguous::Contiguous(const TensorInfo& t) : info(t) {
-  bool contiguous = false;
-  check_shim(aoti_torch_is_contiguous(t.handle, &contiguous));
-  if (contiguous) return;
+  if (is_contiguous(t)) return;
   copy = empty_contiguous(t, t.sizes, t.dim, t.dtype);
   info = TensorInfo(t.name, *copy);
   quantkit::copy(info, t);
@@ -277,9 +277,7 @@ void copy(const TensorInfo& to, const TensorInfo& from) {
   check_shim(aoti_torch_copy_(to.handle, from.handle, 0));
 }
 void clear(const TensorInfo& t) {
-  bool contiguous = true;
-  if (t.dim > 0) check_shim(aoti_torch_is_contiguous(t.handle, &contiguous));
-  if (t.device_type == aoti_torch_device_type_cpu() && contiguous && t.numel > 0)
+  if (t.device_type == aoti_torch_device_type_cpu() && t.numel > 0 && is_contiguous(t))
     memset(t.data, 0, t.numel * aoti_torch_dtype_element_size(t.dtype));  // torch would use threads
   else
     check_shim(aoti_torch_zero_(t.handle));

@@ -23,8 +23,7 @@ inline void check_shim(AOTITorchError error) {
   if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error(torch_says());
 }
 
-// torch's number of a dtype, our Type of it (-1: none), and its name.
-int type_of(int32_t dtype);
+// torch's number of a dtype, and its name.
 int32_t dtype_of(Type type);
 std::string dtype_name(int32_t dtype);
 
@@ -62,6 +61,7 @@ struct TensorInfo {
   std::string device_text() const;
 };
 
+bool is_contiguous(const TensorInfo& t);
 // A tensor of t's device and dtype, contiguous, with its elements: t itself or a copy.
 struct Contiguous {
   std::optional<Tensor> copy;

@@ -1,6 +1,6 @@
 """Every error of the contract, once for Python: the reference, the fallback and the fake kernels.
 
-``csrc/torch/checks.cpp`` says the same in the same words for the compiled operators.
+``csrc/torch/checks/`` says the same in the same words for the compiled operators.
 """
 
 from .operators import *
