@@ -13,10 +13,11 @@ import quantkit
 
 from . import quant_tool
 from .cases import Case, Job, differing, same_bits, same_numel
+from .command import contestants, threads
+from .machine import ROOT
 from .measure import interleaved, interleaved_on_gpu, summary
 from .rivals import Contestant, contestant
 
-ROOT = Path(__file__).resolve().parent.parent
 OURS, OURS_OUT = "quantkit", "quantkit out="
 
 
@@ -77,14 +78,10 @@ def cell(
 
 def thread_cells(budget: float) -> Iterator[dict]:
     """512x1024 on one thread and on all."""
-    threads = torch.get_num_threads()
-    try:
-        for count in sorted({1, threads}):
-            torch.set_num_threads(count)
+    for count in sorted({1, torch.get_num_threads()}):
+        with threads(count):
             for op in ("quantize", "dequantize", "quantize_dequantize"):
                 yield cell(Case(op, (512, 1024)), ["copy"], budget, group="threads")
-    finally:
-        torch.set_num_threads(threads)
 
 
 def granularity_cells(budget: float, numel: int) -> Iterator[dict]:
@@ -139,7 +136,6 @@ def call_cells(budget: float) -> Iterator[dict]:
             "eager": lambda f=theirs, a=call: f(*a),
         }
     for name, calls in pairs.items():
-        measured = interleaved(calls, budget)
         yield {
             "group": "calls",
             "op": name,
@@ -150,9 +146,7 @@ def call_cells(budget: float) -> Iterator[dict]:
             "threads": torch.get_num_threads(),
             "caches": "warm",
             "bytes": 0,
-            "contestants": {
-                k: {"note": "", "seconds": v, **summary(v)} for k, v in measured.items()
-            },
+            "contestants": {k: {"note": "", **v} for k, v in contestants(calls, budget).items()},
             "absent": {},
         }
 

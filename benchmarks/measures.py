@@ -20,7 +20,6 @@ from .schemes import Job, run_jobs
 
 READ, OURS, OUTLIERS = "x.amax()", "quantkit", "with outliers"
 EAGER, COMPILED = "float64 sums", "float64 sums, compiled"
-LONGER = (OUTLIERS, EAGER, COMPILED)
 
 
 def sums(x: torch.Tensor, x_hat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

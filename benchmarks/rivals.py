@@ -32,7 +32,6 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Rival:
-    what: str
     package: str | None
     make: Callable[[Job], Contestant]
 
@@ -104,7 +103,7 @@ def _calling(function: Callable, arguments: tuple) -> Contestant:
     return Contestant(lambda: function(*arguments), lambda: function(*arguments))
 
 
-# ---- torch ----------------------------------------------------------------------------------------
+# ---- torch: quantize_per_*, .dequantize(), fake_quantize_* ----------------------------------------
 
 
 def _flat(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,12 +134,10 @@ def torch_quantized(job: Job) -> Contestant:
     if job.case.op == "dequantize":
         quantized = quantize()
         if not torch.equal(quantized.int_repr(), job.q):  # other codes: give it ours
-            make = torch._make_per_tensor_quantized_tensor
             if job.case.granularity == PER_TENSOR:
-                quantized = make(job.q, scale, zero_point)
+                quantized = torch._make_per_tensor_quantized_tensor(job.q, scale, zero_point)
             else:
-                make = torch._make_per_channel_quantized_tensor
-                quantized = make(job.q, *given[:3])
+                quantized = torch._make_per_channel_quantized_tensor(job.q, *given[:3])
         return Contestant(quantized.dequantize, lambda: (quantized.dequantize(),))
     raise Absent("torch has no such operator")
 
@@ -340,21 +337,18 @@ def stream(job: Job) -> Contestant:
 
 
 RIVALS = {
-    "eager": Rival("quant_tool in eager torch", None, eager),
-    "compile": Rival("quant_tool under torch.compile", None, compiled),
-    "torch": Rival(
-        "torch.quantize_per_*, .dequantize(), torch.fake_quantize_*", None, torch_quantized
-    ),
-    "torchao": Rival("torchao's affine primitives", "torchao", torchao),
-    "torchao_compile": Rival("the same under torch.compile", "torchao", torchao_compiled),
-    "decomposed": Rival("torch.ops.quantized_decomposed", None, decomposed),
-    "onnxruntime": Rival("ONNX Runtime's QuantizeLinear and kin", "onnxruntime", onnxruntime),
-    "vllm": Rival("vLLM's int8 quantization per token (GPU)", "vllm", vllm),
-    "copy": Rival("y.copy_(x)", None, copy),
-    "clone": Rival("x.clone()", None, clone),
-    "stream": Rival("a copy of as many bytes as the operation must move", None, stream),
+    "eager": Rival(None, eager),
+    "compile": Rival(None, compiled),
+    "torch": Rival(None, torch_quantized),
+    "torchao": Rival("torchao", torchao),
+    "torchao_compile": Rival("torchao", torchao_compiled),
+    "decomposed": Rival(None, decomposed),
+    "onnxruntime": Rival("onnxruntime", onnxruntime),
+    "vllm": Rival("vllm", vllm),
+    "copy": Rival(None, copy),
+    "clone": Rival(None, clone),
+    "stream": Rival(None, stream),
 }
-BANDWIDTH = ("copy", "clone", "stream")
 
 
 def contestant(name: str, job: Job) -> Contestant | str:
