@@ -1,16 +1,20 @@
 """The parts of make proof: the tasks of each, and the files that decide their results."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
 import sweeps as s
 from machines import BUILDS, EMULATED, SHORT, folder_of
-from work import Task, drawn_seed
+from work import ROOT, Task, drawn_seed
 
 SWEEPS = ("proof/sweeps.py", "proof/covered.py", "proof/formulas.py", "tests/lib/cases.py")
 FORMATS, FORMAT_SETS = tuple(s.OF_NAME), range(len(s.FORMAT_SETS))
 HALVES, CHOICES = ("float16", "bfloat16"), range(len(s.CHOICES))
+# What `make sanitize` runs.
+MAKEFILE = (ROOT / "Makefile").read_text().replace("\\\n", "")
+SANITIZED = re.search(r"^SANITIZED := (.*)$", MAKEFILE, re.MULTILINE)[1].split()
 PARTS = {}
 
 
@@ -127,7 +131,16 @@ def generated(short):
         yield Task("generated", "suites", "generated", (count, seed + batch))
 
 
-@part("proof/suites.py", "tests/**/*.py", "benchmarks/*.py", "Makefile", "pyproject.toml")
+@part(
+    "proof/suites.py",
+    "tests/conftest.py",
+    "tests/lib/*.py",
+    "tests/test_large.py",
+    *(f"tests/test_{name}.py" for name in SANITIZED),
+    "benchmarks/quant_tool.py",
+    "Makefile",
+    "pyproject.toml",
+)
 def tests(short):
     """Tensors of more than 2^31 elements; the kernels' tests under sanitizers."""
     if not short:
