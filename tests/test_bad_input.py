@@ -367,11 +367,3 @@ def test_numbers_beyond_64_bits_are_numbers(module):
     assert_same(p.scale, torch.tensor(2.0**70))
     q = module.quantize_tensor(X, QuantizationParams(2**70, -(2**70), -128, 127))
     assert (q == -128).all()
-
-
-def test_functions_take_no_out():
-    for function in FUNCTIONS:
-        scheme = ("int8_tensor",) if function == "quantize" else ()
-        for module in MODULES.values():
-            with pytest.raises(TypeError, match="'out'"):
-                getattr(module, function)(X, *scheme, out=X)

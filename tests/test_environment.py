@@ -2,7 +2,6 @@
 
 import itertools
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from lib.environment import (
     state,
     state_of,
 )
+from lib.threads import in_threads
 
 import quantkit
 from quantkit import reference
@@ -207,26 +207,6 @@ def test_kernels_raise_no_flag():
 
 
 # ---- other threads, other processes ---------------------------------------------------------------
-
-
-def in_threads(work, count):
-    """work(i) in each of `count` new threads at the same time; what was raised there is raised here."""
-    start, failures = threading.Barrier(count), []
-
-    def guarded(i):
-        try:
-            start.wait(60)
-            work(i)
-        except BaseException as error:
-            failures.append(error)
-
-    workers = [threading.Thread(target=guarded, args=(i,)) for i in range(count)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if failures:
-        raise failures[0]
 
 
 def test_threads_that_differ():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lib.backends import daily
 from lib.cases import assert_same, values
+from lib.threads import in_threads
 from torch.utils.data import DataLoader, Dataset
 
 import quantkit
@@ -115,23 +116,13 @@ def test_data_loader_workers(method, several_threads):
 def test_sixty_four_threads_at_once():
     x = values((64, 200, 300), torch.float32)
     right = [reference.quantize_dequant(each, True, sym=False) for each in x]
-    start, failures = threading.Barrier(64), []
 
     def work(i):
-        try:
-            start.wait(60)
-            for _ in range(3):
-                q, x_hat, p = quantkit.quantize_dequant(x[i], True, sym=False)
-                assert_same((q, x_hat, p.scale), (*right[i][:2], right[i][2].scale))
-        except BaseException as error:
-            failures.append(error)
+        for _ in range(3):
+            q, x_hat, p = quantkit.quantize_dequant(x[i], True, sym=False)
+            assert_same((q, x_hat, p.scale), (*right[i][:2], right[i][2].scale))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(64)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    in_threads(work, 64)
 
 
 @needs_extension
