@@ -143,6 +143,7 @@ def test_models_that_cannot_be_quantized_where_they_are(two, tmp_path):
 
 def test_observers_of_all_ranks(two):
     two.run("observers.observed")
+    assert "different layers" in two.run("observers.idle")
 
 
 def test_observers_count_each_element_once(two):
@@ -196,6 +197,7 @@ def test_four_ranks(four, tmp_path):
     assert four.run("training.parallel") == ["Shard", "_StridedShard"]
     four.run("training.training")
     four.run("observers.observed")
+    four.run("observers.idle")
     four.run("observers.observed_shards")
     four.run("models.quantized_models", folder=str(tmp_path / "models"))
     four.run("checkpoints.save_checkpoint", folder=str(tmp_path / "states"))
@@ -251,13 +253,24 @@ assert "quantkit.distributed" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-def test_operators_before_their_rules_are_loaded(torch_process, tmp_path):
-    program = """
+def alone(torch_process, tmp_path, program):
+    """Runs a program in a new process, which is the only rank of its group."""
+    text = f"""
 import torch, quantkit
 import torch.distributed as dist
-from torch.distributed.tensor import Shard, distribute_tensor
-dist.init_process_group("gloo", init_method="file://STORE", rank=0, world_size=1)
-d = distribute_tensor(torch.randn(4, 8), dist.init_device_mesh("cpu", (1,)), [Shard(0)])
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+dist.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+mesh, x = dist.init_device_mesh("cpu", (1,)), torch.randn(4, 8)
+d, whole = distribute_tensor(x, mesh, [Shard(0)]), distribute_tensor(torch.ones(()), mesh, [Replicate()])
+{program}
+dist.destroy_process_group()
+"""
+    done = torch_process.run(text, ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_operators_before_their_rules_are_loaded(torch_process, tmp_path):
+    program = """
 choose = torch.ops.quantkit.choose_qparams
 given = [1, -1], -128, 127, 1e-8, False
 try:
@@ -268,10 +281,8 @@ else:
     raise AssertionError
 quantkit.aminmax(d)  # loads them
 assert torch.equal(choose(d, *given)[0].to_local(), choose(d.to_local(), *given)[0])
-dist.destroy_process_group()
 """
-    done = torch_process.run(program.replace("STORE", str(tmp_path / "store")), ROOT)
-    assert done.returncode == 0, done.stderr
+    alone(torch_process, tmp_path, program)
 
 
 @pytest.mark.parametrize("call, error", [
@@ -280,33 +291,19 @@ dist.destroy_process_group()
 ])  # fmt: skip
 def test_first_calls(torch_process, tmp_path, call, error):
     program = f"""
-import torch, quantkit
-import torch.distributed as dist
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-dist.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
-mesh, x = dist.init_device_mesh("cpu", (1,)), torch.randn(4, 8)
-d, whole = distribute_tensor(x, mesh, [Shard(0)]), distribute_tensor(torch.ones(()), mesh, [Replicate()])
 p, said = quantkit.QuantizationParams(0.1, 0.0, -8, 7), "None"
 try:
     {call}
 except RuntimeError as raised:
     said = str(raised)
 assert {str(error)!r} in said, said
-dist.destroy_process_group()
 """
-    done = torch_process.run(program, ROOT)
-    assert done.returncode == 0, done.stderr
+    alone(torch_process, tmp_path, program)
 
 
 def test_a_torch_without_such_rules(torch_process, tmp_path):
     program = """
-import torch, quantkit
-import torch.distributed as dist
-from torch.distributed.tensor import Replicate, distribute_tensor
 del torch.library.register_torch_dispatch
-dist.init_process_group("gloo", init_method="file://STORE", rank=0, world_size=1)
-x = torch.randn(4, 8)
-d = distribute_tensor(x, dist.init_device_mesh("cpu", (1,)), [Replicate()])
 for _ in range(2):
     try:
         quantkit.quantize(d, "int8_token")
@@ -315,10 +312,8 @@ for _ in range(2):
     else:
         raise AssertionError
 quantkit.quantize(d.to_local(), "int8_token")
-dist.destroy_process_group()
 """
-    done = torch_process.run(program.replace("STORE", str(tmp_path / "store")), ROOT)
-    assert done.returncode == 0, done.stderr
+    alone(torch_process, tmp_path, program)
 
 
 # ---- the page -----------------------------------------------------------------------------------------

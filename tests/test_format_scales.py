@@ -14,6 +14,7 @@ from lib.formats import (
     BLOCKS,
     CHOOSE,
     DEQUANTIZE,
+    DYNAMIC,
     DYNAMIC_BACK,
     E4,
     E8M0,
@@ -202,3 +203,21 @@ def test_a_global_scale_is_float32_whatever_its_dtype():
                     for g in (whole, whole.float())
                 )
                 assert_same(*results)
+
+
+def test_choosing_from_no_elements():
+    for f in FORMATS:
+        for shape, blocks, expected in (
+            ((0, 4), [1, -1], (0, 1)),
+            ((4, 0), [-1, 3], (1, 0)),
+            ((0, 4), [3, 2], (0, 2)),
+        ):
+            q, scale, zero_point = DYNAMIC(
+                torch.zeros(shape), blocks, f.low, f.high, 1e-8, True, f.name
+            )
+            assert scale.shape == expected and q.numel() == 0
+            assert zero_point.shape == (expected if f.has_zero_point else ())
+            assert f.has_zero_point or zero_point == 0
+        for shape, blocks in (((0, 4), None), ((0, 4), [-1, 1]), ((4, 0), [1, -1])):
+            with pytest.raises(ValueError, match="x: expected at least one element"):
+                DYNAMIC(torch.zeros(shape), blocks, f.low, f.high, 1e-8, True, f.name)

@@ -3,8 +3,6 @@
 import copy
 import math
 import pickle
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -111,71 +109,6 @@ def test_batches_within_inference_mode_and_outside():
                     mixed = Observer().merge(mixed)
                 mixed.update(x * 1)
         assert equal(mixed, seen(parts, "tensor"))
-
-
-RANKS = """
-import os, sys
-import torch, torch.distributed as dist
-sys.path.insert(0, "tests")
-from test_observers import FORMS, batches, model
-import quantkit
-from quantkit.observers import Stats
-world, folder = {world}, {folder!r}
-children = []
-rank = 0
-for r in range(1, world):
-    if (pid := os.fork()) == 0:
-        rank, children = r, []
-        break
-    children.append(pid)
-dist.init_process_group("gloo", init_method="file://" + folder + "/ranks", rank=rank, world_size=world)
-parts, net = batches(), model()
-parts[1][0, 0, 0] = float("nan")
-mine = parts[rank::world][::-1] if rank < 2 else parts[2::world]
-if rank == 1 and {idle}:
-    mine = []
-elif {idle}:
-    mine = parts
-for form, options in FORMS.items():
-    with torch.no_grad(), quantkit.observe(net, types=torch.nn.Linear, include="0",
-                                           granularity=form, **options) as stats:
-        for x in mine:
-            net(x)
-    stats.all_reduce().save(f"{{folder}}/{{form}}-{{rank}}")
-try:
-    with quantkit.observe(net, include="0" if rank else "2") as stats:
-        pass
-    stats.all_reduce()
-except ValueError as error:
-    assert "different layers" in str(error)
-else:
-    assert world == 1
-dist.destroy_process_group()
-if rank:
-    os._exit(0)
-assert all(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 for pid in children)
-"""
-
-
-@pytest.mark.parametrize(
-    "world, idle",
-    [
-        (1, False),
-        (2, False),
-        *(pytest.param(*c, marks=pytest.mark.full) for c in ((2, True), (3, False))),
-    ],
-)
-def test_any_number_of_ranks(world, idle, tmp_path):
-    program = RANKS.format(world=world, folder=str(tmp_path), idle=idle)
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    parts = batches()
-    parts[1][0, 0, 0] = math.nan
-    for form, options in FORMS.items():
-        whole = seen([torch.cat(parts)], form, **options)
-        for rank in range(world):
-            stats = Stats.load(tmp_path / f"{form}-{rank}")
-            assert equal(stats["0"], whole), (form, rank)
 
 
 def test_threads_see_everything():

@@ -248,9 +248,9 @@ def markdown(rows, digest):
 
 
 def write(text):
-    page = PAGE.read_text() if PAGE.exists() else f"# Installation\n\n{BEGIN}\n{END}\n"
     marked = re.escape(BEGIN) + ".*" + re.escape(END)
-    PAGE.write_text(re.sub(marked, lambda _: f"{BEGIN}\n{text}{END}", page, flags=re.DOTALL))
+    page = re.sub(marked, lambda _: f"{BEGIN}\n{text}{END}", PAGE.read_text(), flags=re.DOTALL)
+    PAGE.write_text(page)
 
 
 def main():

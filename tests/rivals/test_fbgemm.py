@@ -1,6 +1,5 @@
 """FBGEMM's rowwise codes with a bias. Its quantize with a zero point is torch.quantize_per_tensor."""
 
-import pytest
 import torch
 from lib.rivals import COLUMNS, ROWS, chosen, needs, same
 
@@ -11,8 +10,7 @@ needs("fbgemm-gpu-cpu", "fbgemm_gpu")
 PEER = "fbgemm-gpu-cpu"
 
 
-@pytest.mark.parametrize("bits", [8])
-def test_fused_rowwise(bits):
+def test_fused_rowwise():
     x = chosen(torch.float32, 127.5)
     rows = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(x)
     q = rows[:, :COLUMNS].contiguous()

@@ -58,6 +58,20 @@ def observed(world):
         assert often.qparams(method, sym=sym) == once.qparams(method, sym=sym)
 
 
+def idle(world):
+    """All but the first rank see nothing; the error where ranks observe different layers."""
+    g, some = torch.Generator().manual_seed(8), dist.get_rank() == 0
+    data = [torch.randint(0, 11, (2, 3), generator=g) for _ in range(3)]
+    for form in FORMS:
+        right = watched(exact(layers()), data, **form).state_dict()
+        state = watched(exact(layers()), data[: 3 * some], **form).all_reduce().state_dict()
+        assert list(state) == list(right)
+        for name, t in right.items():
+            same(state[name], t)
+    stats = watched(layers(), [], include="up" if some else "down")
+    return message_of(stats.all_reduce)
+
+
 def observed_shards(world):
     """Each element of a DTensor counts once, wherever it lies; what is refused."""
     from quantkit.observers import MovingAverage, Observer
