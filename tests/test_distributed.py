@@ -218,17 +218,6 @@ def test_gloo_loses_nan_in_a_maximum(two):
     assert not floats, "mended: a maximum of floats keeps NaN"
 
 
-@pytest.mark.full
-def test_torch_gives_a_rank_the_graph_of_another(tmp_path):
-    """Why quantkit.distributed adds the rank to cache_key_tag."""
-    errors = []
-    for _ in range(2):
-        ranks = Ranks(2, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
-        errors += ranks.run("faults.uneven_graphs")
-        ranks.close()
-    assert any(errors), "mended: graphs of uneven shards are kept apart"
-
-
 # ---- without DTensors ---------------------------------------------------------------------------------
 
 

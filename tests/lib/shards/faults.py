@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from lib.shards.dtensors import mesh_of, outcome, sharded, whole
+from lib.shards.dtensors import mesh_of, sharded, whole
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import quantkit
@@ -37,13 +37,3 @@ def maximum_of_nan(world):
     dist.all_reduce(t, dist.ReduceOp.MAX)
     d = DTensor.from_local(torch.tensor([value]), mesh_of(world), [Shard(0)])
     return [t.isnan().item(), whole(quantkit.aminmax(d)[1]).isnan().item()]
-
-
-def uneven_graphs(world):
-    """What each rank gets of a compiled graph of uneven shards: its error, or nothing."""
-    torch.compiler.config.cache_key_tag = ""  # quantkit.distributed adds the rank
-    d = sharded(torch.randn(15, 24), mesh_of(world), Shard(0))
-    _, error = outcome(lambda: torch.compile(lambda t: t * 2 + 1, fullgraph=True)(d).to_local())
-    errors = [None] * world
-    dist.all_gather_object(errors, error and type(error).__name__)
-    return errors
