@@ -6,7 +6,17 @@ from functools import partial
 
 import pytest
 import torch
-from lib.cases import FLOATS, STRIDES, arguments, assert_same, flat, given, invoke, values
+from lib.cases import (
+    FLOATS,
+    STRIDES,
+    arguments,
+    assert_same,
+    flat,
+    given,
+    invoke,
+    tensors_of,
+    values,
+)
 from torch.autograd import forward_ad
 
 import quantkit
@@ -160,6 +170,17 @@ def test_out_claims_no_gradient(name):
     args = args if name.startswith("dequantize") else (leaf, *args[1:])
     write(name, args, outs)
     assert not any(t.requires_grad for t in outs.values())
+
+
+@EACH_OPERATOR
+def test_which_results_carry_a_gradient(name):
+    args = arguments(name, values((4, 6), torch.float32), [1, -1], 4)
+    for t in tensors_of(args):
+        if t.is_floating_point() and t.element_size() > 1:
+            t.requires_grad_()
+    results = flat(invoke(overloads(name)[0], args))
+    carries = name.startswith(("fake_quantize", "linear"))
+    assert any(t.requires_grad for t in results) == carries
 
 
 def test_modes_without_gradient():

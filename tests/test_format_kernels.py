@@ -18,9 +18,7 @@ from lib.cases import (
     check_results,
     coded,
     codes,
-    flat,
     given,
-    invoke,
     offset,
     ops,
     values,
@@ -462,17 +460,3 @@ def test_fake_quantize_in_place(name):
         for out in (x.clone(), x.t().clone().t()):
             getattr(ops, "fake_quantize.format").out(out, *args, out=out)
             assert_same(out, torch.empty_like(out).copy_(expected))
-
-
-@EACH_FORMAT
-@pytest.mark.usefixtures("backend")
-def test_results_carry_no_gradient(name):
-    f = OF_NAME[name]
-    x = torch.randn(4, 8, requires_grad=True)
-    scale, zero_point = (torch.rand(4, 1, requires_grad=True) for _ in range(2))
-    for operator, args, _ in with_results(given_calls(f, x, scale, zero_point)):
-        if operator != "fake_quantize.format":
-            results = flat(invoke(getattr(ops, operator), args))
-            assert not any(r.requires_grad for r in results)
-    for operator, args, _ in with_results(chosen_calls(f, x, [1, -1])):
-        assert not any(r.requires_grad for r in flat(invoke(getattr(ops, operator), args)))

@@ -420,23 +420,6 @@ def test_large_tensors_shared_by_threads(shape, dtype):
     yield from chosen_calls(x.transpose(0, -1), granularities[1], 0, 255, False, torch.uint8)
 
 
-@pytest.mark.usefixtures("backend")
-def test_results_carry_no_gradient():
-    x = torch.randn(4, 6, requires_grad=True)
-    scale, zero_point = torch.rand(4, 1, requires_grad=True), torch.zeros(4, 1, requires_grad=True)
-    results = [
-        *ops.choose_qparams(x, None, -128, 127, 1e-8, True),
-        *ops.dynamic_quantize(x, [1, -1], -128, 127, 1e-8, False, torch.int8),
-        *ops.quantize_dequantize(x, [1, -1], -128, 127, 1e-8, False, torch.int8),
-        ops.quantize(x, scale, zero_point, -128, 127, torch.int8),
-        ops.dequantize(x, scale, zero_point),
-        ops._fake_quantize(x, scale, zero_point, -128, 127),
-    ]
-    with torch.no_grad():
-        results.append(ops.fake_quantize(x, scale, zero_point, -128, 127))
-    assert not any(r.requires_grad for r in results)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(1, 20_011), (6, 20_011), (20_011, 3)], ids=str)
 @pytest.mark.usefixtures("several_threads")
