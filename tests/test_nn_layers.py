@@ -297,7 +297,7 @@ def test_on_the_meta_device(kind, scheme):
 
 
 def test_on_the_gpu():
-    if not torch.cuda.is_available() or not quantkit.backend().cuda:
+    if not torch.cuda.is_available() or not quantkit.backend().cuda_archs:
         pytest.skip("no GPU")
     for kind in KINDS:
         for scheme in FEW:
