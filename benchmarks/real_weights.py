@@ -396,6 +396,9 @@ def run(weights: Path, results: Path, console: Console) -> list[str]:
         f"{sum(row.bit_equal for row in rows)} of {len(rows)} bit-equal",
         highlight=False,
     )
+    if others := len(tensors) * len(ALL_SCHEMES) - len(rows):
+        text = "too few dimensions for the scheme, or rows that fill no whole bytes"
+        console.print(f"left out {others} pairs of a tensor and a scheme: {text}", highlight=False)
     for line in effect_of_zero(rows):
         console.print(line, highlight=False)
     console.print(f"written: {results / 'run.json'}, {results / 'run.png'}", highlight=False)

@@ -164,14 +164,17 @@ def test_quantize_verify_report_dequantize(source, tmp_path, capsys):
     dst = tmp_path / "dst"
     assert main(["quantize", str(source), str(dst), "--scheme", "w8"]) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[0].startswith("2 weights quantized, 9 tensors kept, ")
+    first, kept, worst, *table = out.splitlines()
+    assert first.startswith("2 weights quantized, 9 tensors kept, ")
+    assert kept.startswith("kept: it is 1-D, not 2-D (4); ") and "; a head (1)" in kept
+    assert worst == "the 2 worst:" and len(table) == 3
     assert err.count(": done in ") == 2 and err.endswith(
         "no report.png: matplotlib is not installed\n"
     )
     assert main(["verify", str(source), str(dst)]) == 0
     assert capsys.readouterr().out == "every byte is the same\n"
     assert main(["report", str(dst)]) == 0
-    assert UP.format(1) in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[3:] == [first, kept]
     assert main(["report", str(dst), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == checkpoint.report(dst)
     assert main(["dequantize", str(dst), str(tmp_path / "back")]) == 0
@@ -265,6 +268,7 @@ def test_report_that_someone_else_wrote(tmp_path, capsys):
         {**good, "tensors": [{**row, "shape": ["x"]}]},
         {**good, "tensors": 3},
         {**good, "kept": 1},
+        {**good, "kept": [["a", 1]]},
     ]
     bad += [{"tensors": []}, [], {**good, "bytes_before": "x"}]
     for said in bad:

@@ -396,9 +396,9 @@ def test_the_config_of_one_scheme():
 
 def test_the_config_of_several_schemes_names_each_layer():
     mixed = {"a.weight": SCHEMES["w4"], "b.weight": SCHEMES["w8a8"], "c.weight": SCHEMES["w8a8"]}
-    config = quantization_config({**mixed, "d.weight": None}, ["tied"])
+    config = quantization_config({**mixed, "d.weight": None})
     assert config["format"] == "mixed-precision"
-    assert config["ignore"] == ["d", "lm_head", "tied"]
+    assert config["ignore"] == ["d", "lm_head"]
     groups = config["config_groups"].values()
     assert [g["targets"] for g in groups] == [["b", "c"], ["a"]]
     assert [g["format"] for g in groups] == ["int-quantized", "pack-quantized"]

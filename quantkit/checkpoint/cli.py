@@ -167,7 +167,7 @@ def _report(args: argparse.Namespace) -> int:
     made = report(args.dst)
     if not args.json:
         _print_table(reports.table(made["tensors"]))
-    _show_report(made, args.json)
+    _show_report(made, args.json, beside_all=True)
     return 0
 
 
@@ -231,7 +231,7 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=1))
 
 
-def _show_report(made: dict[str, Any], as_json: bool) -> None:
+def _show_report(made: dict[str, Any], as_json: bool, beside_all: bool = False) -> None:
     lost = sum(row["left_out"] > 0 for row in made["tensors"])
     if lost:
         text = f"quantkit: {_rank()}warning: weights with errors that are not finite: {lost}"
@@ -240,8 +240,10 @@ def _show_report(made: dict[str, Any], as_json: bool) -> None:
         _print_json(made)
         return
     print(reports.totals(made))
+    if made["kept"]:
+        print(f"kept: {reports.reasons(made)}")
     rows = reports.worst(made)
-    if rows:
+    if rows and not (beside_all and len(made["tensors"]) <= reports.WORST):
         print(f"the {len(rows)} worst:")
         _print_table(reports.table(rows))
 

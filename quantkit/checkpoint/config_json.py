@@ -7,7 +7,7 @@ So a file says what it is without config.json, in every layout.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -71,16 +71,12 @@ def weights_in(metadata: Mapping[str, str]) -> dict[str, Weight]:
         ) from None
 
 
-def quantization_config(
-    weights: Mapping[str, WeightScheme | None], ignore: Iterable[str] = ()
-) -> dict[str, Any] | None:
+def quantization_config(weights: Mapping[str, WeightScheme | None]) -> dict[str, Any] | None:
     """The ``quantization_config`` of config.json; None where no weight is quantized.
 
     Args:
         weights: the scheme of each weight by its name, None for those that stay as they are. All of the
             checkpoint that a layer may have: consumers expect scales of each layer that is not named.
-        ignore: names of layers that have no weight in the files and are not quantized, such as heads
-            tied to an embedding. "lm_head" is always among them, unless it is quantized.
 
     Raises:
         ValueError for layouts of which no consumer takes both in one checkpoint, and for embeddings
@@ -90,7 +86,8 @@ def quantization_config(
     schemes = {s for s in of.values() if s is not None}
     if not schemes:
         return None
-    left = sorted({n for n, s in of.items() if s is None} | ({"lm_head", *ignore} - of.keys()))
+    # A head that is tied to an embedding has no weight in the files.
+    left = sorted({n for n, s in of.items() if s is None} | ({"lm_head"} - of.keys()))
     families = {
         s.layout if s.layout in ("deepseek", "quantkit") else "compressed-tensors" for s in schemes
     }

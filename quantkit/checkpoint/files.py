@@ -64,10 +64,8 @@ class Region(NamedTuple):
             if self.nbytes:
                 yield 0, self
         elif self.strides is None:  # then its shape does not matter
-            flat, count = (
-                self._replace(shape=(math.prod(self.shape),)),
-                limit // self.dtype.itemsize,
-            )
+            flat = self._replace(shape=(math.prod(self.shape),))
+            count = limit // self.dtype.itemsize
             for first in range(0, flat.shape[0], count):
                 end = min(first + count, flat.shape[0])
                 yield first * self.dtype.itemsize, flat.rows(first, end)
@@ -100,7 +98,7 @@ def span_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 def opened(path: Path) -> tuple[int, os.stat_result]:
     """A regular file, open for reading: no pipe that waits, no device that never ends."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise CheckpointError(f"{shown(path)}: {error.strerror}") from None
     info = os.fstat(fd)

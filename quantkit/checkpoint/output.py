@@ -42,8 +42,6 @@ def layout_of(parts: Iterable[Part], metadata: Mapping[str, str]) -> Layout:
     places: dict[str, int] = {}
     at = 0
     for part in sorted(parts, key=lambda p: (-p.dtype.itemsize, p.name)):
-        if part.name in places:
-            raise CheckpointError(f"{shown(part.name)}: two tensors would have this name")
         end = at + math.prod(part.shape) * part.dtype.itemsize
         header[part.name] = {
             "dtype": _NAMES[part.dtype],

@@ -13,28 +13,20 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from .files import DTYPES, MAX_HEADER, CheckpointError, Region, check_name, shown, span_of
 
 
-class Archive(NamedTuple):
-    """Where the tensors of a file lie.
-
-    Attributes:
-        left_out: what is no tensor, each with a reason.
-        shared: names of tensors that share memory with another one: tied weights.
-    """
-
-    tensors: dict[str, Region]
-    left_out: dict[str, str]
-    shared: set[str]
-
-
-def read_archive(path: Path, size: int, index: int, name: str) -> Archive:
+def read_archive(
+    path: Path, size: int, index: int, name: str
+) -> tuple[dict[str, Region], dict[str, str], set[str]]:
     """Places of the tensors that torch.load makes of a mapped file, which is not read for it.
+
+    Returns:
+        The tensors; what is none, each with a reason; names of tensors that share memory with another
+        one: tied weights.
 
     Raises:
         CheckpointError for TorchScript, for pickles of more than weights, and for older files.
@@ -76,7 +68,7 @@ def read_archive(path: Path, size: int, index: int, name: str) -> Archive:
             f"{shown(name)}: has no tensors: expected a dict of names and tensors, or one under "
             f"'state_dict', got the keys {shown(keys)}"
         )
-    return Archive(tensors, left_out, _overlapping(spans))
+    return tensors, left_out, _overlapping(spans)
 
 
 def _check_archive(path: Path, name: str) -> None:

@@ -6,7 +6,8 @@ import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ def plan_to_quantize(source: Source, options: Options) -> Plan:
         )
     notes = _check_patterns(source, options)
     items: list[Item] = []
-    for name, region in _in_order(source):
+    for name, region in source.tensors.items():
         scheme, reason = _choice(name, region, options, name in source.shared)
         if scheme is None:
             items.append(_copied(name, region, reason))
@@ -154,7 +155,6 @@ def plan_to_dequantize(source: Source) -> Plan:
         items.append(Item(name, tuple(inputs.values()), weight, (part,), step=step_rows(weight)))
         taken |= set(inputs)
     items += [_copied(n, r, "no codes") for n, r in source.tensors.items() if n not in taken]
-    items.sort(key=lambda item: (item.inputs[0].file, item.inputs[0].offset, item.name))
     files = _divided(items, None)
     return Plan(files, None, _stamp("dequantize", source, files, {}))
 
@@ -173,9 +173,8 @@ def weights_of(source: Source) -> dict[str, tuple[Weight, dict[str, Region]]]:
             raise CheckpointError(f"{shown(file.name)}: {shown(error)}") from None
         for name, weight in weights.items():
             what = f"{shown(file.name)}: {shown(name)}"
-            reason = weight.scheme.why_not(weight.shape, weight.dtype)
-            if name in found or reason is not None or not step_rows(weight):
-                raise CheckpointError(f"{what}: is no weight that quantkit wrote: {reason or ''}")
+            if name in found or not step_rows(weight):
+                raise CheckpointError(f"{what}: is no weight that quantkit wrote")
             inputs = {}
             for part in weight.scheme.parts(name, weight.shape, weight.dtype):
                 region = source.tensors.get(part.name)
@@ -188,11 +187,6 @@ def weights_of(source: Source) -> dict[str, tuple[Weight, dict[str, Region]]]:
                 inputs[part.name] = region
             found[name] = weight, inputs
     return found
-
-
-def _in_order(source: Source) -> list[tuple[str, Region]]:
-    """As the tensors lie in their files, so that reads are sequential."""
-    return sorted(source.tensors.items(), key=lambda t: (t[1].file, t[1].offset, t[0]))
 
 
 def _copied(name: str, region: Region, reason: str) -> Item:
@@ -256,10 +250,13 @@ def _choice(
 
 
 def _divided(items: Sequence[Item], limit: int | None) -> tuple[OutputFile, ...]:
-    """Files of items: one for each of the source, or of at most so many bytes of tensors."""
+    """Files of items: one for each of the source, or of at most so many bytes of tensors.
+
+    Items are in the order of their places in the source, so that reads are sequential.
+    """
     groups: list[list[Item]] = []
     size = 0
-    for item in items:
+    for item in sorted(items, key=lambda i: (i.inputs[0].file, i.inputs[0].offset, i.name)):
         new = not groups or (
             groups[-1][0].inputs[0].file != item.inputs[0].file
             if limit is None
@@ -270,7 +267,10 @@ def _divided(items: Sequence[Item], limit: int | None) -> tuple[OutputFile, ...]
             size = 0
         groups[-1].append(item)
         size += item.bytes_after
-    _check_unique(part.name for item in items for part in item.parts)
+    names = Counter(part.name for item in items for part in item.parts)
+    for name, count in names.items():
+        if count > 1:
+            raise CheckpointError(f"{shown(name)}: two tensors would have this name")
     files = []
     for i, group in enumerate(groups, 1):
         name = f"model-{i:05d}-of-{len(groups):05d}" if len(groups) > 1 else "model"
@@ -279,14 +279,6 @@ def _divided(items: Sequence[Item], limit: int | None) -> tuple[OutputFile, ...]
         layout = layout_of(parts, metadata(quantized))
         files.append(OutputFile(f"{name}.safetensors", tuple(group), layout))
     return tuple(files)
-
-
-def _check_unique(names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise CheckpointError(f"{shown(name)}: two tensors would have this name")
-        seen.add(name)
 
 
 def _stamp(

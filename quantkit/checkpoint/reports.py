@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ from .._version import __version__
 from .files import shown
 
 WORST = 10
+_REASONS = 6  # that are named
 _HIGH = 110.0  # dB, where bars of exact weights end
 _LABELS = 300  # of more weights a picture names the worst alone
 
@@ -43,7 +46,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         ("weight", "shape", "scheme", "SQNR, dB", "max error", "saturated", "left out", "bytes")
     ]
     for r in rows:
-        elements = max(1, _elements(r))
+        elements = max(1, math.prod(r["shape"]))
         cells.append(
             (
                 shown(r["name"], 120), "x".join(map(str, r["shape"])), shown(r["scheme"], 60),
@@ -55,19 +58,21 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return cells
 
 
-def _elements(row: Mapping[str, Any]) -> int:
-    count = 1
-    for size in row["shape"]:
-        count *= size
-    return count
-
-
 def totals(report: Mapping[str, Any]) -> str:
     before, after = report["bytes_before"], report["bytes_after"]
     return (
         f"{len(report['tensors'])} weights quantized, {len(report['kept'])} tensors kept, "
         f"{size(before)} -> {size(after)}"
     )
+
+
+def reasons(report: Mapping[str, Any]) -> str:
+    """Why tensors were kept, the most frequent reasons first."""
+    counts = Counter(reason for _, reason in report["kept"])
+    common = counts.most_common(_REASONS)
+    others = counts.total() - sum(count for _, count in common)
+    common += [("other reasons", others)] if others else []
+    return "; ".join(f"{shown(reason)} ({count})" for reason, count in common)
 
 
 def size(count: float) -> str:
@@ -92,7 +97,7 @@ def picture(report: Mapping[str, Any]) -> bytes | None:
     columns = (
         ("SQNR, dB", [_HIGH if r["sqnr_db"] is None else r["sqnr_db"] for r in rows]),
         ("greatest error", [r["max_error"] for r in rows]),
-        ("saturated, %", [100 * r["saturated"] / max(1, _elements(r)) for r in rows]),
+        ("saturated, %", [100 * r["saturated"] / max(1, math.prod(r["shape"])) for r in rows]),
         ("MB, before and after", [r["bytes_before"] / 1e6 for r in rows]),
     )
     figure = Figure(figsize=(14, 1.6 + 0.16 * min(len(rows), _LABELS)), dpi=100)

@@ -122,13 +122,9 @@ def dequantize(
 
         def last(state: State) -> dict[str, Any]:
             config = {k: v for k, v in source.config.items() if k != "quantization_config"}
-            made = {"config.json": as_json(config)} if config else {}
-            if plan.index is not None:
-                made[INDEX] = as_json(plan.index)
-            _write_all(source, state, made, progress)
-            items = list(plan.items)
+            _write_all(source, state, _config_and_index(config, plan), progress)
             before, after = _sizes(plan)
-            weights = sum(item.back for item in items)
+            weights = sum(item.back for item in plan.items)
             return {"weights": weights, "bytes_before": before, "bytes_after": after}
 
         return _run(source, Path(dst), plan, restart, threads, progress, last, True)
@@ -271,12 +267,13 @@ def _small_files(source: Source, plan: Plan, chosen: Options, rows: list[Any]) -
     if plan.config is not None:
         config["quantization_config"] = plan.config
     kept = [(item.name, item.reason) for item in plan.items if item.weight is None]
-    made = {"report.json": as_json(reports.summary(rows, kept, chosen.scheme.name, _sizes(plan)))}
-    if config:
-        made["config.json"] = as_json(config)
-    if plan.index is not None:
-        made[INDEX] = as_json(plan.index)
-    return made
+    summary = reports.summary(rows, kept, chosen.scheme.name, _sizes(plan))
+    return {"report.json": as_json(summary), **_config_and_index(config, plan)}
+
+
+def _config_and_index(config: dict[str, Any], plan: Plan) -> dict[str, bytes]:
+    made = {"config.json": as_json(config)} if config else {}
+    return made if plan.index is None else {**made, INDEX: as_json(plan.index)}
 
 
 def _finish_quantized(
@@ -398,21 +395,30 @@ def report(dst: Path_) -> dict[str, Any]:
         raise CheckpointError(f"{shown(dst)}: has no report.json")
     said = read_json(path)
     rows, kept = said.get("tensors"), said.get("kept")
-    numbers = (said.get("bytes_before"), said.get("bytes_after"))
-    fields = {"name": str, "shape": list, "scheme": str, "saturated": int, "left_out": int}
-    fields |= {"bytes_before": int, "bytes_after": int}
     good = (
-        isinstance(rows, list) and isinstance(kept, list) and all(type(n) is int for n in numbers)
+        all(type(said.get(key)) is int for key in ("bytes_before", "bytes_after"))
+        and isinstance(rows, list)
+        and all(map(_is_row, rows))
+        and isinstance(kept, list)
+        and all(isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in kept)
     )
-    for row in rows if good and isinstance(rows, list) else ():
-        good = good and isinstance(row, dict)
-        good = good and all(isinstance(row.get(key), kind) for key, kind in fields.items())
-        good = good and isinstance(row.get("sqnr_db"), float | int | None)
-        good = good and isinstance(row.get("max_error"), float | int)
-        good = good and all(type(n) is int for n in row["shape"])
     if not good:
         raise CheckpointError(f"{shown(path)}: is no report of quantkit")
     return said
+
+
+def _is_row(row: object) -> bool:
+    return (
+        isinstance(row, dict)
+        and all(isinstance(row.get(key), kind) for key, kind in _ROW.items())
+        and all(type(n) is int for n in row["shape"])
+    )
+
+
+_ROW = {
+    "name": str, "shape": list, "scheme": str, "sqnr_db": float | int | None, "max_error": float | int,
+    "saturated": int, "left_out": int, "bytes_before": int, "bytes_after": int,
+}  # fmt: skip
 
 
 # ---- reading ------------------------------------------------------------------------------------------

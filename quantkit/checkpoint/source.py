@@ -309,8 +309,9 @@ def read_header(
         check_name(key, name)
         region, end = _checked(entry, f"{what}: {shown(key)}")
         places.append((region.offset, end, key, region))
+    places.sort(key=lambda p: p[:3])
     at = 0
-    for begin, end, key, _ in sorted(places, key=lambda p: p[:3]):
+    for begin, end, key, _ in places:
         if begin != at:
             where = "overlaps what lies before it" if begin < at else "begins after a gap"
             raise CheckpointError(f"{what}: {shown(key)}: {where}")
@@ -321,7 +322,7 @@ def read_header(
         )
     tensors = {
         key: region._replace(file=index, offset=8 + length + begin)
-        for begin, _, key, region in sorted(places, key=lambda p: p[:3])
+        for begin, _, key, region in places
     }
     return tensors, metadata
 

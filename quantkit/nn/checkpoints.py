@@ -56,7 +56,7 @@ def load_checkpoint_(
     with Checkpoint(path) as there:
         # Which tensors the model has, under every name.
         buffers = {n for n in model.state_dict(keep_vars=True) if n not in held}
-        layers = {n: m for n, m in model.named_modules(remove_duplicate=False)}
+        layers = dict(model.named_modules(remove_duplicate=False))
         expected = {n for n in held.keys() | buffers if not _is_inner(n, layers)}
         if strict:
             names = set(there)
@@ -93,7 +93,7 @@ def load_checkpoint_(
         # Parameters that share memory share what was loaded.
         for module in model.modules():
             for leaf, p in module.named_parameters(recurse=False):
-                if p is not None and id(p) in moved:
+                if id(p) in moved:
                     setattr(module, leaf, moved[id(p)][1])
         set_fast_paths(model)
         return done

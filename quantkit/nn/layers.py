@@ -177,24 +177,17 @@ class QuantizedLayer(nn.Module):
         blocks = p.block_size
         if scale.dim() == 2 and blocks is None:
             blocks = (rows // scale.shape[0], row // scale.shape[1])
-        scale = scale.reshape(1) if scale.dim() == 0 else scale
         zero: torch.Tensor | None = p.zero_point
-        g = p.global_scale
         if symmetric is None and zero is not None:
             symmetric = not f.has_zero_point or not bool((zero != 0).any())
-        if symmetric or zero is None:
-            zero = None
-        else:
-            zero = zero.to(torch.int32)
-            zero = zero.reshape(1) if zero.dim() == 0 else zero
-        if g is not None:
-            g = g.to(torch.float32)
-            g = g.reshape(1) if g.dim() == 0 else g
+        zero = None if symmetric or zero is None else zero.to(torch.int32)
+        g = None if p.global_scale is None else p.global_scale.to(torch.float32)
         self._fields: dict[str, Any] = {
             "q_min": p.q_min, "q_max": p.q_max, "dtype": p.dtype, "block_size": blocks,
             "compute_dtype": torch.float32, "round_first": p.round_first,
         }  # fmt: skip
-        tensors = dict(zip(_TENSORS, (q, scale, zero, g), strict=True))
+        parameters = (t if t is None else torch.atleast_1d(t) for t in (scale, zero, g))
+        tensors = dict(zip(_TENSORS, (q, *parameters), strict=True))
         self._dtypes = {n: t.dtype for n, t in tensors.items() if t is not None}
         self.weight = nn.Parameter(_bytes(q.detach()), requires_grad=False)
         for name in _TENSORS[1:]:
@@ -231,14 +224,12 @@ class QuantizedLayer(nn.Module):
     @property
     def qparams(self) -> QuantizationParams:
         """Their parameters, as :func:`quantkit.quantize` returns them; without zero points None."""
-        scale, zero, g = (self._tensor(name) for name in _TENSORS[1:])
+        scale, zero, g = (
+            t if t is None or t.dim() != 1 else t.reshape(())
+            for t in map(self._tensor, _TENSORS[1:])
+        )
         assert scale is not None
-        scale = scale.reshape(()) if scale.dim() == 1 else scale
-        if zero is not None:
-            zero = zero.to(torch.float32)
-            zero = zero.reshape(()) if zero.dim() == 1 else zero
-        if g is not None:
-            g = g.reshape(()) if g.dim() == 1 else g
+        zero = None if zero is None else zero.to(torch.float32)
         return QuantizationParams(scale, zero, global_scale=g, **self._fields)
 
     def dequantized(self, dtype: torch.dtype | None = None) -> torch.Tensor:
