@@ -44,6 +44,5 @@ if __name__ == "__main__":
     assert losses[-1] < losses[0] / 10 and q.min() >= -8 and q.max() <= 7
     _, compiled = train(20, lambda model: torch.compile(model, fullgraph=True))
     print(f"compiled, after 20 steps: {compiled[-1]:.6f}; eager: {losses[19]:.6f}")
-    assert (
-        abs(compiled[-1] - losses[19]) < 1e-3
-    )  # torch's own operators round otherwise when compiled
+    # torch's own operators round otherwise when compiled.
+    assert abs(compiled[-1] - losses[19]) < 1e-3

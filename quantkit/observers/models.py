@@ -125,11 +125,10 @@ def observe(
     docs/calibration.md says which method and granularity to choose.
     """
     layers = _layers(model, types, include, exclude)
-    form = {
-        "granularity": granularity, "group_size": group_size, "channel_dim": channel_dim,
-        "counts": counts,
-    }  # fmt: skip
-    observers = {name: Observer(**form) for name in layers}  # type: ignore[arg-type]
+    observers = {
+        name: Observer(granularity, group_size=group_size, channel_dim=channel_dim, counts=counts)
+        for name in layers
+    }
     stats = Stats(observers) if into is None else into
     if set(stats) != set(observers):
         raise ValueError(f"into: layers differ: {some(set(stats) ^ set(observers))}")

@@ -170,14 +170,12 @@ class Observer:
             allow_nonfinite: leave out NaNs and infinities that were seen, which are an error otherwise.
             rank: of the tensors to quantize, where it is not the greatest that was seen.
         """
-        low, high = self.range(
-            method, dtype=dtype, sym=sym, include_zero=include_zero, percentile=percentile, q_min=q_min,
-            q_max=q_max, eps=eps, scale_rule=scale_rule, allow_nonfinite=allow_nonfinite,
-        )  # fmt: skip
-        p = chosen(
-            torch.stack([low, high]), [-1, 1], dtype=dtype, sym=sym, include_zero=include_zero,
-            q_min=q_min, q_max=q_max, eps=eps, scale_rule=scale_rule, round_first=round_first,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "dtype": dtype, "sym": sym, "include_zero": include_zero, "q_min": q_min, "q_max": q_max,
+            "eps": eps, "scale_rule": scale_rule,
+        }  # fmt: skip
+        pair = self.range(method, percentile=percentile, allow_nonfinite=allow_nonfinite, **options)
+        p = chosen(torch.stack(pair), [-1, 1], round_first=round_first, **options)
         rank = self.rank if rank is None else rank
         p.scale = self._shaped(p.scale, rank)
         p.zero_point = p.zero_point if p.zero_point.dim() == 0 else self._shaped(p.zero_point, rank)

@@ -132,7 +132,7 @@ class Operators(Steps):
         blocks = [1] * (len(x.shape) - 1) + [-1]
         f = OF_NAME["int8"]
         x_scale, _ = self._choose(x, blocks, -128, 127, 1e-8, True, f, False)
-        codes = self._rounded(self._quotient(x, x_scale, blocks), None, f, -128, 127, False)
+        codes, _ = self._rounded(x, x_scale, None, -128, 127, f, blocks, False)
         weight = self.op.Transpose(self._cast(q, torch.float64), perm=[1, 0])
         product = self.op.MatMul(self._cast(codes, torch.float64), weight)
         y = self.op.Mul(self._cast(product, torch.float32), x_scale)

@@ -87,22 +87,20 @@ class Steps:
         pads: list[Any] = []
         axes: list[int] = []
         for d, (n, block) in enumerate(zip(sizes_of(of), block_size, strict=True)):
-            if isinstance(block, int) and (block == -1 or (n is not None and block >= n)):
-                axes.append(len(target))
+            fixed = isinstance(block, int)
+            whole = fixed and (block == -1 or (n is not None and block >= n))
+            if whole or (fixed and block == 1):
+                axes += [len(target)] if whole else []
                 target.append(self._size(of, d) if n is None else n)
-                parts.append(1)
-                pads.append(0)
-            elif isinstance(block, int) and block == 1:
-                target.append(self._size(of, d) if n is None else n)
-                parts.append(target[-1])
+                parts.append(1 if whole else target[-1])
                 pads.append(0)
             else:
-                if isinstance(block, int) and n is not None:
+                if fixed and n is not None:
                     count: Any = -(-n // block)
                     pads.append(count * block - n)
                 else:
                     size = self._size(of, d)
-                    block = self._ints(block) if isinstance(block, int) else block
+                    block = self._ints(block) if fixed else block
                     up = op.Sub(op.Add(size, block), self._ints(1))
                     count = op.Div(up, block)
                     pads.append(op.Sub(op.Mul(count, block), size))
@@ -177,40 +175,37 @@ class Steps:
     def _clipped(self, v: Value, q_min: int, q_max: int) -> Value:
         return self.op.Clip(v, self._constant(q_min), self._constant(q_max))
 
-    def _quotient(self, x: Value, scale: Value, block_size: Any) -> Value:
-        return self.op.Div(self._float(x), self._spread(scale, x, block_size, sizes_of(x)))
-
     def _rounded(
-        self, v: Value, zero_point: Value, f: Format, q_min: int, q_max: int, round_first: bool
-    ) -> Value:
-        """The quotient as a code: int32, or float8."""
-        op = self.op
+        self, x: Value, scale: Value, zero_point: Value, q_min: int, q_max: int, f: Format,
+        block_size: Any, round_first: bool,
+    ) -> tuple[Value, Value]:  # fmt: skip
+        """Codes, int32 or float8, and the zero point as it is added to each."""
+        op, sizes = self.op, sizes_of(x)
+        v = op.Div(self._float(x), self._spread(scale, x, block_size, sizes))
         if not f.has_zero_point:
             v = op.Where(op.IsNaN(v), self._constant(float("nan")), v)  # one NaN, without a sign
             known = op.Where(op.IsNaN(v), v, self._clipped(v, q_min, q_max))
-            return self.op19.Cast(known, to=NUMBERS[f.dtype], saturate=1)
+            return self.op19.Cast(known, to=NUMBERS[f.dtype], saturate=1), None
+        if zero_point is not None:
+            zero_point = self._spread(zero_point, x, block_size, sizes)
         if round_first:
             v = op.Round(v)
         if zero_point is not None:
             v = op.Add(v, zero_point)
         v = op.Where(op.IsNaN(v), self._constant(0.0), v)
-        return op.Cast(self._clipped(op.Round(v), q_min, q_max), to=NUMBERS[torch.int32])
+        v = op.Cast(self._clipped(op.Round(v), q_min, q_max), to=NUMBERS[torch.int32])
+        return v, zero_point
 
     def _codes(
         self, x: Value, scale: Value, zero_point: Value, q_min: int, q_max: int, f: Format,
         block_size: Any, round_first: bool,
     ) -> Value:  # fmt: skip
-        if not f.has_zero_point:
-            zero_point = None
         linear = self._linear(x, scale, zero_point, f, block_size, round_first)
         if linear and (q_min, q_max) == (f.low, f.high):
             scale, zero, axis = linear
             q = self.op.QuantizeLinear(self._float(x), scale, zero, axis=axis)
             return shaped(q, sizes_of(x), x)
-        v = self._quotient(x, scale, block_size)
-        if zero_point is not None:
-            zero_point = self._spread(zero_point, x, block_size, sizes_of(x))
-        codes = self._rounded(v, zero_point, f, q_min, q_max, round_first)
+        codes, _ = self._rounded(x, scale, zero_point, q_min, q_max, f, block_size, round_first)
         sizes = sizes_of(x)
         if f.per_byte > 1:
             last = None if sizes[-1] is None else sizes[-1] // f.per_byte
@@ -270,8 +265,6 @@ class Steps:
         block_size: Any, round_first: bool,
     ) -> Value:  # fmt: skip
         op, sizes = self.op, sizes_of(x)
-        if not f.has_zero_point:
-            zero_point = None
         linear = self._linear(x, scale, zero_point, f, block_size, round_first)
         dtype = dtype_of(x) if dtype_of(x).is_floating_point else torch.float32
         if linear and (q_min, q_max) == (f.low, f.high):
@@ -279,10 +272,9 @@ class Steps:
             q = op.QuantizeLinear(self._float(x), s, zero, axis=axis)
             y = op.DequantizeLinear(q, s, zero, axis=axis)
         else:
-            v = self._quotient(x, scale, block_size)
-            if zero_point is not None:
-                zero_point = self._spread(zero_point, x, block_size, sizes)
-            codes = self._rounded(v, zero_point, f, q_min, q_max, round_first)
+            codes, zero_point = self._rounded(
+                x, scale, zero_point, q_min, q_max, f, block_size, round_first
+            )
             y = op.Cast(codes, to=NUMBERS[torch.float32])
             if zero_point is not None:
                 y = op.Sub(y, zero_point)
@@ -308,13 +300,11 @@ class Steps:
         axis = cut[0] if cut else 0
         shape = self._ints(-1) if cut else self.op.Constant(value_ints=[])
         scale = self.op.Reshape(self._float(scale), shape)
-        number = NUMBERS[f.dtype]
         if zero_point is None:
-            zero = self.op.Cast(self.op.Mul(scale, self._constant(0.0)), to=number)
+            zero = self.op.Mul(scale, self._constant(0.0))
         elif sizes_of(zero_point) == there:
-            zero = self.op.Cast(self.op.Reshape(self._float(zero_point), shape), to=number)
+            zero = self.op.Reshape(self._float(zero_point), shape)
         else:
             shape = self.op.Shape(scale)
             zero = self.op.Expand(self.op.Reshape(self._float(zero_point), self._ints(-1)), shape)
-            zero = self.op.Cast(zero, to=number)
-        return scale, zero, axis
+        return scale, self.op.Cast(zero, to=NUMBERS[f.dtype]), axis
