@@ -436,6 +436,19 @@ def test_a_scheme_may_be_keywords():
         QuantLinear.from_float(layer)
 
 
+def test_numbers_as_parameters():
+    layer, q = nn.Linear(8, 4), torch.arange(-16, 16).view(4, 8).to(torch.int8)
+    zero = torch.tensor(3.0)
+    mine, same = (
+        QuantLinear(layer, q, quantkit.QuantizationParams(*pair, -128, 127))
+        for pair in ((0.1, 3.0), (torch.tensor(0.1), zero))
+    )
+    assert_same(mine.dequantized(), same.dequantized())
+    assert_same(mine.dequantized(), (q - zero) * torch.tensor(0.1))
+    with pytest.raises(ValueError, match="qparams: expected zero points that are whole numbers"):
+        QuantLinear(layer, q, quantkit.QuantizationParams(0.1, 2.5, -128, 127))
+
+
 def test_codes_that_do_not_fit_are_named():
     layer = nn.Linear(8, 8)
     q, p = quantkit.quantize(layer.weight.detach(), "int8_channel")

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from .. import _checks, _torch
 from ..formats import CODED_SCALES, E8M0, FLOAT_DTYPES, power_of_two
 from ..ops import aminmax, dequantize_tensor, linear_w8a8, quantize
-from ..params import QuantizationParams
+from ..params import QuantizationParams, as_tensor
 from ..schemes import keywords_of
 
 _TENSORS = ("weight", "weight_scale", "weight_zero_point", "weight_global_scale")
@@ -173,15 +173,22 @@ class QuantizedLayer(nn.Module):
         f = f or _checks.format_of(p.dtype)
         _checks.codes("q", q, f)
         rows, row = self.shape[0], self.shape[1:].numel()
-        scale = p.scale if p.scale.dtype in CODED_SCALES else p.scale.to(torch.float32)
+        scale: Any = as_tensor("scale", p.scale).to(q.device)
+        scale = scale if scale.dtype in CODED_SCALES else scale.to(torch.float32)
         blocks = p.block_size
         if scale.dim() == 2 and blocks is None:
             blocks = (rows // scale.shape[0], row // scale.shape[1])
-        zero: torch.Tensor | None = p.zero_point
+        zero: Any = as_tensor("zero_point", p.zero_point)
+        zero = None if zero is None else zero.to(q.device)
         if symmetric is None and zero is not None:
             symmetric = not f.has_zero_point or not bool((zero != 0).any())
-        zero = None if symmetric or zero is None else zero.to(torch.int32)
-        g = None if p.global_scale is None else p.global_scale.to(torch.float32)
+        given, zero = zero, None if symmetric or zero is None else zero.to(torch.int32)
+        if zero is not None and not zero.is_meta and not bool((zero == given).all()):
+            raise ValueError(
+                "qparams: expected zero points that are whole numbers, as layers keep int32"
+            )
+        g: Any = as_tensor("global_scale", p.global_scale)
+        g = None if g is None else g.to(q.device, torch.float32)
         self._fields: dict[str, Any] = {
             "q_min": p.q_min, "q_max": p.q_max, "dtype": p.dtype, "block_size": blocks,
             "compute_dtype": torch.float32, "round_first": p.round_first,
