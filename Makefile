@@ -13,7 +13,7 @@
 # make proof        every input that can be tried, other compilers and machines: docs/proof.md
 #                   (PART=float32: one part; PROOF=--status: what is current; PROOF=--short: samples)
 # make tools        installs what the proof needs beside g++, as root
-# make mutants      plants mistakes in the sources: each must fail a test; about an hour
+# make mutants      plants mistakes in the sources: each must fail a test; about two hours
 #                   (MUTANTS="--sample 4": some)
 # make sanitize     runs the tests with AddressSanitizer and UBSan, emulated CUDA kernels included
 # make wheels       builds a wheel for every Python that is here, checks them, and tries one without a compiler

@@ -3,7 +3,8 @@
 python proof/mutants.py [NAME ...]: all, or some. Fails if a mistake survives. Its tests run as `make test`
 has them, and where it survives there, as `make test-all` has them. The test that caught it must pass on the
 right sources. Objects are built with -O1; the emulator only where a test is for it.
-A run of all leaves its counts in proof/results/mutants.json and its list in build/mutants.md.
+A run of all, or of all of one kind, leaves its counts in proof/results/mutants.json and its list in
+build/mutants.md.
 """
 
 import argparse
@@ -587,6 +588,9 @@ MUTANTS = (
 )  # fmt: skip
 
 
+KINDS = sorted({m.kind for m in MUTANTS})
+
+
 def run(command, folder, emulated=False, **options):
     env = {k: v for k, v in os.environ.items() if not k.startswith("QUANTKIT_")}
     env |= {"FORCE_CPU": "1", "CXXFLAGS": "-O1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -609,23 +613,34 @@ def tested(tests, folder, tier):
         return ""  # a slow machine, for all that is known
     if done.returncode == 0:
         return None
-    failed = re.search(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    if done.returncode == 1 and (failed := failures(done)):
+        return failed[0]
     begun = re.findall(
         r"^(tests/\S+::.+?)(?: (?:PASSED|SKIPPED|FAILED).*)?$", done.stdout, re.MULTILINE
     )
-    if done.returncode == 1 and failed:
-        return failed[1]
     if done.returncode < 0 and begun:
         return begun[-1].strip()
     raise RuntimeError(f"pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
 
 
+def failures(done):
+    return re.findall(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+
+
+def failing(tests, folder):
+    """Those that fail where nothing is wrong: they have caught nothing."""
+    command = [sys.executable, "-m", "pytest", "-vv", "--tb=line", "--full", *dict.fromkeys(tests)]
+    done = run(command, folder) if tests else None
+    if done and done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
+    return failures(done) if done else []
+
+
 def check(mutant, right, folder):
-    """(the tier that caught it, or "", how)."""
+    """(the tier that caught it, or "", the test that did)."""
     shutil.rmtree(folder)
-    shutil.copytree(
-        right, folder
-    )  # with the times of the objects, so that only what changes is built
+    # With the times of the objects, so that only what changes is built.
+    shutil.copytree(right, folder)
     file = folder / mutant.file
     source = file.read_text()
     assert source.count(mutant.text) == 1, f"{mutant.name}: its text is in {mutant.file} not once"
@@ -635,8 +650,6 @@ def check(mutant, right, folder):
     for tier in TIERS:
         how = tested(mutant.tests, folder, tier)
         if how:
-            if tested([how, *mutant.tests[1:]], right, tier) is not None:
-                return "", f"{how}, which fails without the mistake too"
             return tier, how
     return "", "did not end" if how == "" else ""
 
@@ -645,7 +658,7 @@ def sample(count, seed):
     """Mutants chosen at random, one of each kind among them."""
     chosen, rest = [], list(MUTANTS)
     random.Random(seed).shuffle(rest)
-    for kind in sorted({m.kind for m in MUTANTS}):
+    for kind in KINDS:
         chosen.append(next(m for m in rest if m.kind == kind))
     rest = [m for m in rest if m not in chosen]
     return chosen + rest[: max(count - len(chosen), 0)]
@@ -661,19 +674,22 @@ def lines(results):
 
 
 def write(results, before):
-    """The counts of each kind and tier, and the list."""
-    counts = {kind: Counter() for kind in sorted({m.kind for m, *_ in results})}
-    for mutant, tier, _, _ in results:
-        counts[mutant.kind][tier or "survived"] += 1
-    minutes = round(sum(seconds for *_, seconds in results) / 60)
-    summary = before | {"date": str(date.today()), "minutes": minutes, "caught": counts}
-    for path, text in (
-        (HERE / "results" / "mutants.json", json.dumps(summary, indent=1)),
+    """The list, and the counts of each kind that ran whole, beside those of the other kinds."""
+    path = HERE / "results" / "mutants.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    for kind in KINDS:
+        some = [result for result in results if result[0].kind == kind]
+        if len(some) == sum(m.kind == kind for m in MUTANTS):
+            minutes = round(sum(seconds for *_, seconds in some) / 60)
+            caught = Counter(tier or "survived" for _, tier, _, _ in some)
+            kept[kind] = before | {"date": str(date.today()), "minutes": minutes, "caught": caught}
+    for file, text in (
+        (path, json.dumps(kept, indent=1)),
         (ROOT / "build" / "mutants.md", "\n".join(lines(results))),
     ):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text + "\n")
-        print(f"written: {path.relative_to(ROOT)}")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text + "\n")
+        print(f"written: {file.relative_to(ROOT)}")
 
 
 def counted(results):
@@ -685,15 +701,19 @@ def counted(results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="names, or the beginnings of some")
+    parser.add_argument("--kind", choices=KINDS, help="those of one kind")
     parser.add_argument("--sample", type=int, metavar="N", help="N at random, 4 or more")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the sample")
     args = parser.parse_args()
-    chosen = [m for m in MUTANTS if not args.names or m.name.startswith(tuple(args.names))]
+    chosen = [m for m in MUTANTS if m.kind == (args.kind or m.kind)]
+    chosen = [m for m in chosen if not args.names or m.name.startswith(tuple(args.names))]
     if not chosen:
         parser.error(f"no mutant is called {' or '.join(args.names)}")
     if args.sample is not None:
-        if args.names or args.sample < len({m.kind for m in MUTANTS}):
-            parser.error("--sample: expected at least one of each kind, 4, and no names")
+        if args.names or args.kind or args.sample < len(KINDS):
+            parser.error(
+                "--sample: expected at least one of each kind, 4, and neither names nor --kind"
+            )
         chosen = sample(args.sample, args.seed)
         print(f"--sample {args.sample} --seed {args.seed}", flush=True)
     results, before = [], {"sources": hash_of(product_files())[:16], "commit": commit()}
@@ -710,8 +730,13 @@ def main():
             result = f"caught, {tier}" if tier else "SURVIVED"
             print(f"{result}  {mutant.name}  ({seconds} s)  {how}", flush=True)
             results.append((mutant, tier, how, seconds))
+        wrong = failing([how for _, tier, how, _ in results if tier], right)
+    for i, (mutant, _, how, seconds) in enumerate(results):
+        if how in wrong:
+            results[i] = (mutant, "", f"{how}, which fails without the mistake too", seconds)
+            print(f"SURVIVED  {mutant.name}  {results[i][2]}")
     print(counted(results))
-    if len(chosen) == len(MUTANTS):
+    if not args.names and args.sample is None:
         write(results, before)
     return 0 if all(tier for _, tier, _, _ in results) else 1
 
