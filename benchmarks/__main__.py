@@ -1,7 +1,8 @@
 """Measure quantkit beside its rivals, or render a run for the pages that quote it.
 
 python -m benchmarks [options]              measures; writes JSON and plots
-python -m benchmarks publish RUN [--root DIR] puts a run into README.md and docs/ of this source tree
+python -m benchmarks publish RUN [--schemes RUN ...] [--root DIR]
+                                            puts runs into README.md and docs/ of this source tree
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import quantkit
 
-from . import cells, command, machine, report
+from . import cells, command, machine, report, schemes
 from .cases import (
     CUDA_SHAPES,
     DTYPES,
@@ -166,6 +167,10 @@ def load(path: Path) -> dict:
 def main_publish(arguments: list[str], console: Console) -> int:
     p = argparse.ArgumentParser("benchmarks publish")
     p.add_argument("run", type=Path)
+    p.add_argument(
+        "--schemes", type=Path, nargs="+", default=[], metavar="RUN",
+        help="of benchmarks.schemes, one for each instruction set; the first has the rivals",
+    )  # fmt: skip
     p.add_argument("--root", type=Path, default=machine.ROOT, metavar="DIR")
     args = p.parse_args(arguments)
     run = load(args.run)
@@ -178,6 +183,10 @@ def main_publish(arguments: list[str], console: Console) -> int:
     }
     try:
         texts = {path: report.replaced(path.read_text(), new) for path, new in pages.items()}
+        if args.schemes:
+            section = schemes.markdown([json.loads(path.read_text()) for path in args.schemes])
+            page = docs / "performance.md"
+            texts[page] = report.replaced(texts[page], section, "formats")
         for path, text in texts.items():
             path.write_text(text)
     except (OSError, ValueError) as error:

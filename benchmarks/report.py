@@ -10,7 +10,6 @@ from rich.table import Table
 
 from .cells import OURS, OURS_OUT, ours_for, ratio
 
-BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 LARGE, MIDDLE, SMALL = [4096, 4096], [512, 1024], [64, 1024]
 
 
@@ -86,8 +85,14 @@ OPERATIONS = (
     ("quantize_dequantize", {"dtype": "bfloat16"}),
 )
 # Of docs/performance.md and of the README: operation, shape, what is unusual.
-PAGE = tuple((op, s, more) for s in (LARGE, MIDDLE, SMALL) for op, more in OPERATIONS)
-README = (*((op, LARGE, more) for op, more in (*OPERATIONS[:3], OPERATIONS[4])), PAGE[14])
+PAGE = (
+    *((op, LARGE, {}) for op in ("choose_qparams", "fake_quantize")),
+    *((op, shape, more) for shape in (LARGE, MIDDLE, SMALL) for op, more in OPERATIONS),
+)
+README = (
+    *((op, LARGE, more) for op, more in (*OPERATIONS[:3], OPERATIONS[4])),
+    ("quantize", SMALL, {}),
+)
 COLUMNS = {
     "eager": "plain PyTorch",
     "compile": "torch.compile",
@@ -120,17 +125,26 @@ def markdown(run: dict, rows: Iterable[tuple[str, list[int], dict]] = PAGE) -> s
     """A page's section: quantkit's time, and how many times longer each rival takes."""
     lines = [
         f"Medians of one run on {_setting(run)}.",
-        "Columns after the first number: the time divided by quantkit's. An asterisk marks other bits. "
+        "The second number is the rate of bytes into `out=` over that of a copy, by the least times. "
+        "Further columns are times divided by quantkit's. An asterisk marks other bits. "
         "ONNX Runtime reuses its output, as `out=` does.",
         "",
-        "| operation | quantkit, ms | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|---|" + "---|" * len(COLUMNS),
+        "| operation | quantkit, ms | of a copy | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|---|---|" + "---|" * len(COLUMNS),
     ]
     for cell in quoted(run, rows):
-        entries = [_entry(cell, rival) for rival in COLUMNS]
+        entries = [_of_a_copy(cell), *(_entry(cell, rival) for rival in COLUMNS)]
         ours = milliseconds(cell["contestants"][OURS]["median"])
         lines.append(f"| {title(cell)} | {ours} | " + " | ".join(entries) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _of_a_copy(cell: dict) -> str:
+    times = cell["contestants"]
+    if "copy" not in times:
+        return "-"
+    ours, copy = times[OURS_OUT]["min"], times["copy"]["min"]
+    return f"{cell['bytes'] / ours / (cell['copied_bytes'] / copy):.2f}"
 
 
 def _entry(cell: dict, rival: str) -> str:
@@ -141,9 +155,10 @@ def _entry(cell: dict, rival: str) -> str:
     return f"{against:.3g}×{star}"
 
 
-def replaced(text: str, section: str) -> str:
+def replaced(text: str, section: str, name: str = "speed") -> str:
     """The page with the section between its markers."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"expected the markers {BEGIN} and {END}, once in each page")
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{section}{END}{rest.split(END)[1]}"
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"expected the markers {begin} and {end}, once in each page")
+    head, rest = text.split(begin)
+    return f"{head}{begin}\n{section}{end}{rest.split(end)[1]}"

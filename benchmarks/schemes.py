@@ -272,14 +272,14 @@ def agreement(result: object, job: Job, operation: str) -> str:
     return "=" if differing == 0 else f"{differing * 1e6 / ours.numel():.0f} ppm"
 
 
-def cell(job: Job, operation: str, budget: float) -> dict:
+def cell(job: Job, operation: str, rivals: Iterable[str], budget: float) -> dict:
     source = job.x_hat if operation == "dequantize" else job.x
     out = torch.empty_like(source)
     calls: Calls = {COPY: lambda: out.copy_(source), OURS: ours(job, operation)}
     notes, absent = {}, {}
-    for name, make in RIVALS.items():
+    for name in rivals:
         try:
-            call = make(job, operation)
+            call = RIVALS[name](job, operation)
             notes[name] = agreement(call(), job, operation)
         except Exception as error:  # whatever a rival cannot do
             absent[name] = reason_of(error)
@@ -309,13 +309,13 @@ def speeds(cell: dict) -> tuple[str, str]:
     return f"{cell['gigabytes_per_second']:.1f}", f"{cell['of_yardstick']:.2f}"
 
 
-def cells(args) -> Iterator[tuple[Job, str]]:
+def cells(args) -> Iterator[tuple[Job, str, Iterable[str]]]:
     for shape in args.shapes:
         for dtype in args.dtypes:
             for scheme in args.schemes:
                 job = Job(scheme, shape, DTYPES[dtype])
                 for operation in args.ops:
-                    yield job, operation
+                    yield job, operation, () if args.alone else RIVALS
 
 
 def tables(run: list[dict]) -> Iterator[Table]:
@@ -332,6 +332,55 @@ def tables(run: list[dict]) -> Iterator[Table]:
                 rows.append((c["scheme"], c["operation"], *speeds(c), *others))
         title = f"{'×'.join(map(str, shape))} {dtype}: ours, and how many times longer others take"
         yield table(title, ("scheme", "operation"), ("GB/s", "of copy", *RIVALS), rows)
+
+
+# ---- the page that quotes runs ----------------------------------------------------------------------
+
+PAGE = ("int8_channel", "int4_group128", "fp8_token", "mxfp8", "mxfp4", "nvfp4")
+COLUMNS = {
+    "reference": "plain PyTorch",
+    "by hand, compiled": "by hand, compiled",
+    "torchao": "torchao",
+    "torchao, compiled": "torchao, compiled",
+    "compressed-tensors": "compressed-tensors",
+}
+
+
+def markdown(runs: list[dict], shape: tuple[int, ...] = (4096, 4096)) -> str:
+    """A page's section: shares of a copy, then how many times longer each rival takes.
+
+    Each instruction set and dtype of x has a column. The rivals are those of the first column.
+    """
+    columns: dict[tuple[str, str], dict[tuple[str, str], dict]] = {}
+    for measured in runs:
+        isa = measured["machine"]["quantkit"]["isa"]
+        for c in measured["cells"]:
+            if tuple(c["shape"]) == shape:
+                column = columns.setdefault((isa, c["dtype"]), {})
+                column[c["scheme"], c["operation"]] = c
+    first, machine = next(iter(columns.values())), runs[0]["machine"]
+    lines = [
+        f"Minima of one run for each column on {machine['cpu']}, {machine['threads']} threads, "
+        f"torch {machine['torch']}, {'×'.join(map(str, shape))}, commit {machine['commit']}.",
+        "",
+        f"| scheme, operation | {' | '.join(map(', '.join, columns))} | {' | '.join(COLUMNS.values())} |",
+        "|---" * (1 + len(columns) + len(COLUMNS)) + "|",
+    ]
+
+    def longer(cell: dict, rival: str) -> str:
+        times = cell["contestants"]
+        if rival not in times:
+            return "-"
+        star = "" if cell["notes"][rival] == "=" else "\\*"
+        return f"{times[rival]['min'] / times[OURS]['min']:.1f}×{star}"
+
+    for name in itertools.product(PAGE, OPERATIONS):
+        if name in first:
+            found = (column.get(name) for column in columns.values())
+            shares = (f"{c['of_yardstick']:.2f}" if c else "-" for c in found)
+            others = (longer(first[name], rival) for rival in COLUMNS)
+            lines.append(f"| `{name[0]}` {name[1]} | {' | '.join((*shares, *others))} |")
+    return "\n".join(lines) + "\n"
 
 
 def options(name, description, known: Iterable[str], chosen: tuple[str, ...]):
@@ -379,6 +428,7 @@ def run_jobs(
 def main(arguments: list[str] | None = None) -> int:
     p = options("benchmarks.schemes", __doc__, quantkit.SCHEMES, tuple(quantkit.SCHEMES))
     p.add_argument("--ops", type=words(OPERATIONS), default=OPERATIONS)
+    p.add_argument("--alone", action="store_true", help="without rivals")
     args = p.parse_args(arguments)
     total = len(args.shapes) * len(args.dtypes) * len(args.schemes) * len(args.ops)
     run(args, cell, cells(args), tables, total)

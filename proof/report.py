@@ -13,6 +13,11 @@ from parts import PARTS
 from work import HERE, ROOT, commit, drawn_seed, hash_of, product_files
 
 PAGE = ROOT / "docs" / "proof.md"
+COUNTED = {
+    "inputs": "inputs", "results": "results", "cases": "drawn cases", "calls": "calls",
+    "guarded": "calls between unreadable pages", "scales": "divisors", "pairs": "quotients",
+    "passed": "tests",
+}  # fmt: skip
 BEGIN, END = "<!-- begin: written by make proof -->", "<!-- end -->"
 
 
@@ -134,31 +139,33 @@ def many(n):
     return f"{n:,}"
 
 
+def covered(rows):
+    """What the tasks of a part counted, added up."""
+    counts = merged([
+        {key: value for key, value in row.items() if type(value) is int and key in COUNTED}
+        for row in rows
+    ])  # fmt: skip
+    words = [f"{many(counts[key])} {word}" for key, word in COUNTED.items() if counts.get(key)]
+    emulated = sum(row["emulated"]["results"] for row in rows if "emulated" in row)
+    return ", ".join([*words, *([f"{many(emulated)} of them emulated"] if emulated else [])])
+
+
 def page_lines():
     results = {part: read(part) for part in PARTS if path_of(part).exists()}
     if not results:
         yield "No part has results of its own yet."
         return
-    yield "| part | commit | date | compiler | torch | processor | CPU min |"
-    yield "|---|---|---|---|---|---|---|"
-    for part, r in results.items():
-        facts = (r[name] for name in ("date", "compiler", "torch", "processor", "cpu_minutes"))
-        yield f"| {part} | {r['commit'][:10]}{r['commit'][40:]} | {' | '.join(map(str, facts))} |"
-    yield ""
-    yield "| part | task | covered | hash | backends |"
+    yield "| part | covered | commit | date | CPU minutes |"
     yield "|---|---|---|---|---|"
-    for part, result in results.items():
-        for name, row in result["rows"].items():
-            counts = [
-                f"{many(value)} {key}"
-                for key, value in row.items()
-                if isinstance(value, int) and value and key not in ("every", "step")
-            ]
-            if "emulated" in row:
-                counts.append(f"{many(row['emulated']['results'])} of them emulated")
-            hashes = row.get("hashes", {})
-            shown = f"`{next(iter(hashes.values()))[:16]}`" if hashes else "–"
-            yield f"| {part} | {name} | {', '.join(counts)} | {shown} | {', '.join(hashes)} |"
+    for part, r in results.items():
+        where = f"{r['commit'][:10]}{r['commit'][40:]} | {r['date']} | {r['cpu_minutes']}"
+        yield f"| {part} | {covered(list(r['rows'].values()))} | {where} |"
+    yield ""
+    for what in ("processor", "compiler", "torch"):
+        names = dict.fromkeys(r[what] for r in results.values())
+        yield f"- {what.capitalize() if what != 'torch' else what}: {'; '.join(names)}."
+    isas = dict.fromkeys(isa for r in results.values() for isa in r["instruction_sets"])
+    yield f"- Instruction sets: {', '.join(isas)}."
 
 
 def write_page():

@@ -330,13 +330,48 @@ def test_publish_replaces_the_sections(run, tmp_path):
     assert readme.read_text() == "no markers\n"
 
 
+def test_publish_takes_runs_of_schemes(run, tmp_path):
+    """Shares of each instruction set, then the rivals of the first run's float32."""
+
+    def cell(dtype, share, **others):
+        times = {name: {"min": time} for name, time in {schemes.OURS: 2.0, **others}.items()}
+        common = {"scheme": "mxfp8", "operation": "dequantize", "shape": [4096, 4096]}
+        notes = {name: "=" if name == "torchao" else "12 ppm" for name in others}
+        own = {"dtype": dtype, "of_yardstick": share, "contestants": times, "notes": notes}
+        return common | own
+
+    paths = []
+    for isa, measured in {
+        "avx512": [cell("float32", 0.5, torchao=9.0, reference=3.0), cell("bfloat16", 0.25)],
+        "avx2": [cell("float32", 0.125)],
+    }.items():
+        machine = {**run[0]["machine"], "quantkit": {"isa": isa}}
+        paths.append(tmp_path / f"{isa}.json")
+        paths[-1].write_text(json.dumps({"machine": machine, "cells": measured}))
+    main_run = copy.deepcopy(run[0])
+    main_run["cells"] = [c | {"shape": [4096, 4096]} for c in main_run["cells"]]
+    (tmp_path / "run.json").write_text(json.dumps(main_run))
+    (tmp_path / "docs").mkdir()
+    sections = (
+        "<!-- speed: begin -->\n<!-- speed: end -->\n",
+        "<!-- formats: begin -->\n<!-- formats: end -->\n",
+    )
+    (tmp_path / "README.md").write_text(sections[0])
+    (tmp_path / "docs" / "performance.md").write_text("".join(sections))
+    arguments = (tmp_path / "run.json", "--schemes", *paths, "--root", tmp_path)
+    assert main("publish", *arguments) == 0
+    page = (tmp_path / "docs" / "performance.md").read_text()
+    assert "avx512, float32 | avx512, bfloat16 | avx2, float32 | plain" in page
+    assert "| `mxfp8` dequantize | 0.50 | 0.25 | 0.12 | 1.5×\\* | - | 4.5× | - | - |" in page
+
+
 def test_the_readme_has_five_rows(run):
     made = copy.deepcopy(run[0])
     made["cells"] = [
         made["cells"][0] | {"op": op, "shape": shape, "granularity": "tensor"} | more
         for op, shape, more in report.PAGE
     ]
-    assert len(report.quoted(made)) == 21 and len(report.quoted(made, report.README)) == 5
+    assert len(report.quoted(made)) == 23 and len(report.quoted(made, report.README)) == 5
     rows = [line for line in report.markdown(made, report.README).splitlines() if "×" in line]
     assert len(rows) == 5 and rows[-1].startswith("| quantize 64×1024 float32, per tensor |")
 
