@@ -371,7 +371,7 @@ def markdown(runs: list[dict], shape: tuple[int, ...] = (4096, 4096)) -> str:
         times = cell["contestants"]
         if rival not in times:
             return "-"
-        star = "" if cell["notes"][rival] == "=" else "\\*"
+        star = "\\*" if cell["notes"][rival].endswith("ppm") else ""
         return f"{times[rival]['min'] / times[OURS]['min']:.1f}×{star}"
 
     for name in itertools.product(PAGE, OPERATIONS):
