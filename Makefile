@@ -1,7 +1,7 @@
 # make run    sets up, builds, and runs the main job on real weights (WEIGHTS=file: on yours)
 # make test   sets up, builds, and runs lint and the daily tests
 # make test-all   make test, then the tests of the full tier, torch's own operators, the whole emulator,
-#             the whole fallback
+#             the rest of the fallback
 # make bench  sets up, builds, installs the rivals, measures all of them, sweeps the division
 #             (BENCH="--quick" or any options of python -m benchmarks)
 # make rivals-test  sets up, builds, installs the rivals, compares codes and scales with theirs:
@@ -53,7 +53,7 @@ test: build $(STAMP)-test $(STAMP)-run lint
 test-all: test
 	QUANTKIT_REQUIRE_EXTENSION=1 $(PYTEST) -m full
 	QUANTKIT_REQUIRE_EXTENSION=1 $(PY) -m pytest tests/rivals/test_torch.py
-	QUANTKIT_ISA= QUANTKIT_REFERENCE=1 $(PYTEST) -m fallback --full
+	QUANTKIT_ISA= QUANTKIT_REFERENCE=1 $(PYTEST) -m fallback --full $(FALLBACK:%=--ignore=tests/test_%.py)
 
 # Other quantizers' own packages against docs/compatibility.md: a minute, and a table at the end.
 rivals-test: build $(STAMP)-rivals $(STAMP)-test

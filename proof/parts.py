@@ -127,7 +127,7 @@ def chosen(short):
 def generated(short):
     """Arguments that hypothesis draws, on every instruction set."""
     seed, count = drawn_seed(), 500 if short else 1000
-    for batch in range(2 if short else 200):
+    for batch in range(2 if short else 100):
         yield Task("generated", "suites", "generated", (count, seed + batch))
 
 
@@ -142,7 +142,7 @@ def generated(short):
     "pyproject.toml",
 )
 def tests(short):
-    """Tensors of more than 2^31 elements; the kernels' tests under sanitizers."""
+    """Tensors of more than 2^31 elements; the kernels' daily tests under sanitizers."""
     if not short:
         yield Task("large", "suites", "large")
         selection = "not cuda_emu and (kernels or out or generated)"
