@@ -113,6 +113,8 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def reason_of(error: Exception) -> str:
     """The line that says why, without torch's advice how to load such a file all the same."""
+    if isinstance(error, LookupError | EOFError):  # of the unpickler: their texts are bare numbers
+        return "it is no file that torch.save writes"
     _, _, text = str(error).rpartition("WeightsUnpickler error: ")
     text = re.sub(r"(Weights only load failed\. )?In PyTorch 2\.6, .*", "", text)
     return next((line.strip() for line in text.splitlines() if line.strip()), repr(error))[:200]
