@@ -217,7 +217,10 @@ def test_exit_codes(source, tmp_path, capsys, monkeypatch):
         several.setenv("RANK", "2")
         several.setenv("WORLD_SIZE", "3")
         _, err = error("quantize", source, source)
-    assert err == f"quantkit: rank 2 of 3: error: {source}: is the source itself\n"
+        assert err == f"quantkit: rank 2 of 3: error: {source}: is the source itself\n"
+        several.setenv("WORLD_SIZE", "x\n")
+        _, err = error("quantize", source, tmp_path / "dst")
+    assert err == "quantkit: error: WORLD_SIZE: expected a number, got 'x\\n'\n"
     code, err = error("quantize", source, tmp_path / "dst", "--exclude", "nothing\n")
     assert code == cli.REFUSED and err.count("\n") == 1 and err.isascii()
     scheme = f"scheme: expected one of {', '.join(checkpoint.SCHEMES)}, got"

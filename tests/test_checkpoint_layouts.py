@@ -195,8 +195,10 @@ def test_the_global_scale_is_a_power_of_two_that_most_weights_share():
     def chosen(largest):
         return quantized(SCHEMES["nvfp4"], torch.full((2, 16), largest))[1].global_scale.item()
 
-    assert [chosen(v) for v in (0.0053, 0.1, 1.0, 2.625)] == [2.0**-10] * 4
-    assert chosen(2.63) == 2.0**-9 and chosen(2688.0) == 1 and chosen(0.005) == 2.0**-19
+    least, most = 2.625 / 512, 2.625  # (least, most]
+    assert [chosen(v) for v in (least * (1 + 2.0**-23), 0.1, 1.0, most)] == [2.0**-10] * 4
+    assert chosen(most * (1 + 2.0**-22)) == 2.0**-9 and chosen(2688.0) == 1
+    assert chosen(least) == chosen(0.005) == 2.0**-19
     assert chosen(0.0) == 2.0**-126
 
 
@@ -233,6 +235,8 @@ def test_half_precision_scales_are_used_as_they_are_stored():
         ({"block": (0, 4)}, r"block: expected \[rows .* got \[0, 4\]"),
         ({"block": (-1, 4)}, r"block: expected \[rows .* got \[-1, 4\]"),
         ({"block": (1, 4.0)}, r"block: expected \[rows .* got \[1, 4.0\]"),
+        ({"block": 5}, r"block: expected \[rows .* got 5"),
+        ({"block": "ab"}, r"block: expected \[rows .* got 'ab'"),
         ({"block": (1,)}, r"block: expected \[rows .* got \[1\]"),
         ({"block": (128, 128)}, r"block: expected one row for int-quantized, got \[128, 128\]"),
         ({"symmetric": "no"}, "symmetric: expected True or False for int8, got 'no'"),

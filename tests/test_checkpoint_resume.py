@@ -107,9 +107,16 @@ def test_no_collective_is_needed_and_ranks_are_checked(source, made, tmp_path, m
     checkpoint.quantize(source, tmp_path / "dst")
     assert files_of(tmp_path / "dst") == files_of(made)
     refused("is for one process", source, tmp_path / "dst", restart=True)
-    for rank in ("2", "-1", "x"):
+    for rank, world, text in (
+        ("2", "2", "expected a rank below the number of processes, got 2 of 2"),
+        ("-1", "2", "expected a rank below the number of processes, got -1 of 2"),
+        ("x", "2", "RANK: expected a number, got 'x'"),
+        ("0", "x", "WORLD_SIZE: expected a number, got 'x'"),
+    ):
         monkeypatch.setenv("RANK", rank)
-        refused("expected a rank below the number", source, tmp_path / "other")
+        monkeypatch.setenv("WORLD_SIZE", world)
+        refused(text, source, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 # ---- what stops a run ------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Quantized checkpoints: the same bytes by any tiles and threads, the way back, and what is refused."""
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -173,7 +174,8 @@ def test_shard_size(source, made, tmp_path):
         expected |= load_file(file)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[n], expected[n]) for n in found)
-    checkpoint.quantize(source, tmp_path / "whole", shard_size="1GB")
+    whole = checkpoint.options(shard_size="1GB")
+    checkpoint.quantize(source, tmp_path / "whole", options=whole)
     assert (tmp_path / "whole" / "model.safetensors").exists()
     assert not (tmp_path / "whole" / "model.safetensors.index.json").exists()
 
@@ -197,6 +199,49 @@ def test_places(source, tmp_path):
         checkpoint.quantize(source, tmp_path / "loop")
     (tmp_path / "empty").mkdir()
     checkpoint.quantize(source, tmp_path / "empty")
+
+
+W8, PATH = checkpoint.options("w8"), "expected a str or an os.PathLike of one, got"
+HELD = "expected none beside options=, which holds scheme and rules already, got"
+
+
+@pytest.mark.parametrize(
+    "given, kind, message",
+    [
+        *(
+            ({"threads": n}, ValueError, f"threads: expected 1 to 4095, got {n}")
+            for n in (-1, 0, 4096)
+        ),
+        ({"threads": "2"}, TypeError, "threads: expected an int or None, got str"),
+        ({"threads": 1.5}, TypeError, "threads: expected an int or None, got float"),
+        ({"threads": True}, TypeError, "threads: expected an int or None, got bool"),
+        ({"progress": 3}, TypeError, "progress: expected a function of an Event, got int"),
+        ({"restart": "no"}, TypeError, "restart: expected a bool, got str"),
+        ({"png": "no"}, TypeError, "png: expected a bool, got str"),
+        ({"src": None}, TypeError, f"src: {PATH} NoneType"),
+        ({"dst": 3}, TypeError, f"dst: {PATH} int"),
+        ({"path": b"x"}, TypeError, f"path: {PATH} bytes"),
+        ({"options": "w4"}, TypeError, "options: expected checkpoint.Options or None, got str"),
+        ({"options": W8, "scheme": "w4"}, ValueError, f"scheme: {HELD} 'w4'"),
+        ({"options": W8, "exclude": ["*"]}, ValueError, f"exclude: {HELD} list"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(given, kind, message, source, made, tmp_path):
+    """Of each function that has them, before a source is opened or anything made."""
+    good = {"src": source, "dst": tmp_path / "dst", "path": made}
+    took = 0
+    for function in (
+        checkpoint.quantize, checkpoint.dry_run, checkpoint.verify, checkpoint.dequantize,
+        checkpoint.report, checkpoint.Checkpoint,
+    ):  # fmt: skip
+        names = inspect.signature(function).parameters
+        if given.keys() <= names.keys() or ("keywords" in names and "options" in given):
+            with pytest.raises(kind) as error:
+                function(**{n: v for n, v in good.items() if n in names} | given)
+            assert str(error.value) == message and type(error.value) is kind
+            took += 1
+    assert took and not (tmp_path / "dst").exists()
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "nvfp4", "mxfp8"])

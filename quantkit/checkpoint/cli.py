@@ -26,7 +26,17 @@ from .layouts import SCHEMES
 from .output import DiskFull
 from .plan import Plan
 from .rules import options
-from .run import Checkpoint, Event, Progress, dequantize, dry_run, quantize, report, verify
+from .run import (
+    MOST_THREADS,
+    Checkpoint,
+    Event,
+    Progress,
+    dequantize,
+    dry_run,
+    quantize,
+    report,
+    verify,
+)
 from .source import Source
 
 DIFFERS, REFUSED, FULL = 1, 2, 3  # exit codes; 130 and 143 are those of signals
@@ -119,8 +129,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text[:9]) < 4096:
-        raise argparse.ArgumentTypeError(f"expected 1 to 4095, got {text!r}")
+    if not text.isdecimal() or not 0 < int(text[:9]) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected 1 to {MOST_THREADS}, got {text!r}")
     return int(text)
 
 
@@ -223,8 +233,8 @@ def _first() -> bool:
 
 def _rank() -> str:
     """Of several processes the one that says something."""
-    world = os.environ.get("WORLD_SIZE", "1")
-    return "" if world == "1" else f"rank {shown(os.environ.get('RANK', '0'))} of {shown(world)}: "
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    return f"rank {shown(rank)} of {world}: " if world.isdecimal() and world != "1" else ""
 
 
 def _print_json(value: object) -> None:

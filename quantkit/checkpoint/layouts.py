@@ -120,7 +120,7 @@ class WeightScheme:
     activations: bool = False
 
     def __post_init__(self) -> None:
-        block = None if self.block is None else tuple(self.block)
+        block = tuple(self.block) if isinstance(self.block, list | tuple) else self.block
         object.__setattr__(self, "block", block)
         if not isinstance(self.name, str):
             raise _wrong("name", "a str", self.name)
@@ -129,7 +129,8 @@ class WeightScheme:
         self._check(LAYOUTS[self.layout], "dtype", of)
         f = self.format
         if block is not None and not _is_block(block):
-            raise _wrong("block", "[rows from 1 on, numbers from 1 on or -1 for all]", list(block))
+            got = list(block) if isinstance(block, tuple) else block
+            raise _wrong("block", "[rows from 1 on, numbers from 1 on or -1 for all]", got)
         if block is not None and block[0] != 1 and self.layout in _ONE_ROW:
             raise _wrong("block", f"one row{of}", list(block))
         # Of floats only zero is in the middle, of unsigned integers it never is.
@@ -384,8 +385,8 @@ def _wrong(argument: str, expected: str, got: object) -> ValueError:
     return ValueError(f"{argument}: expected {expected}, got {got!r}")
 
 
-def _is_block(block: tuple[Any, ...]) -> bool:
-    if len(block) != 2 or set(map(type, block)) != {int}:
+def _is_block(block: object) -> bool:
+    if not isinstance(block, tuple) or len(block) != 2 or set(map(type, block)) != {int}:
         return False
     return block[0] > 0 and (block[1] > 0 or block[1] == -1)
 
@@ -394,8 +395,9 @@ def _global_scale(ends: torch.Tensor) -> torch.Tensor:
     """The global scale: a power of two by which e4m3 scales reach the largest number.
 
     Then q * scale * global_scale is exact in each order of the steps and in bfloat16 too, and so it is by
-    1 / global_scale, which is what consumers store. It is 2^-10 for every weight with max |x| in (0.005,
-    2.625], where scales lose nothing by it: consumers that join layers, such as vLLM, take one for all.
+    1 / global_scale, which is what consumers store. It is 2^-10 for every weight with max |x| in
+    (2.625 / 512, 2.625], where scales lose nothing by it: consumers that join layers, such as vLLM,
+    take one for all.
     """
     fitting = get_symmetric_qparams(
         ends, dtype="int16", q_min=-_LARGEST, q_max=_LARGEST, scale_rule="ceil",

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .. import _checks
+from .._checks import wrong
 from ..params import QuantizationParams
 from . import reports
 from .convert import Converter
@@ -27,6 +29,7 @@ from .state import FOLDER, State, read_json
 Path_ = str | os.PathLike[str]
 LAST = "config.json"  # whose lock is that of all small files
 INDEX = "model.safetensors.index.json"
+MOST_THREADS = 4095
 
 
 class Event(NamedTuple):
@@ -49,6 +52,44 @@ def _quiet(event: Event) -> None:
     pass
 
 
+# ---- arguments ----------------------------------------------------------------------------------------
+
+
+def _path(name: str, value: Path_) -> Path:
+    path: object = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise wrong(TypeError, name, "a str or an os.PathLike of one", type(value).__name__)
+    return Path(path)
+
+
+def _check(
+    threads: int | None, progress: Progress, restart: bool = False, png: bool = True
+) -> None:
+    count: object = _checks.number(threads)
+    if type(count) not in (int, type(None)):  # bool is none of them
+        raise wrong(TypeError, "threads", "an int or None", type(threads).__name__)
+    if isinstance(count, int) and not 0 < count <= MOST_THREADS:
+        raise wrong(ValueError, "threads", f"1 to {MOST_THREADS}", _checks.shown(count))
+    if not callable(progress):
+        raise wrong(TypeError, "progress", "a function of an Event", type(progress).__name__)
+    _checks.flag("restart", restart)
+    _checks.flag("png", png)
+
+
+def _options(options: Options | None, scheme: Any, keywords: dict[str, Any]) -> Options:
+    if options is None:
+        return make_options(scheme, **keywords)
+    if not isinstance(options, Options):
+        raise wrong(TypeError, "options", "checkpoint.Options or None", type(options).__name__)
+    for name, value in (keywords if scheme is None else {"scheme": scheme}).items():
+        text = "none beside options=, which holds scheme and rules already"
+        raise wrong(ValueError, name, text, _checks.shown(value))
+    return options
+
+
+# ---- quantize, dequantize -----------------------------------------------------------------------------
+
+
 def quantize(
     src: Path_, dst: Path_, scheme: Any = None, *, restart: bool = False, threads: int | None = None,
     progress: Progress = _quiet, png: bool = True, options: Options | None = None, **keywords: Any,
@@ -61,7 +102,7 @@ def quantize(
     Args:
         src: a folder, or a file: see docs/checkpoints.md.
         dst: a folder that is new, empty, or of an earlier run with the same source and options.
-        scheme, keywords: of :func:`quantkit.checkpoint.options`; or ``options``, made by it.
+        scheme, keywords: of :func:`quantkit.checkpoint.options`; or ``options`` alone, made by it.
         restart: forget what an earlier run left in dst.
         threads: how many compute; None is torch's number. torch's own are 1 until it returns.
         progress: called with each Event.
@@ -71,9 +112,12 @@ def quantize(
         The report, as report.json has it.
 
     Raises:
-        CheckpointError, which says in one line what is wrong. DiskFull is one.
+        CheckpointError, which says in one line what is wrong. DiskFull is one. TypeError or ValueError
+        for a wrong argument, before anything is written.
     """
-    chosen = make_options(scheme, **keywords) if options is None else options
+    src, dst = _path("src", src), _path("dst", dst)
+    _check(threads, progress, restart, png)
+    chosen = _options(options, scheme, keywords)
     with Source(src) as source:
         plan = plan_to_quantize(source, chosen)
         for note in plan.notes:
@@ -82,9 +126,7 @@ def quantize(
         def last(state: State) -> dict[str, Any]:
             return _finish_quantized(source, plan, chosen, state, progress, png)
 
-        return _run(
-            source, Path(dst), plan, restart, threads, progress, last, chosen.allow_nonfinite
-        )
+        return _run(source, dst, plan, restart, threads, progress, last, chosen.allow_nonfinite)
 
 
 def dry_run(
@@ -95,9 +137,10 @@ def dry_run(
     Returns:
         The plan, and the closed source: ``others`` are copied, ``left_out`` are not.
     """
+    src, dst = _path("src", src), _path("dst", dst)
+    chosen = _options(options, scheme, keywords)
     with Source(src) as source:
-        _check_places(source, Path(dst))
-        chosen = make_options(scheme, **keywords) if options is None else options
+        _check_places(source, dst)
         return plan_to_quantize(source, chosen), source
 
 
@@ -117,6 +160,8 @@ def dequantize(
     Returns:
         Bytes before and after, and how many weights were quantized.
     """
+    src, dst = _path("src", src), _path("dst", dst)
+    _check(threads, progress, restart)
     with Source(src) as source:
         plan = plan_to_dequantize(source)
 
@@ -127,7 +172,7 @@ def dequantize(
             weights = sum(item.back for item in plan.items)
             return {"weights": weights, "bytes_before": before, "bytes_after": after}
 
-        return _run(source, Path(dst), plan, restart, threads, progress, last, True)
+        return _run(source, dst, plan, restart, threads, progress, last, True)
 
 
 def _run(
@@ -210,12 +255,19 @@ class _Finisher:
 
 
 def _ranks() -> tuple[int, int]:
-    try:
-        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    except ValueError:
-        rank, world = -1, 0
+    found = []
+    for name, default in ("RANK", "0"), ("WORLD_SIZE", "1"):
+        text = os.environ.get(name, default)
+        try:
+            found.append(int(text))
+        except ValueError:
+            raise CheckpointError(f"{name}: expected a number, got {shown(repr(text))}") from None
+    rank, world = found
     if not 0 <= rank < world:
-        raise CheckpointError("RANK and WORLD_SIZE: expected a rank below the number of processes")
+        raise CheckpointError(
+            "RANK and WORLD_SIZE: expected a rank below the number of processes, "
+            f"got {rank} of {world}"
+        )
     return rank, world
 
 
@@ -326,12 +378,15 @@ def verify(
 
     Returns:
         What differs: names of tensors and files, also of files that quantize would not write, unless
-        they are hidden; empty where dst is what quantize would write.
+        they are hidden; empty where dst is what quantize would write. That dst was made
+        from another source is no error: the list says what differs.
 
     Raises:
-        CheckpointError where dst is not complete, or was not made from such a source.
+        CheckpointError where dst is no complete checkpoint of :func:`quantize`, or where src cannot be
+        quantized by the options of dst. TypeError or ValueError for a wrong argument.
     """
-    folder = Path(dst)
+    src, folder = _path("src", src), _path("dst", dst)
+    _check(threads, progress)
     path = folder / FOLDER / "stamp.json"
     if not path.exists() or not (folder / FOLDER / "complete").exists():
         raise CheckpointError(f"{shown(folder)}: is no complete checkpoint of quantkit quantize")
@@ -390,7 +445,7 @@ def _same(path: Path, chunks: Iterable[bytes]) -> bool:
 
 def report(dst: Path_) -> dict[str, Any]:
     """report.json of a quantized checkpoint."""
-    path = Path(dst) / "report.json"
+    path = _path("dst", dst) / "report.json"
     if not path.is_file():
         raise CheckpointError(f"{shown(dst)}: has no report.json")
     said = read_json(path)
@@ -438,11 +493,11 @@ class Checkpoint(Mapping[str, "torch.Tensor | tuple[torch.Tensor, QuantizationPa
         weights: how each quantized weight was quantized: ``scheme``, ``shape`` and ``dtype``.
 
     Raises:
-        CheckpointError that says in one line what is wrong.
+        CheckpointError that says in one line what is wrong. TypeError where path is none.
     """
 
     def __init__(self, path: Path_) -> None:
-        self._source = Source(path)
+        self._source = Source(_path("path", path))
         try:
             found = weights_of(self._source)
         except BaseException:
