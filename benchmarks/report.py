@@ -125,8 +125,8 @@ def markdown(run: dict, rows: Iterable[tuple[str, list[int], dict]] = PAGE) -> s
     """A page's section: quantkit's time, and how many times longer each rival takes."""
     lines = [
         f"Medians of one run on {_setting(run)}.",
-        "The second number is the rate of bytes into `out=` over that of a copy, by the least times. "
-        "Further columns are times divided by quantkit's. An asterisk marks other bits. "
+        "Of a copy: bytes per second into `out=`, divided by those of `y.copy_(x)`; minima. "
+        "Further columns: the time divided by quantkit's. An asterisk marks other bits. "
         "ONNX Runtime reuses its output, as `out=` does.",
         "",
         "| operation | quantkit, ms | of a copy | " + " | ".join(COLUMNS.values()) + " |",

@@ -430,6 +430,7 @@ def test_errors_name_the_layer_and_the_argument():
     for call, match in (
         (lambda: ones.qparams("percentile", percentile=math.nan), "percentile: .*got nan"),
         (lambda: ones.qparams("percentile", percentile=True), "percentile: .*got True"),
+        (lambda: ones.qparams(rank=-1), "rank: expected a number of dimensions, got -1"),
         (
             lambda: seen([torch.full((3,), math.nan)]).qparams(allow_nonfinite=True),
             "finite .*: 3 NaN",
@@ -441,6 +442,12 @@ def test_errors_name_the_layer_and_the_argument():
         (lambda: ones.qparams("percentile", percentile=None), "percentile: .*got NoneType"),
         (lambda: ones.range("mse", bits=3), "range: expected options .*got 'bits'"),
         (lambda: Observer(counts="no"), "counts: expected a bool, got str"),
+        (lambda: ones.qparams(sym="no"), "sym: expected a bool, got str"),
+        (lambda: ones.qparams(sym=None), "sym: expected a bool, got NoneType"),
+        (lambda: ones.range(include_zero=None), "include_zero: .*got NoneType"),
+        (lambda: ones.qparams(allow_nonfinite="no"), "allow_nonfinite: expected a bool, got str"),
+        (lambda: ones.qparams(rank=1.5), "rank: expected an int, got float"),
+        (lambda: Stats({}).merge(3), "other: expected Stats, got 3"),
         (lambda: Stats.from_state_dict([1]), "state: expected that of Stats, got list"),
     ):
         with pytest.raises(TypeError, match=match):
@@ -451,9 +458,11 @@ def test_errors_name_the_layer_and_the_argument():
         (
             {"types": "Linear"},
             TypeError,
-            "types: expected a class of layers or a tuple, got 'Linear'",
+            "types: expected a class of layers or a tuple of classes, got 'Linear'",
         ),
-        ({"types": (torch.nn.Linear, 3)}, TypeError, "types: expected a class"),
+        ({"types": (torch.nn.Linear, 3)}, TypeError, "types: expected a class .*, got 3"),
+        ({"types": ()}, TypeError, "types: expected a class .*, got tuple"),
+        ({"into": {}}, TypeError, "into: expected Stats or None, got dict"),
         ({"include": None}, TypeError, "include: expected a list of patterns, got NoneType"),
         ({"exclude": [1]}, TypeError, "exclude: expected a list of patterns, got 1 among them"),
         ({"include": "re:("}, ValueError, r"include: pattern 're:\('"),

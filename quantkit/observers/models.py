@@ -28,10 +28,9 @@ def _layers(
 ) -> dict[str, torch.nn.Module]:
     _checks.module("model", model)
     kinds = types if isinstance(types, tuple) else (types,)
-    if not kinds or not all(isinstance(kind, type) for kind in kinds):
-        raise _checks.wrong(
-            TypeError, "types", "a class of layers or a tuple", _checks.shown(types)
-        )
+    if wrong := [kind for kind in kinds or (types,) if not isinstance(kind, type)]:
+        expected = "a class of layers or a tuple of classes"
+        raise _checks.wrong(TypeError, "types", expected, _checks.shown(wrong[0]))
     included, excluded = (
         _checks.patterns(name, [value] if isinstance(value, str) else value)
         for name, value in (("include", include), ("exclude", exclude))
@@ -124,6 +123,8 @@ def observe(
 
     docs/calibration.md says which method and granularity to choose.
     """
+    if not isinstance(into, Stats | None):
+        raise _checks.wrong(TypeError, "into", "Stats or None", _checks.shown(into))
     layers = _layers(model, types, include, exclude)
     observers = {
         name: Observer(granularity, group_size=group_size, channel_dim=channel_dim, counts=counts)

@@ -170,6 +170,8 @@ class Observer:
             allow_nonfinite: leave out NaNs and infinities that were seen, which are an error otherwise.
             rank: of the tensors to quantize, where it is not the greatest that was seen.
         """
+        if rank is not None and _checks.integer("rank", rank) < 0:
+            raise _checks.wrong(ValueError, "rank", "a number of dimensions", _checks.shown(rank))
         options: dict[str, Any] = {
             "dtype": dtype, "sym": sym, "include_zero": include_zero, "q_min": q_min, "q_max": q_max,
             "eps": eps, "scale_rule": scale_rule,
@@ -193,6 +195,9 @@ class Observer:
         if unknown := options.keys() - CHOICE:
             raise TypeError(f"range: expected options {', '.join(CHOICE)}, got {some(unknown)}")
         options = CHOICE | options
+        for flag in ("sym", "include_zero"):
+            _checks.flag(flag, options[flag])
+        _checks.flag("allow_nonfinite", allow_nonfinite)
         if method not in METHODS:
             expected = f"one of {', '.join(METHODS)}"
             raise _checks.wrong(ValueError, "method", expected, _checks.shown(method))

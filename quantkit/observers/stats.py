@@ -46,6 +46,8 @@ class Stats(Mapping[str, Observer]):
 
     def merge(self, other: Stats) -> Stats:
         """Join what other Stats of the same layers have seen, and return self."""
+        if not isinstance(other, Stats):
+            raise _checks.wrong(TypeError, "other", "Stats", _checks.shown(other))
         if set(self) != set(other):
             raise ValueError(f"merge: layers differ: {some(set(self) ^ set(other))}")
         for name, observer in self.items():

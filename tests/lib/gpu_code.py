@@ -47,7 +47,7 @@ def short(name):
         "",
         name,
     )
-    return re.sub(r"\((ElementwiseArgs|SetArgs)\)$", "", name)
+    return re.sub(r"\(\w+Args\)$", "", name)
 
 
 def entries():
