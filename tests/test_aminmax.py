@@ -39,7 +39,7 @@ def sizes_of(shape, blocks):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@on_every_backend(emulated=lambda dtype: dtype == torch.float16)
+@on_every_backend(emulated=lambda dtype: dtype == torch.float16 or None)
 def test_every_granularity_and_layout(dtype):
     for i, (shape, blocks, layout) in enumerate(LAYOUTS):
         x = STRIDES[layout](values(shape, dtype, i, special=i % 3 == 0))

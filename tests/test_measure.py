@@ -118,7 +118,7 @@ def measures(x, scale, zero_point, f, blocks, over, turn):
 
 
 @pytest.mark.parametrize("name", daily(OF_NAME, "int8", "uint4", "float8_e4m3fn", "float4_e2m1fn"))
-@on_every_backend(emulated=lambda name: name in ("int8", "float4_e2m1fn"))
+@on_every_backend(emulated=lambda name: name in ("int8", "float4_e2m1fn") or None)
 def test_every_layout(name):
     """Any strides, granularity of the parameters and granularity of the sums."""
     f = OF_NAME[name]

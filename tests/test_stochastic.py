@@ -98,7 +98,7 @@ def choosing_calls(f, x, blocks, seed, index):
 
 
 @pytest.mark.parametrize("name", daily(OF_NAME, "int8", "uint4", "float8_e4m3fn", "float4_e2m1fn"))
-@on_every_backend(emulated=lambda name: name in ("int8", "float4_e2m1fn"))
+@on_every_backend(emulated=lambda name: name in ("int8", "float4_e2m1fn") or None)
 def test_every_layout(name):
     """Codes follow the place in the tensor, however it lies in memory."""
     f = OF_NAME[name]
