@@ -56,11 +56,12 @@ __all__ = [
 
 # What is imported when it is asked for: names, and the modules that have them; modules themselves.
 _LATER = {
-    "dequantize_model_": "nn", "nn": None, "observe": "observers", "observers": None,
+    "checkpoint": None, "dequantize_model_": "nn", "nn": None, "observe": "observers", "observers": None,
     "onnx": None, "quantize_model_": "nn",
 }  # fmt: skip
 
 if typing.TYPE_CHECKING:
+    from . import checkpoint as checkpoint
     from . import nn as nn
     from . import observers as observers
     from . import onnx as onnx

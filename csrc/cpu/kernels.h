@@ -70,7 +70,7 @@ struct Drawn {
   // Of n elements with indices `step` apart.
   const uint16_t* get(int64_t first, int64_t step, int64_t n) {
     if (step == 1 || n == 1) {
-      const int64_t counter = first / kDrawsOfWords, last = (first + n - 1) / kDrawsOfWords;
+      const int64_t counter = first / kDrawsOfWords, last = (first + (n - 1)) / kDrawsOfWords;
       fill_draws(draws, counter, last - counter + 1, from);
       return draws + first % kDrawsOfWords;
     }
