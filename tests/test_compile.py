@@ -26,7 +26,7 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def everything(x):
+def everything(x, joins=True):
     q, x_hat, p = quantkit.quantize_dequant(x, True, sym=False)
     q2, p2 = quantkit.dynamic_quantize(x, block_size=[1, 2], dtype=torch.uint8)
     p3 = quantkit.get_symmetric_qparams(x, True, -1)
@@ -36,7 +36,8 @@ def everything(x):
     results += (*quantkit.aminmax(x, block_size=[-1, 3]), quantkit.fake_quantize(x, p))
     wide = quantkit.get_symmetric_qparams(x, True, compute_dtype=torch.float32)
     limbs = quantkit.measure_limbs(x, wide, over=[1, -1])
-    return *results, *quantkit.measure(x, wide), *quantkit.join_measures(*limbs)
+    joined = quantkit.join_measures(*limbs) if joins else ()
+    return *results, *quantkit.measure(x, wide), *joined
 
 
 class Everything(torch.nn.Module):
@@ -206,7 +207,7 @@ def test_aot_inductor_package(tmp_path, model):
     shapes = (free, None)[: len(x)]
     program = torch.export.export(model, example, dynamic_shapes=shapes)
     file = str(tmp_path / "model.pt2")
-    if operators._AOT_CHANGES_DTYPES:
+    if operators._AOT_CHANGES_DTYPES and not isinstance(model, Stochastic):  # it passes no dtype
         with pytest.raises(Exception, match=r"AOTInductor before torch 2\.12 changes the dtype"):
             torch._inductor.aoti_compile_and_package(program, package_path=file)
         return
@@ -270,8 +271,9 @@ def test_symbolic_sizes_stay_free():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_vmap_is_the_loop_over_samples(dtype):
     x = values((3, 4, 6), dtype, 1)
-    expected = [everything(each) for each in x]
-    for i, result in enumerate(torch.vmap(everything)(x)):
+    joins = torch.__version__ >= (2, 13)  # older ones have no batching rule of Tensor.view(dtype)
+    expected = [everything(each, joins) for each in x]
+    for i, result in enumerate(torch.vmap(lambda x: everything(x, joins))(x)):
         assert_same(result.contiguous(), torch.stack([e[i] for e in expected]))
     scales = torch.rand(3) + 0.1
 
