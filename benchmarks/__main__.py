@@ -191,6 +191,10 @@ def main_publish(arguments: list[str], console: Console) -> int:
             path.write_text(text)
     except (OSError, ValueError) as error:
         raise SystemExit(f"benchmarks: {args.root}: {error}") from None
+    except KeyError as missing:
+        raise SystemExit(
+            f"benchmarks: --schemes: expected runs of it, one has no {missing}"
+        ) from None
     from . import plots
 
     paths = [*texts, *plots.save(run, docs)]

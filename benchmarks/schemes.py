@@ -337,13 +337,7 @@ def tables(run: list[dict]) -> Iterator[Table]:
 # ---- the page that quotes runs ----------------------------------------------------------------------
 
 PAGE = ("int8_channel", "int4_group128", "fp8_token", "mxfp8", "mxfp4", "nvfp4")
-COLUMNS = {
-    "reference": "plain PyTorch",
-    "by hand, compiled": "by hand, compiled",
-    "torchao": "torchao",
-    "torchao, compiled": "torchao, compiled",
-    "compressed-tensors": "compressed-tensors",
-}
+COLUMNS = {n: n for n in RIVALS if n != "by hand"} | {"reference": "plain PyTorch"}
 
 
 def markdown(runs: list[dict], shape: tuple[int, ...] = (4096, 4096)) -> str:
@@ -358,6 +352,8 @@ def markdown(runs: list[dict], shape: tuple[int, ...] = (4096, 4096)) -> str:
             if tuple(c["shape"]) == shape:
                 column = columns.setdefault((isa, c["dtype"]), {})
                 column[c["scheme"], c["operation"]] = c
+    if not columns:
+        raise ValueError(f"expected cells of shape {shape} in the runs of schemes, got none")
     first, machine = next(iter(columns.values())), runs[0]["machine"]
     lines = [
         f"Minima of one run for each column on {machine['cpu']}, {machine['threads']} threads, "

@@ -362,6 +362,12 @@ def test_publish_takes_runs_of_schemes(run, tmp_path):
     assert main("publish", *arguments) == 0
     page = (tmp_path / "docs" / "performance.md").read_text()
     assert "avx512, float32 | avx512, bfloat16 | avx2, float32 | plain" in page
+    paths[1].write_text("{}")
+    with pytest.raises(SystemExit, match="expected runs of it, one has no 'machine'"):
+        main("publish", *arguments)
+    paths[0].write_text('{"machine": {"quantkit": {"isa": "avx2"}}, "cells": []}')
+    with pytest.raises(SystemExit, match="expected cells of shape"):
+        main("publish", tmp_path / "run.json", "--schemes", paths[0], "--root", tmp_path)
     assert "| `mxfp8` dequantize | 0.50 | 0.25 | 0.12 | 1.5×\\* | - | 4.5× | - | - |" in page
 
 
