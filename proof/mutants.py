@@ -321,7 +321,7 @@ MUTANTS = (
     Mutant("a contiguous step for strided parameters", LAYOUT, "a.stride[operand] = strides[own];",
            "a.stride[operand] = own + 1 < own_dim ? own_sizes[own_dim - 1] : 1;", kernels("strided_and_expanded")),
     Mutant("empty tensors quantized", STATIC, "    if (outs[0].numel == 0) return;\n",
-           "", kernels("zero_elements")),
+           "", kernels("cuda_emu and zero_elements")),
     Mutant("written before it is claimed", OPS, "  claim_outs(given, call.inputs(), call.in_place());\n  call.run(infos, false);",
            "  call.run(infos, false);\n  claim_outs(given, call.inputs(), call.in_place());", OUT),
     Mutant("written before the last output is checked", OPS, "    check_out(infos[i], r.sizes, r.dim, r.dtype, *r.like);\n",
