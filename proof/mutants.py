@@ -223,7 +223,7 @@ MUTANTS = (
            "case 2: return select_row<int32_t>", GENERATED),
     Mutant("CPU: x's step for q", CHUNKS, "at.of[kQ] + done * step[kQ]", "at.of[kQ] + done * step[kX]", kernels("long_rows")),
     Mutant("CPU: rows that do not join", CHUNKS, "joins &= outer.continues(inner, o);",
-           "joins &= inner.stride[o] == inner.stride[kX];", CPU),
+           "joins &= o == kX || outer.continues(inner, o);", CPU),
     Mutant("CPU: the parameters of another chunk", CHUNKS, "offset != base || first != start || filled < n",
            "offset != base || filled < n", kernels("long_rows or large_tensors")),
     Mutant("CPU: parameters past the end of their row", CHUNKS, "pattern.inner_step == 1 && column + n <= pattern.inner",

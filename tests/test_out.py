@@ -171,13 +171,14 @@ def test_long_results_in_other_strides_than_x():
     choose = (x, [1, -1], -128, 127, 1e-8, False, torch.int8)
     calls = {
         "fake_quantize": (x, scale, zero_point, -128, 127),
+        "_fake_quantize_masked": (x, scale, zero_point, -128, 127),
         "_fake_quantize_backward": (STRIDES["strided"](x), x, scale, zero_point, -128, 127),
         "quantize_dequantize": choose,
     }
     for name, args in calls.items():
         results = expected(name, args)
         outs = {
-            k: STRIDES["strided" if k == "q" else "transposed"](torch.zeros_like(t))
+            k: STRIDES["strided" if k in ("q", "mask") else "transposed"](torch.zeros_like(t))
             for k, t in results.items()
         }
         call(name, outs, args)
