@@ -30,6 +30,7 @@ CPU = ("tests/test_kernels.py",)  # on every instruction set of the CPU
 OUT = ("tests/test_out.py",)
 OVERLAPS = ("tests/test_overlap.py",)
 ERRORS = ("tests/test_errors.py",)
+FORMAT_ERRORS = ("tests/test_format_errors.py",)
 THREADS = ("tests/test_threads.py",)
 ENVIRONMENT = ("tests/test_environment.py", "-k", "test_several_threads")
 DIVISION = ("tests/test_division.py",)
@@ -382,7 +383,7 @@ MUTANTS = (
     Mutant("repeats left out where parameters step", LAYOUT, "dim.stride[kX] != 0 || dim.stride[kScale] != 0;",
            "dim.stride[kX] != 0;", LAYOUTS),
     Mutant("CPU: slabs of the reduced layout", PARALLEL, "    states_ /= count_;",
-           "    count_ = reduced_.slabs();\n    states_ /= count_;", CPU),
+           "    count_ = reduced_.slabs();\n    states_ /= count_;", OUT),
     Mutant("CPU: a part of another dimension", PARALLEL, "if (layout.dims[k].stride[kScale] != 0 && place-- == 0)",
            "if (place-- == 0)", kernels("large_tensors")),
     # Columns, chosen parameters, masks.
@@ -537,17 +538,17 @@ MUTANTS = (
     Mutant("no check of a global scale's shape", CHECKED_PARAMETERS, "if ((global.dim != 0 && global.dim != dim) || !fits(global, scale))", "if (false)", ERRORS),
     Mutant("no check of a rule's dtype", CHECKED_OPERATORS, "(choice.stored == Stored::e8m0 && choice.half_range)", "false", ERRORS),
     Mutant("no check of a global scale beside a rule", CHECKED_OPERATORS, "if (has_global && choice.rule != Rule::none)", "if (false)", ERRORS),
-    Mutant("no check of e4m3's smallest scale", CHECKED_OPERATORS, "!(eps > 0x1p-10 + 0x1p-34)", "!(eps > 0x1p-10)", ERRORS),
+    Mutant("no check of e4m3's smallest scale", CHECKED_OPERATORS, "!(eps > 0x1p-10 + 0x1p-34)", "!(eps > 0x1p-10)", FORMAT_ERRORS),
     Mutant("no check of a scale's other dtype", CHECKED_OPERATORS, "if (scale_dtype && *scale_dtype != dtype_of(Type::f32))", "if (false)", ERRORS),
     Mutant("no check of half_range's format", CHECKED_OPERATORS, "if (choice.half_range && (is_float(format) || !is_signed))", "if (false)", ERRORS),
-    Mutant("no check that a limit is a number of the format", CHECKED_PARAMETERS, "&&\n             F::within(float(q_max), 0.0f).number == float(q_max);", ";", ERRORS),
-    Mutant("no check that limits are opposite", CHECKED_PARAMETERS, "return q_min == -q_max && 0 < q_max", "return 0 < q_max", ERRORS),
+    Mutant("no check that a limit is a number of the format", CHECKED_PARAMETERS, "&&\n             F::within(float(q_max), 0.0f).number == float(q_max);", ";", FORMAT_ERRORS),
+    Mutant("no check that limits are opposite", CHECKED_PARAMETERS, "return q_min == -q_max && 0 < q_max", "return 0 < q_max", FORMAT_ERRORS),
     Mutant("no check of a float format's zero point", CHECKED_PARAMETERS, "    if (is_float(format))\n      raise(\"zero_point: expected None", "    if (false)\n      raise(\"zero_point: expected None", ERRORS),
     Mutant("no check of a float format's scheme", CHECKED_OPERATORS, 'if (is_float(format)) raise("symmetric', 'if (false) raise("symmetric', ERRORS),
     Mutant("no check of round_first", CHECKED_OPERATORS, "if (round_first && is_float(format))", "if (false)", ERRORS),
-    Mutant("no check that codes fill bytes", CHECKED_OPERATORS, "if (codes > 1 && (x.dim == 0 || x.sizes[x.dim - 1] % codes != 0))", "if (codes > 1 && x.dim == 0)", ERRORS),
-    Mutant("no check of codes' dtype", CHECKED_VALUES, "if (q.dtype != dtype_of(format) &&", "if (false &&", ERRORS),
-    Mutant("no check of output_dtype", CHECKED_VALUES, "for (const Type type : {Type::f16, Type::bf16, Type::f32})", "for (const Type type : {Type::f16, Type::bf16, Type::f32, Type::f64})", ERRORS),
+    Mutant("no check that codes fill bytes", CHECKED_OPERATORS, "if (codes > 1 && (x.dim == 0 || x.sizes[x.dim - 1] % codes != 0))", "if (codes > 1 && x.dim == 0)", FORMAT_ERRORS),
+    Mutant("no check of codes' dtype", CHECKED_VALUES, "if (q.dtype != dtype_of(format) &&", "if (false &&", FORMAT_ERRORS),
+    Mutant("no check of output_dtype", CHECKED_VALUES, "for (const Type type : {Type::f16, Type::bf16, Type::f32})", "for (const Type type : {Type::f16, Type::bf16, Type::f32, Type::f64})", FORMAT_ERRORS),
     Mutant("no check that scale has a size for each block", CHECKED_PARAMETERS, "if (!std::equal(scale.sizes, scale.sizes + scale.dim, counts.begin(), counts.end()))",
            "if (false)", ERRORS),
     Mutant("a carry lost", SUMS, "    digits[k] = rest & 0xffffffffu;\n    rest >>= 32;",

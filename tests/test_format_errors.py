@@ -4,8 +4,20 @@ import pytest
 import torch
 from lib.bad import UNKNOWN_RULE
 from lib.cases import flat
-from lib.formats import CHOOSE, DEQUANTIZE, E4, E4M3, E8M0, EACH_FLOAT, INTEGERS, ONE, QUANTIZE
+from lib.formats import (
+    CHOOSE,
+    DEQUANTIZE,
+    E4,
+    E4M3,
+    E8M0,
+    EACH,
+    EACH_FLOAT,
+    INTEGERS,
+    ONE,
+    QUANTIZE,
+)
 
+from quantkit.formats import FORMATS
 from quantkit.operators import overloads
 
 pytestmark = pytest.mark.fallback
@@ -44,6 +56,8 @@ def say_the_same(operators, arguments, error):
         ({"zero_point": torch.ones(4, 10)}, ("zero_point:", "(4, 10)")),
         ({"format": "int3"}, ("format:", "float8_e5m2", "int3")),
         ({"q_min": -9}, ("q_min", "[-9, 7]", "[-8, 7]", "int4")),
+        *((E4M3 | {"q_min": low, "q_max": high}, ("expected -n and n", "e4m3fn", f"[{low}, {high}]"))
+          for low, high in ((-447, 448), (-447, 447), (0, 0), (-480, 480))),
         (E4M3 | {"zero_point": ONE}, ("zero_point:", "None")),
         ({"scale": torch.ones(4, 3).to(E8M0), "global_scale": ONE}, ("global_scale:", "e8m0fnu")),
         ({"global_scale": torch.ones(4, 2)}, ("global_scale:", "(4, 2)", "(4, 3)")),
@@ -100,6 +114,16 @@ def test_what_choosing_refuses(arguments, kind, text):
     CHOOSE(**(valid | {"scale_dtype": E4, "eps": 2.0**-10 * (1 + 2.0**-23)}))
 
 
+@EACH
+def test_dtypes_that_dequantize_does_not_return(f):
+    for dtype in (torch.float64, torch.int8, torch.float8_e5m2):
+        arguments = {"q": torch.zeros(4).to(f.storage), "scale": ONE, "zero_point": None}
+        arguments |= {"format": f.name, "output_dtype": dtype}
+        with pytest.raises(TypeError, match=f"output_dtype: expected .*, got {dtype}") as caught:
+            DEQUANTIZE(**arguments)
+        say_the_same(["dequantize"], arguments, caught.value)
+
+
 @pytest.mark.parametrize("f", INTEGERS, ids=lambda f: f.name)
 def test_what_codes_dequantize_takes(f):
     for q in (torch.ones(4, dtype=torch.int32), torch.ones(4), torch.ones(4, dtype=torch.int8)):
@@ -128,6 +152,17 @@ def test_dtypes_that_quantize_refuses(changes, text):
     with pytest.raises(TypeError, match=text) as caught:
         QUANTIZE(**(GIVEN | changes))
     say_the_same(("quantize", "fake_quantize"), GIVEN | changes, caught.value)
+
+
+@pytest.mark.parametrize("f", [f for f in FORMATS if f.per_byte > 1], ids=lambda f: f.name)
+def test_rows_of_codes_that_fill_no_byte(f):
+    for x in (torch.ones(4, 2 * f.per_byte + 1), ONE):
+        arguments = {"x": x, "scale": ONE, "zero_point": None, "q_min": f.low, "q_max": f.high}
+        arguments |= {"format": f.name}
+        text = f"x: expected a last size that {f.per_byte} divides for {f.name}, got shape"
+        with pytest.raises(ValueError, match=text) as caught:
+            QUANTIZE(**arguments)
+        say_the_same(["quantize"], arguments, caught.value)
 
 
 @EACH_FLOAT

@@ -430,7 +430,9 @@ def test_an_extreme_is_found_wherever_it_lies(shape, dtype):
     """At the borders of what threads, blocks and vectors take of a reduction."""
     blocks = [1, -1] if shape[0] < 20_011 else [-1, 1]
     n = math.prod(shape)
+    borders = [n * k // 3 // 64 * 64 for k in (1, 2)]  # of three threads
     places = [0, 1, n - 1, *range(n // 2 - 40, n // 2 + 40), *range(0, n, n // 60)]
+    places += [at for border in borders for at in range(border - 3, border + 3)]
     for i, place in enumerate(places):
         x = torch.ones(shape, dtype=dtype)
         x.view(-1)[place] = -2 if i % 2 else 3

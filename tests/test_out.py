@@ -235,6 +235,17 @@ def test_results_of_x_that_repeats_itself(repeated):
                 check_results(name, args, right, layout)
 
 
+@pytest.mark.parametrize("name", ["dynamic_quantize", "quantize_dequantize"])
+def test_rows_that_repeat_under_one_parameter(name, threads):
+    """More elements than are chosen and quantized at a time."""
+    x = values((1, 16, 9000), torch.float32, 8).expand(3, 16, 9000)
+    args = (x, [-1, 1, -1], -128, 127, 1e-8, False, torch.int8)
+    right = invoke(OPERATORS[name].reference, args)
+    for count in (1, 3):
+        threads(count)
+        check_results(name, args, right, "contiguous")
+
+
 def test_a_refused_out_counts_as_unwritten():
     out = torch.ones(7, 8, dtype=torch.int8)
     refused("quantize", {"out": out}, RuntimeError, "out")
