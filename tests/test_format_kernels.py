@@ -145,6 +145,25 @@ def test_codes_of_half_a_range_are_clipped(name):
                 yield from chosen_calls(OF_NAME[name], x, blocks, turn=turn)
 
 
+@pytest.mark.parametrize("name", ["int8", "int4"])
+@on_every_backend(emulated=True)
+def test_ties_that_are_rounded_before_an_odd_zero_point_is_added(name):
+    """In rows and in the whole, by a scale of 1 and a zero point of -1, which are chosen."""
+    f = OF_NAME[name]
+    row = torch.arange(f.low + 1, f.high + 2)
+    row = torch.cat([row[:1], row[1:-1] + 0.5, row[-1:]])
+    for dtype in FLOATS:
+        for blocks in (None, [1, -1]):
+            args = (row.to(dtype).repeat(4, 1), blocks, f.low, f.high, 1e-8, False, name)
+            found = []
+            for first in (False, True):
+                found.append((yield "dynamic_quantize.format", (*args, {"round_first": first})))
+                yield "quantize_dequantize.format", (*args, {"round_first": first})
+            (q, scale, zero_point), (rounded_first, *_) = found
+            assert (scale == 1).all() and (zero_point == -1).all()
+            assert not torch.equal(q, rounded_first)
+
+
 @EACH_FORMAT
 @on_every_backend(emulated=True)
 def test_codes_of_any_strides_dequantize(name):
