@@ -23,6 +23,7 @@ from lib.cases import (
     ops,
     values,
 )
+from lib.formats import INTEGERS
 
 from quantkit.formats import E4M3, E8M0, FORMATS, OF_NAME
 from quantkit.operators import OPERATORS
@@ -134,15 +135,18 @@ def test_every_granularity_and_layout_with_chosen_parameters(name, dtype):
         yield from chosen_calls(f, x, blocks, i % 4 == 2, i)
 
 
-@pytest.mark.parametrize("name", [f.name for f in FORMATS if f.has_zero_point and f.low < 0])
+@pytest.mark.parametrize("name", [f.name for f in INTEGERS if f.low < 0])
 @on_every_backend(emulated=True)
 def test_codes_of_half_a_range_are_clipped(name):
     """In rows that are long enough for every loop: the greatest quotients round to q_max + 1."""
     for i, dtype in enumerate(FLOATS):
         x = values((6, 200), dtype, i)
         for blocks in (None, [1, -1], [1, 100]):
-            for turn in (6, 14):  # by half_range, and once rounded first
-                yield from chosen_calls(OF_NAME[name], x, blocks, turn=turn)
+            for first in (False, True):
+                options = {"scale_rule": "half_range", "round_first": first}
+                args = (x, blocks, *limits(OF_NAME[name]), 1e-8, True, name, options)
+                yield "dynamic_quantize.format", args
+                yield "quantize_dequantize.format", args
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
