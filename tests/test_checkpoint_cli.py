@@ -17,7 +17,9 @@ import quantkit
 from quantkit import checkpoint
 from quantkit.checkpoint import cli, reports, rules
 from quantkit.checkpoint.cli import main
+from quantkit.checkpoint.config_json import weights_in
 from quantkit.checkpoint.files import CheckpointError
+from quantkit.checkpoint.reports import picture
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -157,6 +159,74 @@ def test_sizes():
         assert rules.size_of(text) == size
 
 
+HUGE = 10**400
+NESTED = "re:" + "(" * 3000 + "a" + ")" * 3000
+OWN = {"base": "w4", "layout": "quantkit", "activations": False}
+BLOCK = "block: expected [rows from 1 on, numbers from 1 on or -1 for all], each below 2^63, got "
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"shard_size": "9" * 400 + "TB"}, f"shard_size: expected 1 byte to 8 EiB, got {'9' * 200}…"),
+        ({"shard_size": "10000000TB"}, "shard_size: expected 1 byte to 8 EiB, got 10000000TB"),
+        (
+            {"shard_size": HUGE},
+            "shard_size: expected a size such as 2GB or 500MiB, got an int of 1329 bits",
+        ),
+        ({"allow_nonfinite": "x" * 400}, f"expected true or false, got '{'x' * 199}…"),
+        (
+            {"exclude": ["re:a{99999999999999999999}"]},
+            "exclude: 're:a{99999999999999999999}': the repetition number is too large",
+        ),
+        ({"include": ["re:(?a)(?u)a"]}, "include: 're:(?a)(?u)a': ASCII and UNICODE flags"),
+        ({"exclude": [NESTED]}, f"exclude: {repr(NESTED)[:200]}…: it is nested too deep"),
+        ({"scheme": {**OWN, "block": [1, 10**30]}}, f"scheme: {BLOCK}[1, an int of 100 bits]"),
+        ({"scheme": {**OWN, "block": [1 << 63, 8]}}, f"scheme: {BLOCK}[{1 << 63}, 8]"),
+        ({"config": "a = " + "[" * 3000 + "]" * 3000}, "x.toml: it is nested too deep"),
+        ({"config": "rule" + ".a" * 3000 + " = 1"}, "x.toml: it is nested too deep"),
+        ({"config": "shard_size = 0x" + "f" * 6000}, "x.toml: Exceeds the limit (4300 digits)"),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_values_that_are_too_large(given, message, tmp_path):
+    if "config" in given:
+        (tmp_path / "x.toml").write_text(given["config"])
+        given = {"config": tmp_path / "x.toml"}
+    wrong(message, **given)
+
+
+def test_metadata_with_a_block_that_is_too_large():
+    scheme = {**checkpoint.SCHEMES["w8"].as_dict(), "layout": "quantkit", "block": [1, 10**30]}
+    said = {"version": 1, "schemes": [scheme], "weights": {"a": [0, [4, 8], "float32"]}}
+    with pytest.raises(ValueError) as error:
+        weights_in({"quantkit": json.dumps(said)})
+    assert BLOCK in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shard_size": "x"}, "shard_size: expected a size such as 2GB or 500MiB, got x"),
+        ({"shard_size": HUGE}, "shard_size: expected a size"),
+        ({"rules": [[[5], None]]}, "rules: expected patterns, got 5"),
+        ({"rules": [["ab", None]]}, "rules: expected a list of patterns, got 'ab'"),
+        ({"rules": [[["re:("], None]]}, "rules: 're:(': missing )"),
+        ({"rules": [[["re:a{99999999999999999999}"], None]]}, "the repetition number is too large"),
+        ({"allow_nonfinite": "x"}, "allow_nonfinite: expected true or false, got 'x'"),
+    ],
+    ids=str,
+)
+def test_remembered_options_that_someone_else_wrote(change, message):
+    made = checkpoint.options(exclude=["a"], shard_size="2GB")
+    good = made.as_dict()
+    assert rules.Options.of_dict(good) == made
+    with pytest.raises(CheckpointError) as error:
+        rules.Options.of_dict({**good, **change})
+    text = str(error.value)
+    assert text.startswith("options: not as quantkit writes them: ") and message in text
+
+
 # ---- the command ----------------------------------------------------------------------------------
 
 
@@ -233,6 +303,7 @@ def test_exit_codes(source, tmp_path, capsys, monkeypatch):
         ),
         (("--threads", "0"), "argument --threads: expected 1 to 4095, got '0'"),
         (("--threads", "x\x1b"), r"argument --threads: expected 1 to 4095, got 'x\x1b'"),
+        (("--threads", "00000000054"), "argument --threads: expected 1 to 4095, got '00000000054'"),
         (("--bits", "4"), "unrecognized arguments: --bits 4"),
     ):
         found = error("quantize", source, tmp_path / "dst", *arguments)
@@ -251,11 +322,14 @@ def test_exit_codes(source, tmp_path, capsys, monkeypatch):
     assert code == cli.REFUSED and err.endswith("none/file: No such file or directory\n")
 
 
+ROW = {
+    "name": "a", "shape": [2, 2], "scheme": "w8", "sqnr_db": None, "max_error": 0.5,
+    "saturated": 0, "left_out": 0, "bytes_before": 1, "bytes_after": 1,
+}  # fmt: skip
+
+
 def test_report_that_someone_else_wrote(tmp_path, capsys):
-    row = {
-        "name": "a\x1b[31m", "shape": [2, 2], "scheme": "w8", "sqnr_db": None, "max_error": 0.5,
-        "saturated": 0, "left_out": 0, "bytes_before": 1, "bytes_after": 1,
-    }  # fmt: skip
+    row = {**ROW, "name": "a\x1b[31m"}
     good = {"tensors": [row], "kept": [], "bytes_before": 1, "bytes_after": 1}
     path = tmp_path / "report.json"
     path.write_text(json.dumps(good))
@@ -278,6 +352,31 @@ def test_report_that_someone_else_wrote(tmp_path, capsys):
         path.write_text(json.dumps(said))
         assert main(["report", str(tmp_path)]) == cli.REFUSED, said
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", [HUGE, float("inf"), float("nan")], ids=["huge", "inf", "nan"])
+def test_figures_that_are_too_large(value, tmp_path):
+    good = {"tensors": [ROW], "kept": [], "bytes_before": 1, "bytes_after": 1}
+    wrong_rows = [{**ROW, key: value} for key in ROW if type(ROW[key]) in (int, float, type(None))]
+    for said in (
+        *({**good, "tensors": [row]} for row in wrong_rows),
+        {**good, "bytes_before": value},
+        {**good, "bytes_after": value},
+    ):
+        (tmp_path / "report.json").write_text(json.dumps(said))
+        with pytest.raises(CheckpointError, match="is no report of quantkit"):
+            checkpoint.report(tmp_path)
+
+
+def test_a_picture_leaves_the_backend_as_it_is(monkeypatch):
+    """None is selected, so that a user's own plots stay as they are; none needs a display."""
+    matplotlib = pytest.importorskip("matplotlib")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    matplotlib.use("svg")
+    png = picture(reports.summary([ROW], [], "w8", (1, 1)))
+    backend = matplotlib.get_backend()
+    matplotlib.use("agg")
+    assert png.startswith(b"\x89PNG") and backend == "svg"
 
 
 def test_version_and_info(capsys):
@@ -352,3 +451,11 @@ def test_without_numpy(source, tmp_path):
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "no report.png: matplotlib is not installed" in run.stderr
+
+
+def test_closed_streams(source, tmp_path):
+    """By the shell's >&- and 2>&-: Python has None in their places."""
+    checkpoint.quantize(source, tmp_path / "dst")
+    command = f"{sys.executable} -m quantkit verify '{source}' '{tmp_path / 'dst'}'"
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        assert subprocess.run(f"{command} {closed}", shell=True, cwd=ROOT).returncode == 0

@@ -16,6 +16,7 @@ from lib.sources import files_of, folder, refused, sparse
 from quantkit import checkpoint
 from quantkit.checkpoint import plan, state
 from quantkit.checkpoint.files import CheckpointError
+from quantkit.checkpoint.output import DiskFull
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -194,14 +195,20 @@ def test_source_that_shrinks(tmp_path):
 
 
 def test_full_disk(source, tmp_path, monkeypatch):
-    """A disk that says at the start that it is full, and one that says so in the middle."""
+    """A disk that says at the start that it is full, in the middle, and at the end."""
+    fsync = os.fsync
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for name in ("posix_fallocate", "pwrite"):
+    def full_at_last(fd):
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(".safetensors.part"):
+            full()
+        fsync(fd)
+
+    for name in ("posix_fallocate", "pwrite", "fsync"):
         with monkeypatch.context() as patched:
-            patched.setattr(os, name, full)
+            patched.setattr(os, name, full_at_last if name == "fsync" else full)
             refused("no space: it needs ", source, tmp_path / name)
         assert not list((tmp_path / name).glob("model*"))
         checkpoint.quantize(source, tmp_path / name)
@@ -209,6 +216,15 @@ def test_full_disk(source, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint.run, "free_space", lambda _: 100_000)
         refused("no space: it needs ", source, tmp_path / "third")
+    opened = os.open
+
+    def full_of_files(path, *arguments):
+        return full() if ".quantkit" in str(path) else opened(path, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", full_of_files)
+        with pytest.raises(DiskFull, match="no space: No space left on device"):
+            checkpoint.quantize(source, tmp_path / "fourth")
 
 
 def test_interrupted_while_a_file_is_opened(source, tmp_path, monkeypatch):
@@ -227,3 +243,80 @@ def test_interrupted_while_a_file_is_opened(source, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             checkpoint.quantize(source, tmp_path / "dst")
     assert files_of(tmp_path / "dst") == {}
+
+
+def test_interrupted_in_a_small_file(source, made, tmp_path, monkeypatch):
+    """Nothing of it is left, and the same command goes on."""
+    replace, dst = os.replace, tmp_path / "dst"
+
+    def interrupted(part, path):
+        if Path(path).name == "tokenizer.json":
+            raise KeyboardInterrupt
+        replace(part, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.quantize(source, dst)
+    assert "tokenizer.json" not in files_of(dst)
+    (dst / ".quantkit" / "small.part").write_text("of a process that was killed")
+    checkpoint.quantize(source, dst)
+    assert files_of(dst) == files_of(made)
+
+
+def test_restart_deletes_what_the_earlier_run_wrote(source, tmp_path):
+    """All of that, whatever its name is, and nothing else."""
+    other = folder(tmp_path / "other", layers=1)
+    for name in ("tokenizer.json", "1_Pooling/config.json"):
+        (other / name).unlink()
+    dst = tmp_path / "dst"
+    checkpoint.quantize(source, dst)
+    for name in ("mine.safetensors", "mine.part", "1_Pooling/notes"):
+        (dst / name).write_text(name)
+    checkpoint.quantize(other, dst, restart=True)
+    extra = "1_Pooling/notes", "mine.part", "mine.safetensors"
+    assert checkpoint.verify(other, dst) == [f"{n}: quantize writes no such file" for n in extra]
+
+
+def test_the_source_is_no_part_of_the_destination(tmp_path):
+    """A run that failed has left its mark in the folder to which the user moves the model."""
+    dst = tmp_path / "dst"
+    path = sparse(tmp_path / "model.safetensors", "F32", [64, 64])
+    checkpoint.quantize(path, dst)
+    with pytest.raises(CheckpointError, match="dst: holds the source"):
+        checkpoint.dequantize(dst / "model.safetensors", dst, restart=True)
+    (dst / "model.safetensors").unlink()
+    shutil.move(path, dst)
+    before = (dst / "model.safetensors").read_bytes()
+    for restart in (False, True):
+        refused("dst: holds the source", dst / "model.safetensors", dst, restart=restart)
+    assert (dst / "model.safetensors").read_bytes() == before
+
+
+def test_links_in_the_destination(source, tmp_path):
+    dst = tmp_path / "dst"
+    checkpoint.quantize(source, dst)
+    shutil.move(dst / "1_Pooling", tmp_path / "outside")
+    (tmp_path / "outside" / "config.json").write_text("mine")
+    (dst / "1_Pooling").symlink_to(tmp_path / "outside")
+    refused("a link that leads out of the folder", source, dst)
+    refused("a link that leads out of the folder", source, dst, restart=True)
+    assert (tmp_path / "outside" / "config.json").read_text() == "mine"
+
+
+def test_what_the_folder_remembers_is_checked(source, tmp_path):
+    dst = tmp_path / "dst"
+    checkpoint.quantize(source, dst)
+    memory = dst / ".quantkit"
+    for name, text, error in (
+        ("model-00001-of-00003.safetensors.json", '{"size": 1, "rows": "abc"}', "expected rows"),
+        ("model-00001-of-00003.safetensors.json", '{"size": 1, "rows": [{}]}', "expected rows"),
+        ("stamp.json", "[" * 100_000, "stamp.json: "),
+        ("small.json", '{"files": [1]}', "small.json: expected names of files"),
+    ):
+        before = (memory / name).read_bytes()
+        (memory / name).write_text(text)
+        refused(error, source, dst)
+        (memory / name).write_bytes(before)
+    (memory / "small.json").write_text('{"files": ["../../x"]}')
+    refused("leads out of the folder", source, dst, restart=True)

@@ -19,6 +19,7 @@ import quantkit
 from quantkit import checkpoint
 from quantkit.checkpoint import plan, reports
 from quantkit.checkpoint.files import CheckpointError
+from quantkit.checkpoint.output import as_json
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -183,6 +184,26 @@ def test_shard_size(source, made, tmp_path):
 # ---- what is refused ------------------------------------------------------------------------------
 
 
+def test_quantized_already(source, made, tmp_path):
+    shutil.copytree(made, tmp_path / "copy")
+    refused("its config.json has quantization_config", tmp_path / "copy", tmp_path / "dst")
+    (tmp_path / "copy" / "config.json").unlink()
+    for path in (tmp_path / "copy", next(made.glob("*.safetensors"))):
+        refused("is quantized already: its metadata says how", path, tmp_path / "dst")
+
+
+def test_text_that_is_no_unicode(source, tmp_path):
+    """JSON may have half a surrogate pair, a name on a disk any bytes."""
+    path = tmp_path / "\udcff"
+    shutil.copytree(source, path)
+    config = {**json.loads((path / "config.json").read_text()), "odd": "\ud800é"}
+    (path / "config.json").write_text(json.dumps(config))
+    checkpoint.quantize(path, tmp_path / "dst", exclude=["re:[^\udcff]*bias"])
+    text = (tmp_path / "dst" / "config.json").read_text(encoding="utf-8")
+    assert json.loads(text)["odd"] == config["odd"] and "\\ud800é" in text
+    assert checkpoint.verify(path, tmp_path / "dst") == []
+
+
 def test_places(source, tmp_path):
     before = files_of(source)
     refused("is the source itself", source, source)
@@ -193,6 +214,8 @@ def test_places(source, tmp_path):
     (tmp_path / "link").symlink_to(source)
     refused("is the source itself", source, tmp_path / "link")
     refused("has files that quantkit did not write", source, tmp_path)
+    with pytest.raises(CheckpointError, match="has files that quantkit did not write"):
+        checkpoint.dry_run(source, tmp_path)
     assert files_of(source) == before and len(list(tmp_path.iterdir())) == 2
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OSError, match="symbolic links"):
@@ -303,6 +326,14 @@ def test_verify_finds_every_change(source, made, tmp_path):
         flipped(name, 3)
         assert checkpoint.verify(source, dst) == [name]
         flipped(name, 3)
+    path = dst / "report.json"
+    said = json.loads(path.read_text())
+    row = said["tensors"][0]
+    for rows in ([], said["tensors"] * 2, [{**row, "bytes_after": 1}, *said["tensors"][1:]]):
+        path.write_bytes(as_json({**said, "tensors": rows}))
+        assert checkpoint.verify(source, dst) == ["report.json"]
+    path.write_bytes(as_json({**said, "tensors": [{**row, "max_error": 1}, *said["tensors"][1:]]}))
+    assert checkpoint.verify(source, dst) == []  # a figure, which is not measured again
     (dst / "extra.safetensors").write_bytes(b"")
     (dst / "tokenizer.json").unlink()
     (dst / "1_Pooling" / "notes.txt").write_text("")

@@ -214,8 +214,7 @@ def test_links_out_of_a_folder(tmp_path):
     (path / "docs").unlink()
     for name in ("loop.json", "none.json"):
         (path / name).symlink_to(name if name == "loop.json" else "nothing")
-        with Source(path) as source:
-            assert source.left_out[name] == "no regular file"
+        refused(path, f"{name}: a link that leads nowhere")  # half of a cache, perhaps
         (path / name).unlink()
     shard = next(path.glob("*.safetensors"))
     shard.rename(tmp_path / "shard.safetensors")
@@ -227,6 +226,13 @@ def test_links_out_of_a_folder(tmp_path):
 
 
 def test_what_is_no_regular_file(tmp_path):
+    path = folder(tmp_path / "src")
+    os.mkfifo(path / "pipe")
+    with Source(path) as source:
+        assert source.left_out["pipe"] == "no regular file"
+    (path / "config.json").unlink()
+    os.mkfifo(path / "config.json")
+    refused(path, "config.json: no regular file")
     os.mkfifo(tmp_path / "x.safetensors")
     refused(tmp_path / "x.safetensors", "is no regular file")
     refused(tmp_path / "nothing", "there is no such file")
@@ -339,3 +345,31 @@ def test_a_good_file_is_read_as_it_is(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(save(made))
     assert same(read_all(tmp_path / "x.safetensors")["a"], made["a"])
     shutil.rmtree(tmp_path)
+
+
+def test_reserved_name(tmp_path):
+    torch.save({"__metadata__": torch.ones(2, 2)}, tmp_path / "x.pt")
+    refused(tmp_path / "x.pt", "a tensor is called __metadata__, which safetensors reserves")
+
+
+def test_names_that_come_twice_are_found_at_once(tmp_path):
+    """Pairs of all names were compared: hours for a header of 100 MB."""
+    names = ",".join(f'"{i}":1' for i in range(200_000))
+    text = f'{{{names},"199999":1}}'.encode()
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    refused(tmp_path / "x.safetensors", "199999 comes twice")
+
+
+def test_files_are_closed(tmp_path):
+    path = folder(tmp_path / "src")
+
+    def count():
+        return len(os.listdir("/proc/self/fd"))
+
+    before = count()
+    there = checkpoint.Checkpoint(path)
+    assert count() > before
+    there.close()
+    assert count() == before
+    checkpoint.Checkpoint(path)
+    assert count() == before

@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def stop(_: int, __: FrameType | None) -> NoReturn:
         raise _Stopped
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `2>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     args = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no locale makes a name an error
@@ -102,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         for place in places:
             made.add_argument(place, type=Path, metavar=place.upper())
         made.add_argument("--json", action="store_true", help="print the result as JSON")
-        made.add_argument("--threads", type=_count, metavar="N", help="how many threads compute")
+        if len(places) == 2:
+            help_ = "how many threads compute"
+            made.add_argument("--threads", type=_count, metavar="N", help=help_)
         made.set_defaults(run=run)
         return made
 
@@ -129,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text[:9]) <= MOST_THREADS:
+    if not text.isdecimal() or len(text) > 9 or not 0 < int(text) <= MOST_THREADS:
         raise argparse.ArgumentTypeError(f"expected 1 to {MOST_THREADS}, got {text!r}")
     return int(text)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
@@ -134,18 +134,28 @@ class Quantize(Task):
         sqnr_db = 10 * math.log10(squares / errors) if squares > 0 and errors > 0 else None
         if sqnr_db is None and m.left_out > 0:
             sqnr_db = 0.0
-        return {
-            "name": self.item.name,
-            "shape": list(self.shape),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "scheme": self.scheme.name,
-            "sqnr_db": None if sqnr_db is None else round(sqnr_db, 4),
-            "max_error": m.max_error.item(),
-            "saturated": int(m.saturated),
-            "left_out": int(m.left_out),
-            "bytes_before": self.item.inputs[0].nbytes,
-            "bytes_after": self.item.bytes_after,
-        }
+        sqnr_db = None if sqnr_db is None else round(sqnr_db, 4)
+        counts = int(m.saturated), int(m.left_out)
+        figures = dict(zip(FIGURES, (sqnr_db, m.max_error.item(), *counts), strict=True))
+        return row_of(self.item, figures)
+
+
+FIGURES = ("sqnr_db", "max_error", "saturated", "left_out")
+
+
+def row_of(item: Item, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the report; figures are those of FIGURES."""
+    assert item.weight is not None
+    scheme, shape, dtype = item.weight
+    return {
+        "name": item.name,
+        "shape": list(shape),
+        "dtype": str(dtype).removeprefix("torch."),
+        "scheme": scheme.name,
+        **figures,
+        "bytes_before": item.inputs[0].nbytes,
+        "bytes_after": item.bytes_after,
+    }
 
 
 class Dequantize(Task):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,8 +129,8 @@ def parsed(data: bytes | bytearray, name: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [key for key, _ in pairs]
-            twice = next(key for key in names if names.count(key) > 1)
+            counts = Counter(key for key, _ in pairs)
+            twice = next(key for key, count in counts.items() if count > 1)
             raise CheckpointError(f"{shown(name)}: {shown(twice)} comes twice")
         return found
 
@@ -150,3 +151,7 @@ def check_name(key: str, name: str) -> None:
         key.encode("utf-8")
     except UnicodeEncodeError:
         raise CheckpointError(f"{shown(name)}: {ascii(key)[:99]} is no Unicode text") from None
+    if key == "__metadata__":
+        raise CheckpointError(
+            f"{shown(name)}: a tensor is called {key}, which safetensors reserves"
+        )

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .._checks import shown_sizes
 from ..formats import E4M3, E8M0, OF_NAME, Format
 from ..ops import (
     dynamic_quantize,
@@ -130,7 +131,8 @@ class WeightScheme:
         f = self.format
         if block is not None and not _is_block(block):
             got = list(block) if isinstance(block, tuple) else block
-            raise _wrong("block", "[rows from 1 on, numbers from 1 on or -1 for all]", got)
+            sizes = "[rows from 1 on, numbers from 1 on or -1 for all], each below 2^63"
+            raise ValueError(f"block: expected {sizes}, got {shown_sizes(got)}")
         if block is not None and block[0] != 1 and self.layout in _ONE_ROW:
             raise _wrong("block", f"one row{of}", list(block))
         # Of floats only zero is in the middle, of unsigned integers it never is.
@@ -388,7 +390,7 @@ def _wrong(argument: str, expected: str, got: object) -> ValueError:
 def _is_block(block: object) -> bool:
     if not isinstance(block, tuple) or len(block) != 2 or set(map(type, block)) != {int}:
         return False
-    return block[0] > 0 and (block[1] > 0 or block[1] == -1)
+    return 0 < block[0] < 2**63 and (0 < block[1] < 2**63 or block[1] == -1)
 
 
 def _global_scale(ends: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,13 @@ Space is reserved before the first byte, so a full disk is an error and no signa
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -83,17 +84,14 @@ class Writer:
         self._write(memory_of(t), place)
 
     def _write(self, memory: memoryview, place: int) -> None:
-        try:
+        with no_space_for(self.part, self.size):
             while memory:
                 count = os.pwrite(self._fd, memory, place)
                 memory, place = memory[count:], place + count
-        except OSError as error:
-            if error.errno in _FULL:
-                raise full(self.part, self.size) from None
-            raise
 
     def finish(self) -> None:
-        os.fsync(self._fd)
+        with no_space_for(self.part, self.size):  # where a network's file system reports it
+            os.fsync(self._fd)
         os.close(self._fd)
         self._fd = -1
         os.replace(self.part, self.path)
@@ -155,27 +153,34 @@ def full(path: Path, size: int) -> DiskFull:
     return DiskFull(f"{shown(path)}: no space: it needs {size} bytes, {free} are free")
 
 
+@contextlib.contextmanager
+def no_space_for(path: Path, size: int | None = None) -> Iterator[None]:
+    """An error of the system that means a full disk becomes DiskFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        if size is not None:
+            raise full(path, size) from None
+        raise DiskFull(f"{shown(error.filename or path)}: no space: {error.strerror}") from None
+
+
 def free_space(folder: Path) -> int:
     info = os.statvfs(folder)
     return info.f_bavail * info.f_frsize
 
 
-def write_whole(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """A small file, which is there with all its bytes or not at all."""
-    chunks = (data,) if isinstance(data, bytes) else data
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_whole(path: Path, data: Iterable[bytes], part: Path) -> None:
+    """A small file, which is there with all its bytes or not at all; part is where they gather."""
     try:
-        with open(part, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
+        with no_space_for(path), open(part, "wb") as file:
+            file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
+    except BaseException:
         part.unlink(missing_ok=True)
-        if error.errno in _FULL:
-            raise DiskFull(f"{shown(path)}: no space: {error.strerror}") from None
         raise
     sync_folder(path.parent)
 
@@ -189,4 +194,5 @@ def sync_folder(folder: Path) -> None:
 
 
 def as_json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # half a surrogate pair, as JSON escapes it

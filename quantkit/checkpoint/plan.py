@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .._version import __version__
-from .config_json import Weight, metadata, quantization_config, weights_in
+from .config_json import METADATA, Weight, metadata, quantization_config, weights_in
 from .files import CheckpointError, Region, shown
 from .layouts import Part, WeightScheme
 from .output import Layout, layout_of
@@ -120,6 +120,8 @@ def plan_to_quantize(source: Source, options: Options) -> Plan:
         raise CheckpointError(
             f"{shown(source.path)}: is quantized already: its config.json has quantization_config"
         )
+    if any(METADATA in said for said in source.metadata):
+        raise CheckpointError(f"{shown(source.path)}: is quantized already: its metadata says how")
     notes = _check_patterns(source, options)
     items: list[Item] = []
     for name, region in source.tensors.items():

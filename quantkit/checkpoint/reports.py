@@ -85,12 +85,9 @@ def size(count: float) -> str:
 def picture(report: Mapping[str, Any]) -> bytes | None:
     """report.png; None where matplotlib is not installed."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         return None
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
     rows = report["tensors"]
     bad = {row["name"] for row in worst(report)}
     named = [i for i, row in enumerate(rows) if len(rows) <= _LABELS or row["name"] in bad]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .. import _checks
 from ..schemes import OF_CHECKPOINTS
 from .files import CheckpointError, shown
 from .layouts import SCHEMES, WeightScheme
@@ -54,11 +55,13 @@ class Options:
         """The inverse of :meth:`as_dict`."""
         try:
             rules = tuple(
-                Rule(tuple(m), None if s is None else WeightScheme(**s)) for m, s in d["rules"]
+                Rule(_patterns("rules", m), None if s is None else WeightScheme(**s))
+                for m, s in d["rules"]
             )
             scheme = WeightScheme(**d["scheme"])
-            return Options(scheme, rules, d["shard_size"], d["allow_nonfinite"])
-        except (KeyError, TypeError, ValueError) as error:
+            size, nonfinite = _size(d["shard_size"]), _nonfinite(d["allow_nonfinite"])
+            return Options(scheme, rules, size, nonfinite)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"options: not as quantkit writes them: {shown(error)}") from None
 
 
@@ -109,10 +112,8 @@ def options(
         except CheckpointError as error:
             raise CheckpointError(f"rule {i}: {error}") from None
     size = said.get("shard_size") if shard_size is None else shard_size
-    nonfinite = allow_nonfinite or said.get("allow_nonfinite", False)
-    if not isinstance(nonfinite, bool):
-        raise CheckpointError(f"allow_nonfinite: expected true or false, got {nonfinite!r}")
-    return Options(base, tuple(rules), None if size is None else size_of(size), nonfinite)
+    nonfinite = _nonfinite(allow_nonfinite or said.get("allow_nonfinite", False))
+    return Options(base, tuple(rules), _size(size), nonfinite)
 
 
 def _rule(table: Any) -> Rule:
@@ -152,9 +153,13 @@ def _toml(path: str | Path) -> dict[str, Any]:
     text = ""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        return tomllib.loads(text)
+        said = tomllib.loads(text)
+        repr(said)  # a message may show a part of it
+        return said
     except OSError as error:
         reason = error.strerror
+    except RecursionError:
+        reason = "it is nested too deep"
     except ValueError as error:
         end = f"line {len(text.splitlines())}, the end"
         reason = str(error).replace("end of document", end)
@@ -203,22 +208,34 @@ def _patterns(key: str, patterns: Any) -> tuple[str, ...]:
             raise CheckpointError(f"{key}: expected patterns, got {shown(repr(pattern))}")
         try:
             re.compile(pattern[3:] if pattern.startswith("re:") else "")
-        except re.error as error:
-            raise CheckpointError(f"{key}: {shown(repr(pattern))}: {shown(error)}") from None
+        except (re.error, ValueError, OverflowError, RecursionError) as error:
+            reason = "it is nested too deep" if isinstance(error, RecursionError) else error
+            raise CheckpointError(f"{key}: {shown(repr(pattern))}: {shown(reason)}") from None
     return tuple(patterns)
+
+
+def _nonfinite(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise CheckpointError(f"allow_nonfinite: expected true or false, got {shown(repr(value))}")
+    return value
+
+
+def _size(value: Any) -> int | None:
+    return None if value is None else size_of(value)
 
 
 def size_of(text: str | int) -> int:
     """Bytes: an int, or a number with KB, MB, GB, TB, or KiB, MiB, GiB, TiB."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B?)", str(text))
+    said = _checks.shown(text) if isinstance(text, int) else str(text)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B?)", said)
     if found is None or found[2] not in _SIZES or isinstance(text, bool):
         raise CheckpointError(
-            f"shard_size: expected a size such as 2GB or 500MiB, got {shown(text)}"
+            f"shard_size: expected a size such as 2GB or 500MiB, got {shown(said)}"
         )
-    size = int(float(found[1]) * _SIZES[found[2]])
-    if size < 1:
-        raise CheckpointError(f"shard_size: expected a byte or more, got {shown(text)}")
-    return size
+    size = float(found[1]) * _SIZES[found[2]]
+    if not 1 <= size <= 2**63:
+        raise CheckpointError(f"shard_size: expected 1 byte to 8 EiB, got {shown(said)}")
+    return int(size)
 
 
 def matches(pattern: str, name: str) -> bool:

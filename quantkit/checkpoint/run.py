@@ -17,14 +17,14 @@ from .. import _checks
 from .._checks import wrong
 from ..params import QuantizationParams
 from . import reports
-from .convert import Converter
+from .convert import FIGURES, Converter, row_of
 from .files import Buffer, CheckpointError, Region, shown
-from .output import Comparer, DiskFull, Writer, as_json, free_space, write_whole
+from .output import Comparer, DiskFull, Writer, as_json, free_space, no_space_for
 from .plan import OutputFile, Plan, plan_to_dequantize, plan_to_quantize, weights_of
 from .rules import Options
 from .rules import options as make_options
 from .source import Source
-from .state import FOLDER, State, read_json
+from .state import FOLDER, State, are_rows, is_count, read_json
 
 Path_ = str | os.PathLike[str]
 LAST = "config.json"  # whose lock is that of all small files
@@ -187,7 +187,7 @@ def _run(
         progress(Event("note", text))
 
     state = State(dst, plan.stamp, world > 1, restart)
-    with state.locked():
+    with no_space_for(dst), state.locked():
         todo = [file for file in plan.files if state.rows(file.name) is None]
         _check_space(dst, todo)
         progress(Event("plan", size=sum(map(_bytes_to_read, todo))))
@@ -279,6 +279,10 @@ def _check_places(source: Source, dst: Path) -> None:
         raise CheckpointError(f"{shown(dst)}: lies inside the source")
     if dst.exists() and not dst.is_dir():
         raise CheckpointError(f"{shown(dst)}: is a file, expected a folder")
+    if any(Path(os.path.realpath(file.path)).is_relative_to(there) for file in source.files):
+        raise CheckpointError(f"{shown(dst)}: holds the source")
+    if dst.is_dir() and os.listdir(dst) and not (dst / FOLDER).is_dir():
+        raise CheckpointError(f"{shown(dst)}: has files that quantkit did not write")
 
 
 def _check_space(dst: Path, todo: list[OutputFile]) -> None:
@@ -357,10 +361,12 @@ def _with_copies(
 
 def _write_all(source: Source, state: State, made: dict[str, bytes], progress: Progress) -> None:
     """The small files that are not there already, with these bytes."""
-    for name, chunks in _with_copies(source, made):
+    small = _with_copies(source, made)
+    state.plan_small(name for name, _ in small)
+    for name, chunks in small:
         if _same(state.dst / name, chunks()):
             continue
-        write_whole(state.dst / name, chunks())
+        state.write(name, chunks())
         if state.complete:
             progress(Event("note", f"{shown(name)}: written again"))
     state.set_complete()
@@ -418,9 +424,14 @@ def verify(
                 differing += sorted(comparer.differing)
                 progress(Event("done", file.name))
         try:
-            rows = report(folder)["tensors"]
-        except CheckpointError:  # then report.json differs from one without rows
-            rows = []
+            said = {row["name"]: row for row in report(folder)["tensors"]}
+        except CheckpointError:  # then report.json differs from one without figures
+            said = {}
+        rows = [
+            row_of(item, {key: said.get(item.name, {}).get(key) for key in FIGURES})
+            for item in plan.items
+            if item.weight is not None
+        ]
         small = _with_copies(source, _small_files(source, plan, chosen, rows))
         for name, chunks in small:
             if not (folder / name).is_file():
@@ -451,29 +462,14 @@ def report(dst: Path_) -> dict[str, Any]:
     said = read_json(path)
     rows, kept = said.get("tensors"), said.get("kept")
     good = (
-        all(type(said.get(key)) is int for key in ("bytes_before", "bytes_after"))
-        and isinstance(rows, list)
-        and all(map(_is_row, rows))
+        all(is_count(said.get(key)) for key in ("bytes_before", "bytes_after"))
+        and are_rows(rows)
         and isinstance(kept, list)
         and all(isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in kept)
     )
     if not good:
         raise CheckpointError(f"{shown(path)}: is no report of quantkit")
     return said
-
-
-def _is_row(row: object) -> bool:
-    return (
-        isinstance(row, dict)
-        and all(isinstance(row.get(key), kind) for key, kind in _ROW.items())
-        and all(type(n) is int for n in row["shape"])
-    )
-
-
-_ROW = {
-    "name": str, "shape": list, "scheme": str, "sqnr_db": float | int | None, "max_error": float | int,
-    "saturated": int, "left_out": int, "bytes_before": int, "bytes_after": int,
-}  # fmt: skip
 
 
 # ---- reading ------------------------------------------------------------------------------------------
@@ -513,6 +509,10 @@ class Checkpoint(Mapping[str, "torch.Tensor | tuple[torch.Tensor, QuantizationPa
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files, as leaving ``with`` does."""
         self._source.close()
 
     def __iter__(self) -> Iterator[str]:

@@ -71,6 +71,7 @@ class Source:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._opened: dict[int, int] = {}
         given = Path(path)
         if not given.exists():
             raise CheckpointError(f"{shown(given)}: there is no such file or folder")
@@ -83,7 +84,6 @@ class Source:
         self.others: list[str] = []
         self.left_out: dict[str, str] = {}
         self.shared: set[str] = set()
-        self._opened: dict[int, int] = {}
         self._index = ""  # of the shards that are read
         try:
             self._read_headers()
@@ -106,6 +106,9 @@ class Source:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
         self.close()
 
     def close(self) -> None:
@@ -218,7 +221,7 @@ class Source:
     # ---- other files ----------------------------------------------------------------------------------
 
     def _list_others(self, folder: Path, read: set[str]) -> None:
-        for root, folders, names in os.walk(folder):
+        for root, folders, names in os.walk(folder, onerror=_refuse):
             inner = Path(root).relative_to(folder)
             for name in sorted(folders):
                 if name.startswith(".") or (Path(root) / name).is_symlink():
@@ -234,6 +237,8 @@ class Source:
                     self.left_out[relative] = reason
                 else:
                     self.others.append(relative)
+        if why := self.left_out.get("config.json"):
+            raise CheckpointError(f"config.json: {why}")
         if "config.json" in self.others:
             self.config = parsed(self.small("config.json"), "config.json")
 
@@ -241,11 +246,13 @@ class Source:
         """Why a file is not copied; an empty text where it is."""
         if name.startswith("."):
             return "hidden"
-        if name.endswith((*OTHER_WEIGHTS, ".index.json")):
+        if name.removesuffix(".part").endswith((*OTHER_WEIGHTS, ".index.json")):
             return "other weights"
         if any("\udc80" <= c <= "\udcff" for c in relative):
             return "its name is no Unicode text"
         path = self._inside(folder, relative)
+        if not path.exists():
+            raise CheckpointError(f"{shown(relative)}: a link that leads nowhere")
         if not path.is_file():
             return "no regular file"
         return f"over {MAX_HEADER} bytes" if path.stat().st_size > MAX_HEADER else ""
@@ -288,6 +295,10 @@ class Source:
         if (info.st_size, info.st_mtime_ns) != (file.size, file.mtime_ns):
             raise CheckpointError(f"{shown(file.name)}: it changed while it was read")
         return self._opened[index]
+
+
+def _refuse(error: OSError) -> None:
+    raise CheckpointError(f"{shown(error.filename)}: {error.strerror}")
 
 
 def read_header(

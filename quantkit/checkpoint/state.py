@@ -12,12 +12,12 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .files import CheckpointError, shown
-from .output import as_json, write_whole
+from .output import as_json, no_space_for, write_whole
 
 FOLDER = ".quantkit"
 PATIENCE = 5.0  # seconds of waiting in silence
@@ -38,8 +38,6 @@ class State:
 
     def __init__(self, dst: Path, stamp: dict[str, Any], several: bool, restart: bool) -> None:
         self.dst, self.folder = dst, dst / FOLDER
-        if dst.is_dir() and os.listdir(dst) and not self.folder.is_dir():
-            raise CheckpointError(f"{shown(dst)}: has files that quantkit did not write")
         if several and restart:
             raise CheckpointError(
                 "--restart: is for one process: several would delete files of each other"
@@ -110,9 +108,9 @@ class State:
         path = self.folder / "stamp.json"
         begun = self._several or any(self.folder.glob("*.safetensors.json"))
         if not path.exists() or not begun:
-            for part in () if self._several else self.dst.glob("*.part"):
-                part.unlink()  # of a plan that no one goes on with
-            write_whole(path, as_json(self._stamp))
+            for part in () if self._several else self._parts():
+                part.unlink(missing_ok=True)  # of a plan that no one goes on with
+            self._keep("stamp.json", as_json(self._stamp))
             return
         there = read_json(path)
         for key, value in self._stamp.items():
@@ -123,12 +121,51 @@ class State:
                 )
 
     def _forget(self) -> None:
-        names = ("config.json", "report.json", "report.png")
-        endings = (".safetensors", ".part", ".index.json", *names)
-        for path in [*self.dst.iterdir(), *self.folder.iterdir()]:
-            own = path.parent == self.folder and not path.name.endswith("lock")
-            if own or (path.parent == self.dst and path.name.endswith(endings)):
+        """What an earlier run wrote goes; files of others stay."""
+        parts = self._parts()
+        small = [self._inside(name) for name in self._small()]
+        for path in [*parts, *(part.with_suffix("") for part in parts), *small]:
+            path.unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if not path.name.endswith("lock"):
                 path.unlink()
+
+    def _parts(self) -> list[Path]:
+        """Where the files of weights that a run began gather their bytes."""
+        locks = self.folder.glob("*.safetensors.lock")
+        return [self.dst / f"{lock.stem}.part" for lock in locks]
+
+    def _inside(self, name: str) -> Path:
+        """The path of a name in dst, whose folders may be links."""
+        path = self.dst / name
+        if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(self.dst)):
+            raise CheckpointError(f"{shown(path)}: a link that leads out of the folder")
+        return path
+
+    # ---- small files ------------------------------------------------------------------------------
+
+    def _small(self) -> list[str]:
+        path = self.folder / "small.json"
+        names = read_json(path).get("files") if path.exists() else []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CheckpointError(f"{shown(path)}: expected names of files")
+        return names
+
+    def plan_small(self, names: Iterable[str]) -> None:
+        """Remember them, before one is written."""
+        before = self._small()
+        if now := sorted({*before, *names} - {*before}):
+            self._keep("small.json", as_json({"files": before + now}))
+
+    def write(self, name: str, chunks: Iterable[bytes]) -> None:
+        """A small file of dst."""
+        path = self._inside(name)
+        with no_space_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, chunks, self.folder / "small.part")
+
+    def _keep(self, name: str, data: bytes) -> None:
+        write_whole(self.folder / name, (data,), self.folder / f"{name}.part")
 
     # ---- what is done -----------------------------------------------------------------------------
 
@@ -138,18 +175,21 @@ class State:
         if not path.exists() or not file.exists():
             return None
         said = read_json(path)
-        return said.get("rows") if said.get("size") == file.stat().st_size else None
+        rows = said.get("rows")
+        if not are_rows(rows):
+            raise CheckpointError(f"{shown(path)}: expected rows of a report")
+        return rows if said.get("size") == file.stat().st_size else None
 
     def add(self, name: str, rows: list[dict[str, Any]]) -> None:
         size = (self.dst / name).stat().st_size
-        write_whole(self.folder / f"{name}.json", as_json({"size": size, "rows": rows}))
+        self._keep(f"{name}.json", as_json({"size": size, "rows": rows}))
 
     @property
     def complete(self) -> bool:
         return (self.folder / "complete").exists()
 
     def set_complete(self) -> None:
-        write_whole(self.folder / "complete", b"")
+        self._keep("complete", b"")
 
 
 def _difference(key: str, before: Any, now: Any) -> str:
@@ -170,8 +210,30 @@ def _difference(key: str, before: Any, now: Any) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{shown(path)}: {shown(error)}") from None
     if not isinstance(said, dict):
         raise CheckpointError(f"{shown(path)}: expected a JSON object")
     return said
+
+
+_ROW = {
+    "name": str, "shape": list, "scheme": str, "sqnr_db": float | int | None, "max_error": float | int,
+    "saturated": int, "left_out": int, "bytes_before": int, "bytes_after": int,
+}  # fmt: skip
+
+
+def is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def are_rows(rows: object) -> TypeGuard[list[dict[str, Any]]]:
+    """Whether they are rows of a report."""
+    return isinstance(rows, list) and all(
+        isinstance(row, dict)
+        and all(isinstance(row.get(key), kind) for key, kind in _ROW.items())
+        and all(is_count(row[key]) for key, kind in _ROW.items() if kind is int)
+        and all(abs(row[key] or 0) < 1e300 for key in ("sqnr_db", "max_error"))  # no NaN
+        and all(map(is_count, row["shape"]))
+        for row in rows
+    )
