@@ -1,6 +1,7 @@
 """quantkit.nn: a layer computes what torch's own layer does with the decoded weight, and is a module."""
 
 import copy
+import dataclasses
 import io
 import pickle
 import subprocess
@@ -459,6 +460,16 @@ def test_codes_that_do_not_fit_are_named():
             QuantLinear(layer, wrong, p)
     with pytest.raises(TypeError, match=r"q: expected a torch.Tensor, got list"):
         QuantLinear(layer, q.tolist(), p)
+    zero = torch.ones_like(p.scale)
+    for name, t in (
+        ("scale", p.scale.flatten()),
+        ("scale", p.scale[:0]),
+        ("zero_point", zero.flatten()),
+        ("global_scale", zero.flatten()),
+    ):
+        wrong = dataclasses.replace(p, **{"zero_point": zero, "block_size": None, name: t})
+        with pytest.raises(ValueError, match=rf"^{name}: expected one number, .*got shape \("):
+            QuantLinear(layer, q, wrong)
 
 
 @pytest.mark.parametrize("activations", [None, "int8"])

@@ -383,3 +383,41 @@ def test_tied_weights_stay_tied_where_a_file_names_both(device, tmp_path):
     load_checkpoint_(m, tmp_path / "out")
     assert m.lm_head.weight is m.embed.weight
     assert_same(m.embed.weight.detach(), model().embed.weight.detach())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_layers_tied_to_codes_get_the_decoded_weight(device, tmp_path):
+    """Where the file has nothing for them."""
+    state = model().state_dict()
+    del state["lm_head.weight"]
+    torch.save(state, tmp_path / "model.pt")
+    checkpoint.quantize(tmp_path / "model.pt", tmp_path / "out", "w8a8", include=["embed"])
+    with torch.device(device):
+        m = Model()
+        m.also = nn.Linear(256, 32, bias=False)
+    m.also.weight = m.embed.weight
+    load_checkpoint_(m, tmp_path / "out")
+    assert type(m.embed) is QuantEmbedding and type(m.lm_head) is nn.Linear
+    assert m.lm_head.weight is m.also.weight and m.lm_head.weight.requires_grad
+    assert_same(m.lm_head.weight.detach(), m.embed.dequantized())
+
+
+@pytest.mark.parametrize(("codes", "floats"), [("embed", "lm_head"), ("lm_head", "embed")])
+def test_tied_layers_get_floats_where_a_file_has_them(codes, floats, tmp_path):
+    torch.save(model().state_dict(), tmp_path / "model.pt")
+    checkpoint.quantize(tmp_path / "model.pt", tmp_path / "out", "w8a8", include=[codes])
+    m = zeroed(model())
+    m.also = nn.Linear(256, 32, bias=False)
+    m.also.weight = m.embed.weight
+    load_checkpoint_(m, tmp_path / "out")
+    assert isinstance(m.get_submodule(codes), QuantizedLayer)
+    assert m.also.weight is m.get_submodule(floats).weight
+    assert_same(m.also.weight.detach(), model().embed.weight.detach())
+
+
+def test_what_is_tied_to_codes_of_another_layer_is_missing(tmp_path):
+    checkpoint.quantize(source(tmp_path, torch.float32), tmp_path / "out", "w8a8", include=["emb*"])
+    m = prepared(model(), include=["embed"])
+    m.lm_head.weight = m.embed.weight
+    with pytest.raises(RuntimeError, match=r"missing lm_head.weight; unexpected none"):
+        load_checkpoint_(m, tmp_path / "out")

@@ -490,6 +490,9 @@ def test_spoiled_states_are_errors():
     for name, value in (
         ("form", torch.tensor([0, 0, -1, 1, 1])),
         ("form", torch.tensor([9, 0, -1, 1, 1, 3])),
+        ("form", torch.tensor([0, 0, -1, 1, 0, 3])),
+        ("form", torch.tensor([0, 0, -1, 1, 5, 3])),
+        ("form", torch.tensor([0, 0, -1, 1, 1, 65])),
         ("extremes", state["extremes"].long()),
         ("counts", state["counts"][:, :7]),
         ("counts", -state["counts"]),

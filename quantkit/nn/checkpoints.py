@@ -37,6 +37,8 @@ def load_checkpoint_(
             :func:`quantize_model_` has prepared keep theirs, where their weights can.
         strict: whether tensors that are missing, and those that the model does not have, are an error.
 
+    A layer tied to a weight that becomes codes, and not named in the checkpoint, gets the decoded weight.
+
     Returns:
         The quantized layers by name.
 
@@ -58,18 +60,20 @@ def load_checkpoint_(
         buffers = {n for n in model.state_dict(keep_vars=True) if n not in held}
         layers = dict(model.named_modules(remove_duplicate=False))
         expected = {n for n in held.keys() | buffers if not _is_inner(n, layers)}
+        names = set(there)
+        absent = [n for n in held if n not in names]
         if strict:
-            names = set(there)
             # A tied weight is written once.
-            known = {id(held[n]) for n in expected & names if n in held}
+            known = {_owner(n, held, layers) for n in expected & names if n in held}
             missing = sorted(
-                n for n in expected - names if n not in held or id(held[n]) not in known
+                n for n in expected - names if n not in held or _owner(n, held, layers) not in known
             )
             unexpected = sorted(names - expected)
             if missing or unexpected:
                 raise RuntimeError(
                     f"load_checkpoint_: missing {_some(missing)}; unexpected {_some(unexpected)}"
                 )
+        # Codes come first, so floats win where both are for one tied weight.
         wanted = [name for name in there if name in expected]
         for name in wanted:
             _check(name, layers[name.rpartition(".")[0]], there)
@@ -84,6 +88,12 @@ def load_checkpoint_(
                 new = _quantized(parent, layer, value, activations, weight.scheme)
                 _put(layers, layer, new)
                 done[parent] = new
+                for other in absent:
+                    at, _, leaf = other.rpartition(".")
+                    coded = any(isinstance(a, QuantizedLayer) for a in (layer, layers[at]))
+                    if held[other] is held.get(name) and not coded:
+                        _copy(layers[at], leaf, new.dequantized(), moved)
+                        break  # the other tied ones share it
                 continue
             if leaf == "weight" and isinstance(layer, QuantizedLayer):
                 float_layer = layer._skeleton(layer.weight.device)
@@ -128,6 +138,13 @@ def _is_inner(name: str, layers: Mapping[str, nn.Module]) -> bool:
     return isinstance(layers.get(parent), QuantizedLayer) and leaf.startswith("weight_")
 
 
+def _owner(name: str, held: Mapping[str, nn.Parameter], layers: Mapping[str, nn.Module]) -> int:
+    """The id of what a tensor fills: a Parameter, or of codes the layer, which alone has their scales."""
+    parent, _, leaf = name.rpartition(".")
+    coded = leaf == "weight" and isinstance(layers[parent], QuantizedLayer)
+    return id(layers[parent] if coded else held[name])
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5) or "none"
 
@@ -144,7 +161,7 @@ def _put(layers: dict[str, nn.Module], old: nn.Module, new: nn.Module) -> None:
 def _quantized(
     name: str, layer: nn.Module, value: tuple[torch.Tensor, QuantizationParams],
     activations: str | None, scheme: Any,
-) -> nn.Module:  # fmt: skip
+) -> QuantizedLayer:  # fmt: skip
     """The layer of a weight of the checkpoint."""
     if isinstance(layer, QuantizedLayer):
         device, skeleton = layer.weight.device, layer._skeleton()

@@ -175,9 +175,6 @@ class QuantizedLayer(nn.Module):
         rows, row = self.shape[0], self.shape[1:].numel()
         scale: Any = as_tensor("scale", p.scale).to(q.device)
         scale = scale if scale.dtype in CODED_SCALES else scale.to(torch.float32)
-        blocks = p.block_size
-        if scale.dim() == 2 and blocks is None:
-            blocks = (rows // scale.shape[0], row // scale.shape[1])
         zero: Any = as_tensor("zero_point", p.zero_point)
         zero = None if zero is None else zero.to(q.device)
         if symmetric is None and zero is not None:
@@ -189,6 +186,13 @@ class QuantizedLayer(nn.Module):
             )
         g: Any = as_tensor("global_scale", p.global_scale)
         g = None if g is None else g.to(q.device, torch.float32)
+        for name, t in (("scale", scale), ("zero_point", zero), ("global_scale", g)):
+            if t is not None and (t.numel() == 0 or (t.dim() == 1 and t.numel() > 1)):
+                expected = "one number, or a matrix of one for each block"
+                raise _checks.wrong(ValueError, name, expected, f"shape {tuple(t.shape)}")
+        blocks = p.block_size
+        if scale.dim() == 2 and blocks is None:
+            blocks = (rows // scale.shape[0], row // scale.shape[1])
         self._fields: dict[str, Any] = {
             "q_min": p.q_min, "q_max": p.q_max, "dtype": p.dtype, "block_size": blocks,
             "compute_dtype": torch.float32, "round_first": p.round_first,

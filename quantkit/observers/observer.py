@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 GRANULARITIES = ("tensor", "channel", "token", "group")
+MAX_RANK = 64  # of states that are loaded, as shapes are made of it
 NOTHING_SEEN = (
     "no number was seen: did the model run inside observe()? Leave out layers that do not run by "
     "exclude=. Of DTensors some ranks see none before all_reduce()"
@@ -247,15 +248,22 @@ class Observer:
             raise _checks.wrong(ValueError, name, expected, found)
 
         form = taken("form", torch.int64, (6,)).tolist()
-        if not 0 <= form[0] < len(GRANULARITIES) or min(form[3:]) < 0:
+        seen = taken("seen", torch.int64, (4,))
+        size, rank = form[4:]
+        if (
+            not 0 <= form[0] < len(GRANULARITIES)
+            or min(form[3:]) < 0
+            or (size > 1 and GRANULARITIES[form[0]] == "tensor")
+            or (size == 0 and bool(seen.any()))
+            or rank > MAX_RANK
+        ):
             raise ValueError(f"form: expected that of an Observer, got {form}")
         options |= {"group_size": form[1] or None, "channel_dim": form[2]}
         options |= {"counts": bool(form[3])} if cls is Observer else {}
         made = cls(GRANULARITIES[form[0]], **options)
-        made.size, made.rank = form[4:]
+        made.size, made.rank, made.seen = size, rank, seen
         scales = made._scales()
         made.extremes = taken("extremes", torch.int32, (2, scales))
-        made.seen = taken("seen", torch.int64, (4,))
         if made.has_counts:
             made.counts = taken("counts", torch.int64, (scales, BINS))
         return made

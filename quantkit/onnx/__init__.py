@@ -30,8 +30,8 @@ def translation_table(*, qdq: bool = False) -> dict[Callable[..., Any], Callable
 
     Args:
         qdq: write QuantizeLinear and DequantizeLinear where their bits are quantkit's, for numbers that
-            are not NaN and zero points that are integers. These are int8 and uint8 with all their codes,
-            and one scale or one for each index of one dimension. To quantize it also takes
+            are not NaN or infinite and zero points that are integers. These are int8 and uint8 with all
+            their codes, and one scale or one for each index of one dimension. To quantize it also takes
             ``round_first=True``, no zero point, or a symmetric scale that the call itself chooses.
 
     Raises:
