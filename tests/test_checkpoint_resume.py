@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -288,9 +289,25 @@ def test_the_source_is_no_part_of_the_destination(tmp_path):
     (dst / "model.safetensors").unlink()
     shutil.move(path, dst)
     before = (dst / "model.safetensors").read_bytes()
-    for restart in (False, True):
-        refused("dst: holds the source", dst / "model.safetensors", dst, restart=restart)
+    (tmp_path / "link.safetensors").symlink_to(dst / "model.safetensors")
+    for path in (dst / "model.safetensors", tmp_path / "link.safetensors"):
+        for restart in (False, True):
+            refused("dst: holds the source", path, dst, restart=restart)
     assert (dst / "model.safetensors").read_bytes() == before
+    inner = folder(dst / "inner" / "src")
+    refused("dst: holds the source", inner, dst)
+    (dst / "link.safetensors").symlink_to(path := sparse(tmp_path / "b.safetensors", "F32", [2, 2]))
+    refused("dst: holds the source", dst / "link.safetensors", dst)
+    assert path.exists()
+
+
+def test_a_folder_that_becomes_a_file(tmp_path):
+    path, dst = folder(tmp_path / "src"), tmp_path / "dst"
+    checkpoint.quantize(path, dst)
+    shutil.rmtree(path / "1_Pooling")
+    (path / "1_Pooling").write_text("a file now")
+    checkpoint.quantize(path, dst, restart=True)
+    assert checkpoint.verify(path, dst) == []
 
 
 def test_links_in_the_destination(source, tmp_path):
@@ -302,6 +319,20 @@ def test_links_in_the_destination(source, tmp_path):
     refused("a link that leads out of the folder", source, dst)
     refused("a link that leads out of the folder", source, dst, restart=True)
     assert (tmp_path / "outside" / "config.json").read_text() == "mine"
+    (dst / "1_Pooling").unlink()
+    memory, kept = dst / ".quantkit", tmp_path / "kept"
+    kept.write_text("kept")
+    for path in (memory / "small.part", dst / "model-00001-of-00003.safetensors.part"):
+        for link in (path.symlink_to, path.hardlink_to):
+            path.unlink(missing_ok=True)
+            link(kept)
+            (dst / "model-00001-of-00003.safetensors").unlink()
+            (dst / "tokenizer.json").unlink()
+            checkpoint.quantize(source, dst)
+    memory.rename(tmp_path / "memory")
+    memory.symlink_to(tmp_path / "memory")
+    refused(".quantkit: is a link", source, dst, restart=True)
+    assert kept.read_text() == "kept" and not (dst / "tokenizer.json").is_symlink()
 
 
 def test_what_the_folder_remembers_is_checked(source, tmp_path):
@@ -312,11 +343,12 @@ def test_what_the_folder_remembers_is_checked(source, tmp_path):
         ("model-00001-of-00003.safetensors.json", '{"size": 1, "rows": "abc"}', "expected rows"),
         ("model-00001-of-00003.safetensors.json", '{"size": 1, "rows": [{}]}', "expected rows"),
         ("stamp.json", "[" * 100_000, "stamp.json: "),
-        ("small.json", '{"files": [1]}', "small.json: expected names of files"),
     ):
         before = (memory / name).read_bytes()
         (memory / name).write_text(text)
         refused(error, source, dst)
         (memory / name).write_bytes(before)
-    (memory / "small.json").write_text('{"files": ["../../x"]}')
-    refused("leads out of the folder", source, dst, restart=True)
+    for name in ("../x", "/x", "", ".", "a/../x", ".quantkit/lock", "a\0b", "\ud800", 1):
+        (memory / "small.json").write_text(json.dumps({"files": [name]}))
+        refused("small.json: expected names of files", source, dst, restart=True)
+    assert (dst / "model-00001-of-00003.safetensors").exists()

@@ -1,5 +1,6 @@
 """Sources of checkpoints: every kind is read, every malicious one is an error of one line."""
 
+import copy
 import json
 import os
 import pickle
@@ -369,7 +370,25 @@ def test_files_are_closed(tmp_path):
     before = count()
     there = checkpoint.Checkpoint(path)
     assert count() > before
+    with pytest.raises(TypeError, match="an open checkpoint cannot be copied"):
+        copy.deepcopy(there)
     there.close()
     assert count() == before
+    with pytest.raises(CheckpointError, match="is closed"):
+        there["lm_head.weight"]
     checkpoint.Checkpoint(path)
     assert count() == before
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    path, scandir = folder(tmp_path / "src"), os.scandir
+    (path / "lost+found").mkdir()
+
+    def refusing(place):
+        if str(place).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", place)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with Source(path) as source:
+        assert source.left_out["lost+found/"] == "Permission denied"

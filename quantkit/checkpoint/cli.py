@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(why: object, code: int) -> int:
-    print(f"quantkit: {_rank()}error: {shown(why, 1000)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the code says it too
+        print(f"quantkit: {_rank()}error: {shown(why, 1000)}", file=sys.stderr)
     return code
 
 

@@ -70,10 +70,9 @@ class Writer:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path, self.part, self.size = path, path.with_name(path.name + ".part"), layout.size
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = -1
         try:  # a signal may come as soon as the file is there
-            self._fd = os.open(self.part, flags, 0o666)
+            self._fd = created(self.part)
             reserve(self._fd, layout.size, self.part)
             self._write(memoryview(layout.header), 0)
         except BaseException:
@@ -133,6 +132,12 @@ def memory_of(t: torch.Tensor) -> memoryview:
     return memoryview(kind.from_address(t.data_ptr())).cast("B") if t.numel() else memoryview(b"")
 
 
+def created(path: Path) -> int:
+    """A new file in the place of whatever is there, such as a link."""
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
 def reserve(fd: int, size: int, path: Path) -> None:
     """Take the space of a file from the disk, or raise DiskFull."""
     try:
@@ -174,7 +179,7 @@ def free_space(folder: Path) -> int:
 def write_whole(path: Path, data: Iterable[bytes], part: Path) -> None:
     """A small file, which is there with all its bytes or not at all; part is where they gather."""
     try:
-        with no_space_for(path), open(part, "wb") as file:
+        with no_space_for(path), open(created(part), "wb") as file:
             file.writelines(data)
             file.flush()
             os.fsync(file.fileno())

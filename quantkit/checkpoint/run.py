@@ -272,17 +272,29 @@ def _ranks() -> tuple[int, int]:
 
 
 def _check_places(source: Source, dst: Path) -> None:
-    real, there = source.path.resolve(), Path(os.path.realpath(dst))
-    if real == there:
-        raise CheckpointError(f"{shown(dst)}: is the source itself")
-    if there.is_relative_to(real):
-        raise CheckpointError(f"{shown(dst)}: lies inside the source")
+    there = Path(os.path.realpath(dst))
+    around = _identities(there)
+    if _identity(source.path) in around:
+        where = "is" if there.exists() and around[0] == _identity(source.path) else "lies inside"
+        itself = " itself" if where == "is" else ""
+        raise CheckpointError(f"{shown(dst)}: {where} the source{itself}")
     if dst.exists() and not dst.is_dir():
         raise CheckpointError(f"{shown(dst)}: is a file, expected a folder")
-    if any(Path(os.path.realpath(file.path)).is_relative_to(there) for file in source.files):
+    if dst.exists() and any(around[0] in _identities(folder) for folder in source.folders()):
         raise CheckpointError(f"{shown(dst)}: holds the source")
     if dst.is_dir() and os.listdir(dst) and not (dst / FOLDER).is_dir():
         raise CheckpointError(f"{shown(dst)}: has files that quantkit did not write")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same by every name, link and mount."""
+    info = path.stat()
+    return info.st_dev, info.st_ino
+
+
+def _identities(path: Path) -> list[tuple[int, int]]:
+    """Of a folder and those around it, as far as they exist."""
+    return [_identity(folder) for folder in (path, *path.parents) if folder.exists()]
 
 
 def _check_space(dst: Path, todo: list[OutputFile]) -> None:
@@ -369,7 +381,8 @@ def _write_all(source: Source, state: State, made: dict[str, bytes], progress: P
         state.write(name, chunks())
         if state.complete:
             progress(Event("note", f"{shown(name)}: written again"))
-    state.set_complete()
+    if not state.complete:
+        state.set_complete()
 
 
 # ---- verify, report -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
@@ -110,6 +110,9 @@ class Source:
 
     def __del__(self) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an open checkpoint cannot be copied or pickled: open it again")
 
     def close(self) -> None:
         while self._opened:
@@ -221,7 +224,11 @@ class Source:
     # ---- other files ----------------------------------------------------------------------------------
 
     def _list_others(self, folder: Path, read: set[str]) -> None:
-        for root, folders, names in os.walk(folder, onerror=_refuse):
+        def unreadable(error: OSError) -> None:
+            name = Path(error.filename).relative_to(folder)
+            self.left_out[f"{name}/"] = error.strerror or str(error)
+
+        for root, folders, names in os.walk(folder, onerror=unreadable):
             inner = Path(root).relative_to(folder)
             for name in sorted(folders):
                 if name.startswith(".") or (Path(root) / name).is_symlink():
@@ -257,6 +264,14 @@ class Source:
             return "no regular file"
         return f"over {MAX_HEADER} bytes" if path.stat().st_size > MAX_HEADER else ""
 
+    def folders(self) -> set[Path]:
+        """Those in which files of the source lie, links followed."""
+        paths = [file.path for file in self.files]
+        if self.folder is not None:
+            paths += [self.folder / name for name in self.others]
+        given = set() if self.folder else {self.path.absolute().parent}
+        return given | {Path(os.path.realpath(path)).parent for path in paths}
+
     # ---- bytes ----------------------------------------------------------------------------------------
 
     def read(self, region: Region, buffer: Buffer, at: int = 0) -> torch.Tensor:
@@ -291,14 +306,13 @@ class Source:
             self._gather(fd, part, out.narrow(dim, first, end - first), scratch)
 
     def _fd(self, index: int) -> int:
-        file, info = self.files[index], os.fstat(self._opened[index])
+        file = self.files[index]
+        if index not in self._opened:
+            raise CheckpointError(f"{shown(file.name)}: is closed")
+        info = os.fstat(self._opened[index])
         if (info.st_size, info.st_mtime_ns) != (file.size, file.mtime_ns):
             raise CheckpointError(f"{shown(file.name)}: it changed while it was read")
         return self._opened[index]
-
-
-def _refuse(error: OSError) -> None:
-    raise CheckpointError(f"{shown(error.filename)}: {error.strerror}")
 
 
 def read_header(

@@ -49,6 +49,8 @@ class State:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """The folder belongs to this run."""
+        if self.folder.is_symlink():
+            raise CheckpointError(f"{shown(self.folder)}: is a link")
         self.folder.mkdir(parents=True, exist_ok=True)
         how = fcntl.LOCK_SH if self._several else fcntl.LOCK_EX
         with self._lock("lock", how | fcntl.LOCK_NB) as mine:
@@ -68,18 +70,16 @@ class State:
 
         who: this process, for others. tell: called once where another one's work takes long.
         """
-        with self._lock(f"{name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB, tell) as mine:
-            if mine:
-                with contextlib.suppress(OSError):  # a full disk
-                    (self.folder / f"{name}.lock").write_text(who)
+        with self._lock(f"{name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB, tell, who) as mine:
             yield mine
 
     @contextlib.contextmanager
     def _lock(
-        self, name: str, how: int, tell: Callable[[str], None] | None = None
+        self, name: str, how: int, tell: Callable[[str], None] | None = None, who: str = ""
     ) -> Iterator[bool]:
         """With tell it waits, whatever how says."""
-        fd = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self.folder / name, flags, 0o666)
         try:
             began, mine = time.monotonic(), self._takes(fd, how)
             while tell is not None and not mine and time.monotonic() < began + PATIENCE:
@@ -89,6 +89,10 @@ class State:
                 holder = os.pread(fd, 100, 0).decode(errors="replace") or "another process"
                 tell(f"{shown(self.dst / name.removesuffix('.lock'))}: waits for {shown(holder)}")
                 mine = self._takes(fd, how & ~fcntl.LOCK_NB)
+            if mine and who:
+                with contextlib.suppress(OSError):  # a full disk
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, who.encode(), 0)
             yield mine
         finally:
             os.close(fd)
@@ -124,8 +128,12 @@ class State:
         """What an earlier run wrote goes; files of others stay."""
         parts = self._parts()
         small = [self._inside(name) for name in self._small()]
-        for path in [*parts, *(part.with_suffix("") for part in parts), *small]:
+        for path in [*small, *parts, *(part.with_suffix("") for part in parts)]:
             path.unlink(missing_ok=True)
+        for folder in sorted({p for path in small for p in path.parents}, reverse=True):
+            if folder != self.dst and folder.is_relative_to(self.dst):
+                with contextlib.suppress(OSError):  # not empty
+                    folder.rmdir()
         for path in self.folder.iterdir():
             if not path.name.endswith("lock"):
                 path.unlink()
@@ -147,7 +155,7 @@ class State:
     def _small(self) -> list[str]:
         path = self.folder / "small.json"
         names = read_json(path).get("files") if path.exists() else []
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or not all(map(_is_small, names)):
             raise CheckpointError(f"{shown(path)}: expected names of files")
         return names
 
@@ -190,6 +198,16 @@ class State:
 
     def set_complete(self) -> None:
         self._keep("complete", b"")
+
+
+def _is_small(name: object) -> bool:
+    """Whether it is a name that a source gives: relative, and no part of it is hidden."""
+    if not isinstance(name, str) or not name or name.startswith("/") or "\0" in name:
+        return False
+    try:
+        return not any(part.startswith(b".") for part in os.fsencode(name).split(b"/"))
+    except UnicodeEncodeError:
+        return False
 
 
 def _difference(key: str, before: Any, now: Any) -> str:
