@@ -4,8 +4,9 @@ from .files import CheckpointError
 from .layouts import SCHEMES, WeightScheme
 from .output import DiskFull
 from .plan import Plan
+from .reader import Checkpoint
 from .rules import Options, options
-from .run import Checkpoint, Event, dequantize, dry_run, quantize, report, verify
+from .run import Event, dequantize, dry_run, quantize, report, verify
 
 __all__ = [
     "SCHEMES",

@@ -25,10 +25,10 @@ from .files import CheckpointError, shown
 from .layouts import SCHEMES
 from .output import DiskFull
 from .plan import Plan
+from .reader import Checkpoint
 from .rules import options
 from .run import (
     MOST_THREADS,
-    Checkpoint,
     Event,
     Progress,
     dequantize,
@@ -106,9 +106,9 @@ def _parser() -> argparse.ArgumentParser:
         for place in places:
             made.add_argument(place, type=Path, metavar=place.upper())
         made.add_argument("--json", action="store_true", help="print the result as JSON")
-        if len(places) == 2:
-            help_ = "how many threads compute"
-            made.add_argument("--threads", type=_count, metavar="N", help=help_)
+        if "src" in places:  # it computes
+            text = "how many threads compute"
+            made.add_argument("--threads", type=_count, metavar="N", help=text)
         made.set_defaults(run=run)
         return made
 

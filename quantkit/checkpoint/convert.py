@@ -134,13 +134,16 @@ class Quantize(Task):
         sqnr_db = 10 * math.log10(squares / errors) if squares > 0 and errors > 0 else None
         if sqnr_db is None and m.left_out > 0:
             sqnr_db = 0.0
-        sqnr_db = None if sqnr_db is None else round(sqnr_db, 4)
-        counts = int(m.saturated), int(m.left_out)
-        figures = dict(zip(FIGURES, (sqnr_db, m.max_error.item(), *counts), strict=True))
+        figures = {
+            "sqnr_db": None if sqnr_db is None else round(sqnr_db, 4),
+            "max_error": m.max_error.item(),
+            "saturated": int(m.saturated),
+            "left_out": int(m.left_out),
+        }
         return row_of(self.item, figures)
 
 
-FIGURES = ("sqnr_db", "max_error", "saturated", "left_out")
+FIGURES = ("sqnr_db", "max_error", "saturated", "left_out")  # what is measured
 
 
 def row_of(item: Item, figures: Mapping[str, Any]) -> dict[str, Any]:

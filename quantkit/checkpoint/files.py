@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .._checks import wrong
+
 MAX_HEADER = 100_000_000  # bytes, as safetensors has it; of an index and of a copied file too
 _NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
@@ -22,6 +24,7 @@ _NAMES = {
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, dtype) for name, dtype in _NAMES.items()}
+Path_ = str | os.PathLike[str]
 
 
 class CheckpointError(ValueError):
@@ -32,6 +35,14 @@ def shown(text: object, limit: int = 200) -> str:
     """Text of a file as a terminal may have it: control characters are escaped."""
     short = str(text) if len(str(text)) <= limit else str(text)[:limit] + "…"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
+
+
+def path_of(name: str, value: Path_) -> Path:
+    """An argument that is a path; name is the argument's."""
+    path: object = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise wrong(TypeError, name, "a str or an os.PathLike of one", type(value).__name__)
+    return Path(path)
 
 
 class Region(NamedTuple):

@@ -1,4 +1,4 @@
-"""Whole checkpoints: quantize one, compare it with its source, turn it back, read it."""
+"""Whole checkpoints: quantize one, compare it with its source, turn it back."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from .. import _checks
 from .._checks import wrong
-from ..params import QuantizationParams
 from . import reports
 from .convert import FIGURES, Converter, row_of
-from .files import Buffer, CheckpointError, Region, shown
+from .files import CheckpointError, Path_, path_of, shown
 from .output import Comparer, DiskFull, Writer, as_json, free_space, no_space_for
-from .plan import OutputFile, Plan, plan_to_dequantize, plan_to_quantize, weights_of
+from .plan import OutputFile, Plan, plan_to_dequantize, plan_to_quantize
 from .rules import Options
 from .rules import options as make_options
 from .source import Source
 from .state import FOLDER, State, are_rows, is_count, read_json
 
-Path_ = str | os.PathLike[str]
 LAST = "config.json"  # whose lock is that of all small files
 INDEX = "model.safetensors.index.json"
 MOST_THREADS = 4095
@@ -53,13 +49,6 @@ def _quiet(event: Event) -> None:
 
 
 # ---- arguments ----------------------------------------------------------------------------------------
-
-
-def _path(name: str, value: Path_) -> Path:
-    path: object = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(path, str):
-        raise wrong(TypeError, name, "a str or an os.PathLike of one", type(value).__name__)
-    return Path(path)
 
 
 def _check(
@@ -115,7 +104,7 @@ def quantize(
         CheckpointError, which says in one line what is wrong. DiskFull is one. TypeError or ValueError
         for a wrong argument, before anything is written.
     """
-    src, dst = _path("src", src), _path("dst", dst)
+    src, dst = path_of("src", src), path_of("dst", dst)
     _check(threads, progress, restart, png)
     chosen = _options(options, scheme, keywords)
     with Source(src) as source:
@@ -137,7 +126,7 @@ def dry_run(
     Returns:
         The plan, and the closed source: ``others`` are copied, ``left_out`` are not.
     """
-    src, dst = _path("src", src), _path("dst", dst)
+    src, dst = path_of("src", src), path_of("dst", dst)
     chosen = _options(options, scheme, keywords)
     with Source(src) as source:
         _check_places(source, dst)
@@ -160,7 +149,7 @@ def dequantize(
     Returns:
         Bytes before and after, and how many weights were quantized.
     """
-    src, dst = _path("src", src), _path("dst", dst)
+    src, dst = path_of("src", src), path_of("dst", dst)
     _check(threads, progress, restart)
     with Source(src) as source:
         plan = plan_to_dequantize(source)
@@ -274,10 +263,10 @@ def _ranks() -> tuple[int, int]:
 def _check_places(source: Source, dst: Path) -> None:
     there = Path(os.path.realpath(dst))
     around = _identities(there)
+    if there.exists() and there.samefile(source.path):
+        raise CheckpointError(f"{shown(dst)}: is the source itself")
     if _identity(source.path) in around:
-        where = "is" if there.exists() and around[0] == _identity(source.path) else "lies inside"
-        itself = " itself" if where == "is" else ""
-        raise CheckpointError(f"{shown(dst)}: {where} the source{itself}")
+        raise CheckpointError(f"{shown(dst)}: lies inside the source")
     if dst.exists() and not dst.is_dir():
         raise CheckpointError(f"{shown(dst)}: is a file, expected a folder")
     if dst.exists() and any(around[0] in _identities(folder) for folder in source.folders()):
@@ -404,7 +393,7 @@ def verify(
         CheckpointError where dst is no complete checkpoint of :func:`quantize`, or where src cannot be
         quantized by the options of dst. TypeError or ValueError for a wrong argument.
     """
-    src, folder = _path("src", src), _path("dst", dst)
+    src, folder = path_of("src", src), path_of("dst", dst)
     _check(threads, progress)
     path = folder / FOLDER / "stamp.json"
     if not path.exists() or not (folder / FOLDER / "complete").exists():
@@ -469,7 +458,7 @@ def _same(path: Path, chunks: Iterable[bytes]) -> bool:
 
 def report(dst: Path_) -> dict[str, Any]:
     """report.json of a quantized checkpoint."""
-    path = _path("dst", dst) / "report.json"
+    path = path_of("dst", dst) / "report.json"
     if not path.is_file():
         raise CheckpointError(f"{shown(dst)}: has no report.json")
     said = read_json(path)
@@ -483,73 +472,3 @@ def report(dst: Path_) -> dict[str, Any]:
     if not good:
         raise CheckpointError(f"{shown(path)}: is no report of quantkit")
     return said
-
-
-# ---- reading ------------------------------------------------------------------------------------------
-
-
-class Checkpoint(Mapping[str, "torch.Tensor | tuple[torch.Tensor, QuantizationParams]"]):
-    """A checkpoint to read: ``(q, qparams)`` of each quantized weight by its name, else the tensor.
-
-    What is read is copied from the file, one tensor at a time. Files without quantized weights are
-    taken, too.
-
-    Args:
-        path: as for :func:`quantize`.
-
-    Attributes:
-        config: what config.json says.
-        weights: how each quantized weight was quantized: ``scheme``, ``shape`` and ``dtype``.
-
-    Raises:
-        CheckpointError that says in one line what is wrong. TypeError where path is none.
-    """
-
-    def __init__(self, path: Path_) -> None:
-        self._source = Source(_path("path", path))
-        try:
-            found = weights_of(self._source)
-        except BaseException:
-            self._source.close()
-            raise
-        self.config = self._source.config
-        self.weights = {name: weight for name, (weight, _) in found.items()}
-        self._parts = {name: inputs for name, (_, inputs) in found.items()}
-        parts = {part for inputs in self._parts.values() for part in inputs}
-        self._names = [*self.weights, *(n for n in self._source.tensors if n not in parts)]
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the files, as leaving ``with`` does."""
-        self._source.close()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.weights or name in self._names
-
-    def __getitem__(self, name: str) -> torch.Tensor | tuple[torch.Tensor, QuantizationParams]:
-        weight = self.weights.get(name)
-        if weight is None:
-            if name not in self._names:
-                raise KeyError(name)
-            return self._read(self._source.tensors[name])
-        parts = {part: self._read(region) for part, region in self._parts[name].items()}
-        return weight.scheme.loaded(parts, name, weight.shape, weight.dtype)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, or of a weight before it was quantized. Nothing is read."""
-        weight = self.weights.get(name)
-        return self._source.tensors[name].shape if weight is None else weight.shape
-
-    def _read(self, region: Region) -> torch.Tensor:
-        return self._source.read(region, Buffer(region.nbytes))
